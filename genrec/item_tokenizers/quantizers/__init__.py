@@ -1,0 +1,1 @@
+"""genrec.item_tokenizers.quantizers."""
