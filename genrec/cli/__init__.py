@@ -1,1 +1,1 @@
-"""genrec.cli."""
+"""The `genrec` command. Only this package prints; the library logs."""

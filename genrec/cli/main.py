@@ -1,0 +1,50 @@
+"""Entry point of the ``genrec`` command: the verbs, and errors as one line plus a hint."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from genrec import __version__
+from genrec.cli import cmd_compare, cmd_demo, cmd_doctor, cmd_init, cmd_recommend, cmd_run
+from genrec.errors import GenrecError
+
+app = typer.Typer(
+    name="genrec",
+    help="LLM-based generative recommendation: tokenize a catalog, train a model that writes item identifiers, "
+    "decode only identifiers that exist, evaluate item by item. Start with `genrec demo`.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for module in (cmd_demo, cmd_run, cmd_recommend, cmd_compare, cmd_init, cmd_doctor):
+    module.register(app)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: bool = typer.Option(False, "--version", help="Print the version and stop."),
+) -> None:
+    if version:
+        print(f"genrec {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; a :class:`GenrecError` becomes one line and a hint, exit code 1."""
+    try:
+        app()
+    except GenrecError as error:
+        print(f"error: {error}", file=sys.stderr)
+        if error.hint:
+            print(f"hint: {error.hint}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted: run the same command again to go on where it stopped", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

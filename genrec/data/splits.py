@@ -1,0 +1,373 @@
+"""Train, valid and test parts of the interactions, each a contiguous piece of a user's history.
+
+Axis letters: E events, U users, Q queries, N items.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from genrec import seeding
+from genrec.data.histories import Histories, Int32, Int64, as_int32, as_int64
+from genrec.data.interactions import Interactions
+from genrec.errors import ArtifactError, ConfigError, DataError
+
+KIND = "split"
+Part = Literal["valid", "test"]
+_DROP, _TRAIN, _VALID, _TEST = -1, 0, 1, 2
+
+
+@dataclass(frozen=True, eq=False)
+class EvalSet:
+    """What is asked: query ``q`` shows ``histories[q]`` of user ``users[q]`` and expects ``targets[q]``.
+
+    users: int32 ``[Q]``, rows of the split. histories and targets: Q rows, none of them empty.
+    Stability: stable.
+    """
+
+    users: Int32
+    histories: Histories
+    targets: Histories
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def take(self, rows: npt.ArrayLike) -> EvalSet:
+        """These queries only (positions or a bool mask)."""
+        at = np.asarray(rows)
+        return EvalSet(self.users[at], self.histories.take(at), self.targets.take(at))
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Each user's events in time order, cut into train, valid targets and test targets.
+
+    items: int32 ``[E]``, users below each other. offsets: int64 ``[U + 1]``; for user u
+    ``items[offsets[u]:train_end[u]]`` is train, ``items[train_end[u]:valid_end[u]]`` the valid targets and
+    ``items[valid_end[u]:offsets[u + 1]]`` the test targets; any of them may be empty.
+    rows: int64 ``[E]``, the row of each event in the interactions (context columns stay reachable), or None.
+    rule: how it was made, with ``dropped_queries`` (users who have targets but no history) by part.
+    The layout makes it true that no target is older than its history; :meth:`check_leakage` states the rest.
+    Stability: stable.
+    """
+
+    items: Int32
+    offsets: Int64
+    train_end: Int64
+    valid_end: Int64
+    n_items: int
+    catalog: str
+    rule: dict[str, Any] = field(default_factory=dict)
+    rows: Int64 | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("offsets", "train_end", "valid_end"):
+            object.__setattr__(self, name, as_int64(getattr(self, name), name))
+        object.__setattr__(self, "items", as_int32(self.items, "items"))
+        self.check_leakage()
+
+    @property
+    def n_users(self) -> int:
+        """Number of users, those without events included."""
+        return len(self.offsets) - 1
+
+    def train(self) -> Histories:
+        """What training may see: one row per user, may be empty."""
+        return Histories.from_slices(self.items, self.offsets[:-1], self.train_end)
+
+    def queries(self, part: Part) -> EvalSet:
+        """The queries of a part: all a user did before the part is the history, the part is the targets.
+
+        A test history is train and valid. Users without targets or without history are not asked.
+        """
+        starts, cuts, ends = self._bounds(part)
+        asked = np.flatnonzero((ends > cuts) & (cuts > starts))
+        return EvalSet(
+            users=asked.astype(np.int32),
+            histories=Histories.from_slices(self.items, starts[asked], cuts[asked]),
+            targets=Histories.from_slices(self.items, cuts[asked], ends[asked]),
+        )
+
+    def check_leakage(self, interactions: Interactions | None = None) -> None:
+        """Raise :class:`DataError` unless the parts are disjoint and in time order.
+
+        Always checked: the cuts lie inside each user's events and in the order train, valid, test, so every
+        history ends before its targets; no event is used twice and each user's events keep their order; item
+        numbers are in the catalog; under a held-out-items rule no test target occurs in train or valid.
+        With ``interactions``: every event is the one at its row, of the right user; no target is older than
+        its history; under a time rule every train event is at or before the cut of valid, and every valid
+        event at or before the cut of test.
+        """
+        _check_layout(self)
+        if self.rule.get("kind") == "held_out_items":
+            part = self.parts()
+            cold = np.zeros(self.n_items, np.bool_)
+            cold[self.items[part == _TEST]] = True
+            seen = self.items[(part != _TEST) & cold[self.items]]
+            if len(seen):
+                raise DataError(f"held-out item {seen[0]} is a test target and also visible before test")
+        if interactions is not None:
+            _check_against(self, interactions)
+
+    def parts(self) -> npt.NDArray[np.int8]:
+        """The part of each event: 0 train, 1 valid, 2 test, int8 ``[E]``."""
+        at = np.arange(len(self.items))
+        lengths = np.diff(self.offsets)
+        in_valid = at >= np.repeat(self.train_end, lengths)
+        in_test = at >= np.repeat(self.valid_end, lengths)
+        return in_valid.astype(np.int8) + in_test.astype(np.int8)
+
+    def _bounds(self, part: str) -> tuple[Int64, Int64, Int64]:
+        if part == "valid":
+            return self.offsets[:-1], self.train_end, self.valid_end
+        if part == "test":
+            return self.offsets[:-1], self.valid_end, self.offsets[1:]
+        raise ConfigError(f"part: expected 'valid' or 'test', got {part!r}")
+
+    def save(
+        self,
+        path: Path | str,
+        *,
+        overwrite: bool = False,
+        recipe: dict[str, Any] | None = None,
+        parents: dict[str, str] | None = None,
+    ) -> None:
+        """Write an artifact of kind "split" (safetensors only: it loads without pyarrow)."""
+        from genrec import artifacts
+
+        arrays: dict[str, npt.NDArray[Any]] = {
+            "items": self.items,
+            "offsets": self.offsets,
+            "train_end": self.train_end,
+            "valid_end": self.valid_end,
+        }
+        if self.rows is not None:
+            arrays["rows"] = self.rows
+        meta = {"n_items": self.n_items, "rule": self.rule}
+        with artifacts.write(
+            path,
+            kind=KIND,
+            catalog=self.catalog,
+            meta=meta,
+            recipe=recipe,
+            parents=parents,
+            overwrite=overwrite,
+        ) as draft:
+            artifacts.save_arrays(draft.dir / "split.safetensors", arrays)
+
+    @classmethod
+    def load(cls, path: Path | str) -> Split:
+        """Read an artifact of kind "split"; raises ArtifactError if it is damaged or another kind."""
+        from genrec import artifacts
+
+        manifest = artifacts.read(path, kind=KIND)
+        if manifest.catalog is None:
+            raise ArtifactError(f"{path}: a split without a catalog fingerprint")
+        arrays = artifacts.load_arrays(manifest.path / "split.safetensors")
+        return cls(
+            items=arrays["items"],
+            offsets=arrays["offsets"],
+            train_end=arrays["train_end"],
+            valid_end=arrays["valid_end"],
+            rows=arrays.get("rows"),
+            n_items=int(manifest.meta["n_items"]),
+            catalog=manifest.catalog,
+            rule=manifest.meta["rule"],
+        )
+
+
+def leave_one_out(interactions: Interactions, min_length: int = 3) -> Split:
+    """The last event of each user is the test target, the one before it the valid target.
+
+    Users with fewer than ``min_length`` (at least 3) events keep everything in train and have no target.
+    """
+    if min_length < 3:
+        raise ConfigError(f"min_length: expected at least 3 (one event for each part), got {min_length}")
+    offsets = interactions.offsets()
+    part = np.zeros(len(interactions), np.int8)
+    ends = offsets[1:][np.diff(offsets) >= min_length]
+    part[ends - 2] = _VALID
+    part[ends - 1] = _TEST
+    return _assemble(interactions, part, {"kind": "leave_one_out", "min_length": min_length})
+
+
+def time_split(
+    interactions: Interactions,
+    *,
+    valid_fraction: float = 0.1,
+    test_fraction: float = 0.1,
+    cuts: tuple[int, int] | None = None,
+) -> Split:
+    """Cut all users at the same two moments: train is ``time <= cuts[0]``, test is ``time > cuts[1]``.
+
+    The cuts are timestamps, or follow from the fractions: the time of the last event among the oldest
+    ``1 - valid_fraction - test_fraction`` (then ``1 - test_fraction``) of all events. Events at exactly the
+    time of a cut go to the earlier part, so a tie is never divided; with many ties the later parts get less
+    than their fraction. A user may have several targets, or none.
+    """
+    rule: dict[str, Any] = {"kind": "time_split"}
+    if cuts is None:
+        if valid_fraction < 0 or test_fraction < 0 or valid_fraction + test_fraction >= 1:
+            raise ConfigError(
+                "fractions: expected non-negative values that leave something for train, "
+                f"got valid {valid_fraction} and test {test_fraction}"
+            )
+        rule |= {"valid_fraction": valid_fraction, "test_fraction": test_fraction}
+        cuts = _quantiles(interactions.time, 1 - valid_fraction - test_fraction, 1 - test_fraction)
+    if cuts[0] > cuts[1]:
+        raise ConfigError(f"cuts: expected the cut of valid at or before that of test, got {cuts}")
+    time = interactions.time
+    part = (time > cuts[0]).astype(np.int8) + (time > cuts[1]).astype(np.int8)
+    return _assemble(interactions, part, rule | {"cuts": [int(c) for c in cuts]})
+
+
+def predefined_split(interactions: Interactions, column: str = "split") -> Split:
+    """Use the parts that the data set brings: a column with "train", "valid" or "test" for each event.
+
+    Raises :class:`DataError` naming the first user whose parts are not in the order train, valid, test.
+    """
+    if column not in interactions.columns:
+        found = ", ".join(sorted(interactions.columns)) or "none"
+        raise DataError(f"column {column!r} with the part of each event is missing; columns found: {found}")
+    values = interactions.columns[column]
+    part = np.full(len(values), _DROP, np.int8)
+    for code, name in enumerate(("train", "valid", "test")):
+        part[values == name] = code
+    if len(wrong := np.flatnonzero(part == _DROP)):
+        row = int(wrong[0])
+        user = interactions.user_ids[interactions.user[row]]
+        raise DataError(
+            f"column {column!r}: expected 'train', 'valid' or 'test', got {values[row]!r} (user {user!r})"
+        )
+    same_user = interactions.user[1:] == interactions.user[:-1]
+    if len(wrong := np.flatnonzero(same_user & (part[1:] < part[:-1]))):
+        row = int(wrong[0]) + 1
+        user = interactions.user_ids[interactions.user[row]]
+        raise DataError(
+            f"column {column!r}: user {user!r} has a {values[row]!r} event (time {interactions.time[row]}) "
+            f"after a {values[row - 1]!r} event (time {interactions.time[row - 1]})",
+            hint="every user's events must go train, valid, test in time order; otherwise use time_split",
+        )
+    return _assemble(interactions, part, {"kind": "predefined", "column": column})
+
+
+def held_out_items(interactions: Interactions, fraction: float, seed: int) -> Split:
+    """Cold start: a seeded share of the items that occur is never seen before test, which asks for it.
+
+    For each user: the last event on a held-out item that has a warm event before it is the test target. All
+    other held-out events are dropped, and so is everything after the test target. Of what is left, the last
+    warm event is the valid target when train keeps at least one event and the user has three or more.
+    """
+    if not 0 < fraction < 1:
+        raise ConfigError(f"fraction: expected a share of items between 0 and 1, got {fraction}")
+    occurring = np.unique(interactions.item)
+    n_cold = min(len(occurring), max(1, round(fraction * len(occurring))))
+    chosen = seeding.rng(seed, "held-out items").choice(occurring, size=n_cold, replace=False)
+    is_cold = np.zeros(interactions.n_items, np.bool_)
+    is_cold[chosen] = True
+
+    cold = is_cold[interactions.item]
+    n, user, at = len(cold), interactions.user, np.arange(len(cold))
+    first_warm = np.full(interactions.n_users, n)
+    np.minimum.at(first_warm, user[~cold], at[~cold])
+    eligible = cold & (at > first_warm[user])
+    target = np.full(interactions.n_users, -1)
+    np.maximum.at(target, user[eligible], at[eligible])
+
+    part = np.full(n, _DROP, np.int8)
+    limit = np.where(target >= 0, target, n)
+    part[~cold & (at < limit[user])] = _TRAIN
+    part[target[target >= 0]] = _TEST
+    kept = part != _DROP
+    n_kept = np.bincount(user[kept], minlength=interactions.n_users)
+    last_warm = np.full(interactions.n_users, -1)
+    np.maximum.at(last_warm, user[part == _TRAIN], at[part == _TRAIN])
+    part[last_warm[n_kept >= 3]] = _VALID
+    rule = {"kind": "held_out_items", "fraction": fraction, "seed": seed, "held_out": int(n_cold)}
+    return _assemble(interactions, part, rule)
+
+
+def _quantiles(time: Int64, first: float, second: float) -> tuple[int, int]:
+    if len(time) == 0:
+        return 0, 0
+    ordered = np.sort(time)
+    low, high = (max(0, round(share * len(ordered)) - 1) for share in (first, second))
+    return int(ordered[low]), int(ordered[high])
+
+
+def _assemble(interactions: Interactions, part: npt.NDArray[np.int8], rule: dict[str, Any]) -> Split:
+    """A split from the part of each event; events of part -1 are left out."""
+    rows = np.flatnonzero(part != _DROP).astype(np.int64)
+    part, user = part[rows], interactions.user[rows]
+    lengths = [np.bincount(user[part == p], minlength=interactions.n_users) for p in (_TRAIN, _VALID, _TEST)]
+    offsets = np.zeros(interactions.n_users + 1, np.int64)
+    np.cumsum(sum(lengths), out=offsets[1:])
+    train_end = offsets[:-1] + lengths[_TRAIN]
+    valid_end = train_end + lengths[_VALID]
+    dropped = {
+        "valid": int(((lengths[_VALID] > 0) & (lengths[_TRAIN] == 0)).sum()),
+        "test": int(((lengths[_TEST] > 0) & (lengths[_TRAIN] + lengths[_VALID] == 0)).sum()),
+    }
+    split = Split(
+        items=interactions.item[rows],
+        offsets=offsets,
+        train_end=train_end,
+        valid_end=valid_end,
+        n_items=interactions.n_items,
+        catalog=interactions.catalog,
+        rule=json.loads(json.dumps(rule | {"dropped_queries": dropped})),
+        rows=rows,
+    )
+    split.check_leakage(interactions)
+    return split
+
+
+def _check_layout(split: Split) -> None:
+    o, n = split.offsets, len(split.items)
+    if (
+        len(o) == 0
+        or o[0] != 0
+        or o[-1] != n
+        or not len(split.train_end) == len(split.valid_end) == len(o) - 1
+    ):
+        raise DataError("split: offsets, cuts and items do not fit together")
+    order = (o[:-1] <= split.train_end) & (split.train_end <= split.valid_end) & (split.valid_end <= o[1:])
+    if not bool(order.all()):
+        raise DataError(
+            f"split: cuts of user row {int(np.flatnonzero(~order)[0])} are not in the order train, "
+            "valid, test"
+        )
+    if n and (int(split.items.min()) < 0 or int(split.items.max()) >= split.n_items):
+        raise DataError(f"split: item numbers outside 0..{split.n_items - 1}")
+    if split.rows is not None:
+        if len(split.rows) != n:
+            raise DataError(f"split: expected {n} rows, one per event, got {len(split.rows)}")
+        if bool((np.diff(split.rows) <= 0).any()):
+            raise DataError("split: an event is used twice or out of order")
+
+
+def _check_against(split: Split, interactions: Interactions) -> None:
+    if split.catalog != interactions.catalog or split.rows is None or split.n_users != interactions.n_users:
+        raise DataError("split: made from other interactions (catalog, users or missing rows)")
+    rows = split.rows
+    if len(rows) and (rows[0] < 0 or rows[-1] >= len(interactions)):
+        raise DataError(f"split: rows outside 0..{len(interactions) - 1}")
+    user = np.repeat(np.arange(split.n_users), np.diff(split.offsets))
+    time = interactions.time[rows]
+    if not (
+        np.array_equal(interactions.item[rows], split.items) and np.array_equal(interactions.user[rows], user)
+    ):
+        raise DataError("split: events differ from the interactions at their rows")
+    if bool(((user[1:] == user[:-1]) & (time[1:] < time[:-1])).any()):
+        raise DataError("split: a target is older than its history")
+    if "cuts" in split.rule:
+        part = split.parts()
+        for p, cut in enumerate(split.rule["cuts"]):
+            if bool((time[part == p] > cut).any()) or bool((time[part > p] <= cut).any()):
+                raise DataError(f"split: an event lies on the wrong side of the time cut {cut}")

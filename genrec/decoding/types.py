@@ -1,0 +1,123 @@
+"""What a recommender is asked and what it answers (numpy only).
+
+Axes: U users, k list length, N items.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol, get_args, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from genrec.errors import ConfigError
+
+if TYPE_CHECKING:
+    from genrec.data.catalog import ItemCatalog
+    from genrec.data.histories import Histories
+
+Normalize = Literal["vocab", "level", "children"]
+"""How log-probabilities of codes are normalised: over the whole vocabulary, over the codes of the level, or
+over the allowed children. The three rank differently, so results carry the name."""
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """What is asked of a recommender.
+
+    top_k: length of the list; None = everything that was found (every item, for a dense recommender).
+    n_beams: identifiers kept per step of a beam search; dense recommenders ignore it.
+    exclude_seen: never list an item of the history.
+    normalize: see :data:`Normalize`; None = the model's own choice.
+
+    Raises ConfigError for a value out of range. Stability: stable.
+    """
+
+    top_k: int | None = 10
+    n_beams: int = 50
+    exclude_seen: bool = True
+    normalize: Normalize | None = None
+
+    def __post_init__(self) -> None:
+        if self.top_k is not None and self.top_k < 1:
+            raise ConfigError(f"top_k: expected a positive integer or None, got {self.top_k}")
+        if self.n_beams < 1:
+            raise ConfigError(f"n_beams: expected a positive integer, got {self.n_beams}")
+        if self.normalize is not None and self.normalize not in get_args(Normalize):
+            raise ConfigError(
+                f"normalize: expected one of {get_args(Normalize)} or None, got {self.normalize!r}"
+            )
+
+
+@dataclass(frozen=True)
+class Recommendations:
+    """One list of items per user, best first.
+
+    items: int32 ``[U, k]`` item numbers, -1 = no more items.
+    scores: float32 ``[U, k]``, higher is better, -inf where items is -1.
+    ranks: float32 ``[U, k]`` expected 1-based rank: items tied in score all get the mean rank of their block,
+        where the block counts every item found, listed or not; inf where items is -1.
+    normalize: how scores were normalised, None for scores that are no log-probabilities.
+    n_identifiers: int32 ``[U]`` identifiers found before the list was cut; None where nothing was searched.
+    certified: bool ``[U]``, True where the list is proven to be the exact top-k; None where not examined.
+
+    Stability: stable.
+    """
+
+    items: npt.NDArray[np.int32]
+    scores: npt.NDArray[np.float32]
+    ranks: npt.NDArray[np.float32]
+    normalize: str | None = None
+    n_identifiers: npt.NDArray[np.int32] | None = None
+    certified: npt.NDArray[np.bool_] | None = None
+
+    def __post_init__(self) -> None:
+        assert self.items.ndim == 2 and self.items.shape == self.scores.shape == self.ranks.shape
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Number of items really listed for each user, int64 ``[U]``."""
+        return np.asarray((self.items >= 0).sum(axis=1), dtype=np.int64)
+
+    def to_ids(self, catalog: ItemCatalog) -> list[list[str]]:
+        """The lists as item ids, without the padding."""
+        return [catalog.ids_of(row[row >= 0]) for row in self.items]
+
+
+@runtime_checkable
+class Recommender(Protocol):
+    """Lists items for histories; the answer for a batch equals the answers one by one.
+
+    ``users`` (int32 ``[U]``) names the users of the histories, for models that know them; others ignore it.
+    Stability: stable.
+    """
+
+    @property
+    def n_items(self) -> int:
+        """Number of items N of the catalog."""
+
+    def recommend(
+        self, histories: Histories, options: SearchOptions, users: npt.NDArray[np.int32] | None = None
+    ) -> Recommendations:
+        """Lists for all ``histories``, in their order."""
+
+
+@runtime_checkable
+class DenseRecommender(Protocol):
+    """Scores every item of the catalog: counting baselines, SASRec.
+
+    Stability: stable.
+    """
+
+    @property
+    def n_items(self) -> int:
+        """Number of items N of the catalog."""
+
+    def score_all(
+        self, histories: Histories, users: npt.NDArray[np.int32] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Scores float32 ``[U, N]``, higher is better, -inf = never recommended; seen items are scored."""

@@ -1,0 +1,218 @@
+"""Run stages in order, skip what has not changed, go on after an interruption.
+
+A stage is *done* when the run folder's ledger holds its key (its recipe, its code version and the digests of
+what it reads) and the artifacts it wrote are still there with the digests the ledger recorded. The ledger line
+is written after the artifacts, so a kill at any moment costs at most the stage that was running (training goes
+on from its own checkpoints).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from genrec import artifacts
+from genrec.errors import ArtifactError, ConfigError
+
+log = logging.getLogger(__name__)
+
+LEDGER = "ledger.json"
+Status = Literal["done", "run", "changed"]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a stage is expected to cost: wall seconds on this machine and peak bytes of memory."""
+
+    seconds: float
+    bytes: float
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step: ``run(folder)`` writes every artifact of ``outputs`` (paths relative to the run folder).
+
+    ``recipe`` (JSON-able) is all that decides the result besides ``needs``; bump ``version`` when the code
+    changes what it writes. ``inputs`` are digests of what comes from outside the run folder (data files).
+    """
+
+    name: str
+    outputs: tuple[str, ...]
+    run: Callable[[Path], None]
+    recipe: dict[str, Any] = field(default_factory=dict)
+    needs: tuple[str, ...] = ()
+    inputs: dict[str, str] = field(default_factory=dict)
+    version: int = 1
+    estimate: Callable[[], Estimate] = lambda: Estimate(1.0, 1e8)
+    about: str = ""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A stage with what the plan says about it."""
+
+    stage: Stage
+    status: Status
+    reason: str
+    estimate: Estimate
+
+
+def _read_ledger(folder: Path) -> dict[str, Any]:
+    file = folder / LEDGER
+    if not file.exists():
+        return {}
+    found = artifacts.load_json(file)
+    if not isinstance(found, dict):
+        raise ArtifactError(f"{file}: expected a JSON object", hint="delete the file: every stage runs again")
+    return found
+
+
+def _write_ledger(folder: Path, ledger: dict[str, Any]) -> None:
+    text = json.dumps(ledger, indent=1, sort_keys=True)
+    artifacts.atomic_write_bytes(folder / LEDGER, text.encode())
+
+
+def _digests(folder: Path, outputs: Sequence[str]) -> dict[str, str] | None:
+    """Digest of each output's manifest, or None when one is missing or incomplete."""
+    found = {}
+    for output in outputs:
+        if not artifacts.exists(folder / output):
+            return None
+        found[output] = artifacts.read(folder / output, verify=False).digest
+    return found
+
+
+def _key(stage: Stage, upstream: dict[str, dict[str, str]]) -> str:
+    parts = {
+        "name": stage.name,
+        "version": stage.version,
+        "recipe": stage.recipe,
+        "inputs": stage.inputs,
+        "needs": {name: upstream[name] for name in stage.needs},
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _state(folder: Path, stage: Stage, ledger: dict[str, Any], done: dict[str, dict[str, str]]) -> tuple[Status, str]:
+    missing = [name for name in stage.needs if name not in done]
+    line = ledger.get(stage.name)
+    if missing:
+        return ("changed" if line else "run"), f"after {missing[0]}"
+    digests = _digests(folder, stage.outputs)
+    if line is None or digests is None:
+        return "run", "not done yet" if line is None else "its output is missing"
+    if line["key"] != _key(stage, done):
+        return "changed", "its recipe or input changed"
+    if line["outputs"] != digests:
+        return "changed", "its output was replaced"
+    return "done", "unchanged"
+
+
+def plan(folder: Path, stages: Sequence[Stage]) -> list[Planned]:
+    """What :func:`run` would do, without doing it."""
+    ledger = _read_ledger(folder) if folder.exists() else {}
+    done: dict[str, dict[str, str]] = {}
+    planned = []
+    for stage in stages:
+        status, reason = _state(folder, stage, ledger, done)
+        if status == "done":
+            done[stage.name] = ledger[stage.name]["outputs"]
+        cost = Estimate(0.0, 0.0) if status == "done" else stage.estimate()
+        planned.append(Planned(stage, status, reason, cost))
+    return planned
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Refuse a second run in the same folder."""
+    try:
+        import fcntl
+    except ImportError:  # not on this platform: two runs at once are then the user's to avoid
+        yield
+        return
+    with (folder / ".lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"{folder} is in use by another run", hint="wait for it, or give another --out"
+            ) from None
+        yield
+
+
+def run(
+    folder: Path, stages: Sequence[Stage], say: Callable[[Planned | Stage, dict[str, Any] | None], None]
+) -> dict[str, Any]:
+    """Run what is not done; returns the ledger. ``say(planned, None)`` is called before, ``say(stage, line)`` after.
+
+    Raises what a stage raises; everything finished before stays and is not run again.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        artifacts.sweep(folder)
+        ledger = _read_ledger(folder)
+        done: dict[str, dict[str, str]] = {}
+        for stage in stages:
+            status, reason = _state(folder, stage, ledger, done)
+            say(Planned(stage, status, reason, Estimate(0.0, 0.0)), None)
+            if status != "done":
+                ledger[stage.name] = _run_one(folder, stage, done)
+                _write_ledger(folder, ledger)
+                say(stage, ledger[stage.name])
+            done[stage.name] = ledger[stage.name]["outputs"]
+    return ledger
+
+
+def _run_one(folder: Path, stage: Stage, done: dict[str, dict[str, str]]) -> dict[str, Any]:
+    _reset_peak_memory()
+    wall, cpu = time.perf_counter(), time.process_time()
+    stage.run(folder)
+    outputs = _digests(folder, stage.outputs)
+    if outputs is None:
+        raise ArtifactError(f"stage {stage.name!r} did not write all of {', '.join(stage.outputs)}")
+    return {
+        "key": _key(stage, done),
+        "outputs": outputs,
+        "wall_seconds": round(time.perf_counter() - wall, 3),
+        "cpu_seconds": round(time.process_time() - cpu, 3),
+        "peak_bytes": peak_memory(),
+    }
+
+
+def _reset_peak_memory() -> None:
+    """Start a new high-water mark (Linux); elsewhere the mark is the process's own."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory() -> int:
+    """Peak resident bytes since the last reset (Linux) or since the process began."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    import resource
+
+    scale = 1 if os.uname().sysname == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file's bytes, or of the names and bytes of a folder's files."""
+    if not path.exists():
+        return "missing"
+    total = hashlib.sha256()
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    for file in files:
+        total.update(str(file.relative_to(path)).encode())
+        with file.open("rb") as handle:
+            total.update(hashlib.file_digest(handle, "sha256").digest())
+    return total.hexdigest()

@@ -1,0 +1,250 @@
+"""Codes of items ↔ tokens of a language model.
+
+Axes: N items, L levels, K codes of a level, V vocabulary, U users. Importing this module needs numpy only;
+:meth:`TokenMap.text_tokenizer` imports transformers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from genrec.errors import ConfigError, DataError
+from genrec.item_tokenizers.codes import ItemCodes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+PAD, EOS, BOS = "<pad>", "</s>", "<s>"
+SPECIALS = (PAD, EOS, BOS)
+# "u" is left out: <u_17> is a user token
+_LETTERS = "abcdefghijklmnopqrstvwxyz"
+
+
+def level_name(level: int) -> str:
+    """The letters of a level inside its tokens: a, b, c, … (never u), then a1, b1, …"""
+    turn, letter = divmod(level, len(_LETTERS))
+    return _LETTERS[letter] + (str(turn) if turn else "")
+
+
+@dataclass(frozen=True)
+class TokenMap:
+    """The vocabulary of a model over item codes: (level, code) ↔ token string ↔ token id.
+
+    Ids: ``<pad>`` 0, ``</s>`` 1, ``<s>`` 2, then the codes of level 0 (``<a_0>``, ``<a_1>``, …), of level 1
+    (``<b_0>``, …), then user tokens (``<u_0>``, …). Levels that share a vocabulary use the tokens of level 0.
+
+    level_sizes: number of codes of each level.
+    ragged: identifiers have unequal lengths, so each ends with ``</s>``; fixed-length ones have no ``</s>``.
+    n_user_tokens: users are hashed to this many tokens (0 = the model knows no users).
+
+    >>> tokens = TokenMap(level_sizes=(4, 4))
+    >>> tokens.token_ids(np.array([[3, 1]])).tolist(), tokens.text(np.array([3, 1]))
+    ([[6, 8]], '<a_3> <b_1>')
+
+    Raises ConfigError for impossible sizes. Stability: stable.
+    """
+
+    level_sizes: tuple[int, ...]
+    ragged: bool = False
+    n_user_tokens: int = 0
+    shared_vocabulary: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "level_sizes", tuple(int(k) for k in self.level_sizes))
+        if not self.level_sizes or min(self.level_sizes) < 1:
+            raise ConfigError(f"level_sizes: expected one positive size per level, got {self.level_sizes}")
+        if self.n_user_tokens < 0:
+            raise ConfigError(f"n_user_tokens: expected 0 or more, got {self.n_user_tokens}")
+        if self.shared_vocabulary and len(set(self.level_sizes)) > 1:
+            raise ConfigError(f"level_sizes: a shared vocabulary needs equal sizes, got {self.level_sizes}")
+
+    @classmethod
+    def of(cls, codes: ItemCodes, *, n_user_tokens: int = 0) -> TokenMap:
+        """The token map that fits ``codes``."""
+        return cls(codes.level_sizes, codes.ragged, n_user_tokens, codes.shared_vocabulary)
+
+    @property
+    def pad_id(self) -> int:
+        """Token id of ``<pad>``."""
+        return 0
+
+    @property
+    def eos_id(self) -> int:
+        """Token id of ``</s>``: the end of a ragged identifier, or of a sequence."""
+        return 1
+
+    @property
+    def bos_id(self) -> int:
+        """Token id of ``<s>``."""
+        return 2
+
+    @property
+    def n_levels(self) -> int:
+        """Number of levels L."""
+        return len(self.level_sizes)
+
+    @property
+    def n_tokens_per_item(self) -> int:
+        """Width of :meth:`token_ids`: L, and one more for ``</s>`` when ragged."""
+        return self.n_levels + int(self.ragged)
+
+    @cached_property
+    def level_offset(self) -> tuple[int, ...]:
+        """First token id of each level: the token of (level, code) is ``level_offset[level] + code``."""
+        if self.shared_vocabulary:
+            return (len(SPECIALS),) * self.n_levels
+        ends = np.cumsum((len(SPECIALS), *self.level_sizes[:-1]))
+        return tuple(int(x) for x in ends)
+
+    @property
+    def user_offset(self) -> int:
+        """First token id of the user tokens."""
+        return self.level_offset[-1] + self.level_sizes[-1]
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens V."""
+        return self.user_offset + self.n_user_tokens
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """32 hex digits that identify the vocabulary; a model is bound to it."""
+        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; :meth:`from_dict` restores the same map."""
+        return {**asdict(self), "level_sizes": list(self.level_sizes)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TokenMap:
+        """Inverse of :meth:`to_dict`; raises ConfigError for unknown or missing keys."""
+        try:
+            return cls(**{**values, "level_sizes": tuple(values["level_sizes"])})
+        except (TypeError, KeyError) as error:
+            raise ConfigError(
+                f"token map: expected the keys of TokenMap.to_dict, got {sorted(values)}"
+            ) from error
+
+    def token(self, level: int, code: int) -> str:
+        """Token string of one code, e.g. ``<b_17>``; raises DataError outside the level's range."""
+        if not 0 <= level < self.n_levels or not 0 <= code < self.level_sizes[level]:
+            raise DataError(f"no code {code} at level {level}: level sizes are {self.level_sizes}")
+        return f"<{level_name(0 if self.shared_vocabulary else level)}_{code}>"
+
+    def tokens(self) -> list[str]:
+        """All V token strings in id order."""
+        levels = range(1 if self.shared_vocabulary else self.n_levels)
+        items = [f"<{level_name(level)}_{k}>" for level in levels for k in range(self.level_sizes[level])]
+        return [*SPECIALS, *items, *(f"<u_{k}>" for k in range(self.n_user_tokens))]
+
+    def text(self, codes_L: npt.ArrayLike, sep: str = " ") -> str:
+        """Token strings of one identifier (``-1`` padding skipped, no ``</s>``), joined by ``sep``."""
+        row = np.asarray(codes_L)
+        return sep.join(self.token(level, int(code)) for level, code in enumerate(row) if code >= 0)
+
+    def token_ids(self, codes_NL: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        """Token ids of identifiers, int64 ``[..., L]``, or ``[..., L + 1]`` when ragged.
+
+        codes_NL: integers ``[..., L]``, ``-1`` = padding. A row of -1 only (no item) becomes ``<pad>`` only;
+        a ragged identifier is its codes, ``</s>``, then ``<pad>``. Raises DataError for a code out of range,
+        a gap, or a short identifier in a fixed-length map.
+        """
+        codes = np.asarray(codes_NL)
+        if codes.ndim == 0 or codes.shape[-1] != self.n_levels or codes.dtype.kind not in "iu":
+            raise DataError(
+                f"codes: expected integers [..., {self.n_levels}], got {codes.dtype} {codes.shape}"
+            )
+        codes = codes.astype(np.int64)
+        lengths = self._lengths(codes)
+        out = np.where(codes >= 0, codes + np.array(self.level_offset), self.pad_id)
+        if self.ragged:
+            out = np.concatenate([out, np.full((*codes.shape[:-1], 1), self.pad_id)], axis=-1)
+            at_end = np.arange(self.n_levels + 1) == lengths[..., None]
+            out[at_end & (lengths[..., None] > 0)] = self.eos_id
+        return out
+
+    def codes(self, token_ids: npt.ArrayLike) -> npt.NDArray[np.int32]:
+        """Inverse of :meth:`token_ids`: int32 ``[..., L]`` with ``-1`` padding.
+
+        Raises DataError, naming row and token, where the tokens are not an identifier.
+        """
+        ids = np.asarray(token_ids)
+        if ids.ndim == 0 or ids.shape[-1] != self.n_tokens_per_item:
+            raise DataError(f"token ids: expected shape [..., {self.n_tokens_per_item}], got {ids.shape}")
+        head = ids[..., : self.n_levels].astype(np.int64)
+        codes = head - np.array(self.level_offset)
+        codes = np.where((codes >= 0) & (codes < np.array(self.level_sizes)), codes, -1)
+        # encoding again is the check: whatever is not reproduced was no identifier
+        try:
+            wrong = (self.token_ids(codes) != ids).any(axis=-1)
+        except DataError:
+            wrong = np.ones(1, dtype=bool) if ids.ndim == 1 else self._not_identifiers(codes)
+        if wrong.any():
+            row = tuple(int(x) for x in np.argwhere(wrong)[0])
+            found = ids[row] if ids.ndim > 1 else ids
+            raise DataError(
+                f"token ids: row {row}: expected the tokens of one identifier, got {found.tolist()}"
+            )
+        return codes.astype(np.int32)
+
+    def user_tokens(self, user_ids: Iterable[str]) -> npt.NDArray[np.int64]:
+        """Token ids of users, int64 ``[U]``: blake2b of the user id modulo ``n_user_tokens``.
+
+        The same in every process and on every machine. Raises ConfigError if the map has no user tokens.
+        """
+        if not self.n_user_tokens:
+            raise ConfigError("n_user_tokens: expected 1 or more to use user tokens, got 0")
+        digests = [hashlib.blake2b(u.encode(), digest_size=8).digest() for u in user_ids]
+        return np.array(
+            [self.user_offset + int.from_bytes(d, "little") % self.n_user_tokens for d in digests],
+            dtype=np.int64,
+        )
+
+    def text_tokenizer(self) -> PreTrainedTokenizerFast:
+        """A Hugging Face text tokenizer of exactly these tokens, split at white space.
+
+        Its saved folder loads through ``AutoTokenizer`` without genrec. A word that is no token raises: there
+        is no unknown token, because an unknown item must not become a silent one.
+        """
+        from transformers import PreTrainedTokenizerFast
+
+        from tokenizers import Tokenizer, models, pre_tokenizers
+
+        words = Tokenizer(models.WordLevel({token: i for i, token in enumerate(self.tokens())}))
+        words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        return PreTrainedTokenizerFast(
+            tokenizer_object=words,
+            pad_token=PAD,
+            eos_token=EOS,
+            bos_token=BOS,
+            clean_up_tokenization_spaces=False,
+        )
+
+    def _not_identifiers(self, codes: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        used = codes >= 0
+        lengths = used.sum(axis=-1)
+        gap = (used != (np.arange(self.n_levels) < lengths[..., None])).any(axis=-1)
+        short = (lengths > 0) & (lengths < self.n_levels) & (not self.ragged)
+        return np.asarray(gap | short)
+
+    def _lengths(self, codes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        outside = (codes < -1) | (codes >= np.array(self.level_sizes))
+        if outside.any():
+            place = tuple(int(x) for x in np.argwhere(outside)[0])
+            size = self.level_sizes[place[-1]]
+            raise DataError(f"codes: at {place}: expected -1..{size - 1}, got {int(codes[place])}")
+        bad = self._not_identifiers(codes)
+        if bad.any():
+            row = tuple(int(x) for x in np.argwhere(bad)[0])
+            kind = "codes then -1" if self.ragged else f"{self.n_levels} codes"
+            raise DataError(f"codes: row {row}: expected {kind}, got {codes[row].tolist()}")
+        return np.asarray((codes >= 0).sum(axis=-1))
