@@ -62,7 +62,16 @@ class SasRecSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        positive = ("dim", "n_layers", "n_heads", "max_items", "epochs", "batch_size", "eval_every", "eval_users")
+        positive = (
+            "dim",
+            "n_layers",
+            "n_heads",
+            "max_items",
+            "epochs",
+            "batch_size",
+            "eval_every",
+            "eval_users",
+        )
         for name in positive:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
@@ -233,7 +242,9 @@ def _padded(histories: Histories, rows: npt.NDArray[np.int64]) -> Tensor:
     return torch.from_numpy(histories.take(rows).padded(pad=0, side="right").astype(np.int64))
 
 
-def _batch_loss(encoder: SasRecEncoder, windows: Histories, rows: npt.NDArray[np.int64], eps: float) -> Tensor:
+def _batch_loss(
+    encoder: SasRecEncoder, windows: Histories, rows: npt.NDArray[np.int64], eps: float
+) -> Tensor:
     """Mean cross-entropy over the positions of ``rows`` that have a next item."""
     items_BT = _padded(windows, rows)
     lengths_B = torch.from_numpy(windows.lengths[rows])

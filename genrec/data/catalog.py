@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from genrec import seeding
+from genrec import artifacts, seeding
 from genrec.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -148,8 +148,6 @@ class ItemCatalog:
         """Write an artifact of kind "catalog" (items.parquet)."""
         import pyarrow as pa
 
-        from genrec import artifacts
-
         columns = {"item_id": pa.array(self.ids, pa.string())}
         columns |= {name: _to_arrow(name, values) for name, values in self.fields.items()}
         meta = {"n_items": len(self), "parent": self.parent}
@@ -163,8 +161,6 @@ class ItemCatalog:
     @classmethod
     def load(cls, path: Path | str) -> ItemCatalog:
         """Read an artifact of kind "catalog"; raises ArtifactError if it is damaged or another kind."""
-        from genrec import artifacts
-
         manifest = artifacts.read(path, kind=KIND)
         table = artifacts.load_table(manifest.path / "items.parquet")
         fields = {name: table.column(name).to_pylist() for name in table.column_names if name != "item_id"}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from genrec import seeding
+from genrec import artifacts, seeding
 from genrec.data.histories import Histories, Int32, Int64, as_int32, as_int64
 from genrec.errors import ArtifactError, DataError
 
@@ -165,8 +165,6 @@ class Interactions:
         """Write an artifact of kind "interactions" (parquet tables for events, columns and users)."""
         import pyarrow as pa
 
-        from genrec import artifacts
-
         meta = {"n_items": self.n_items, "n_users": self.n_users, "n_events": len(self)}
         with artifacts.write(
             path, kind=KIND, catalog=self.catalog, meta=meta, recipe=recipe, overwrite=overwrite
@@ -182,8 +180,6 @@ class Interactions:
     @classmethod
     def load(cls, path: Path | str) -> Interactions:
         """Read an artifact of kind "interactions"; raises ArtifactError if it is damaged or another kind."""
-        from genrec import artifacts
-
         manifest = artifacts.read(path, kind=KIND)
         if manifest.catalog is None:
             raise ArtifactError(f"{path}: interactions without a catalog fingerprint")

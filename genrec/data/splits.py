@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from genrec import seeding
+from genrec import artifacts, seeding
 from genrec.data.histories import Histories, Int32, Int64, as_int32, as_int64
 from genrec.data.interactions import Interactions
 from genrec.errors import ArtifactError, ConfigError, DataError
@@ -139,8 +139,6 @@ class Split:
         parents: dict[str, str] | None = None,
     ) -> None:
         """Write an artifact of kind "split" (safetensors only: it loads without pyarrow)."""
-        from genrec import artifacts
-
         arrays: dict[str, npt.NDArray[Any]] = {
             "items": self.items,
             "offsets": self.offsets,
@@ -164,8 +162,6 @@ class Split:
     @classmethod
     def load(cls, path: Path | str) -> Split:
         """Read an artifact of kind "split"; raises ArtifactError if it is damaged or another kind."""
-        from genrec import artifacts
-
         manifest = artifacts.read(path, kind=KIND)
         if manifest.catalog is None:
             raise ArtifactError(f"{path}: a split without a catalog fingerprint")

@@ -100,7 +100,7 @@ def tiny(seed: int = 0, **changes: Any) -> SyntheticSettings:
     """Settings of a shop of 60 items and 80 users for tests; ``changes`` override single fields."""
     small: dict[str, Any] = {
         "n_items": 60, "n_users": 80, "n_departments": 2, "n_subcategories": 3, "n_brands": 5,
-        "n_tastes": 3, "brands_per_taste": 1, "successors": (0.75, 0.25), "mean_length": 8.0, 
+        "n_tastes": 3, "brands_per_taste": 1, "successors": (0.75, 0.25), "mean_length": 8.0,
         "max_length": 20,
     }  # fmt: skip
     unknown = set(changes) - {f.name for f in fields(SyntheticSettings)}

@@ -1,1 +1,1 @@
-"""genrec.embeddings."""
+"""Item vectors: from text, from training interactions, from a file, and combinations of them."""

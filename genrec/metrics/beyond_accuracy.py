@@ -1,6 +1,7 @@
 """What lists are like apart from their hits: coverage, shortfall, validity, novelty (numpy only).
 
-Lists are int ``[Q, k]`` item numbers, best first, -1 = no more items. Axes: Q queries, k list length, N items.
+Lists are int ``[Q, k]`` item numbers, best first, -1 = no more items.
+Axes: Q queries, k list length, N items.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def shortfall(items_QK: npt.NDArray[np.integer], k: int) -> npt.NDArray[np.float
     >>> shortfall(np.array([[4, 2, -1, -1], [0, 1, 2, 3]]), k=4)
     array([0.5, 0. ])
     """
-    return 1 - (items_QK[:, :k] >= 0).sum(axis=1) / k
+    return np.asarray(1 - (items_QK[:, :k] >= 0).sum(axis=1) / k, dtype=np.float64)
 
 
 def validity(items_QK: npt.NDArray[np.integer], n_items: int, k: int | None = None) -> float:

@@ -14,8 +14,8 @@ import numpy.typing as npt
 from genrec.metrics.ranking import tied_ranks
 
 DEFINITIONS = {
-    "identifier": "the same metrics with identifiers in place of items: an identifier has the best rank of its "
-    "items that may be listed, and a hit is any of them",
+    "identifier": "the same metrics with identifiers in place of items: an identifier has the best rank of "
+    "its items that may be listed, and a hit is any of them",
     "exposed_targets": "share of targets whose identifier is shared with at least one other item",
 }
 """Each figure in one sentence, as printed in reports."""

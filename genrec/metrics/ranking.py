@@ -1,7 +1,7 @@
 """Ranking metrics from expected ranks (numpy only).
 
-A *query* is one user with a known history; its *targets* are the distinct items to be found. Everything starts
-from one number per target: the expected rank
+A *query* is one user with a known history; its *targets* are the distinct items to be found. Everything
+starts from one number per target: the expected rank
 
     rank = 1 + #(items scored higher) + #(other items with the same score) / 2
 
@@ -126,8 +126,9 @@ def tied_ranks(keys_BK: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
     first = np.flatnonzero(starts)
     sizes = np.diff(first, append=n_rows * length)
     mean = (first % length) + 1 + (sizes - 1) / 2
-    ranks = np.repeat(mean, sizes).reshape(keys_BK.shape)
-    return np.where(keys_BK > -np.inf, ranks, np.inf)
+    ranks_BK = np.repeat(mean, sizes).reshape(keys_BK.shape)
+    ranks_BK[np.isneginf(keys_BK)] = np.inf
+    return ranks_BK
 
 
 def _per_query(ranked: RankedTargets, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

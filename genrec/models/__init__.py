@@ -1,1 +1,1 @@
-"""genrec.models."""
+"""Models behind the search: backbones built from settings, their scorers, the recommender and its bundle."""

@@ -1,1 +1,29 @@
-"""genrec.data.readers."""
+"""Readers: data in somebody's format → a catalog and interactions, with an account of every row.
+
+One entry, :func:`read`; one file per format.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+from genrec.data.readers.base import Loaded, OnError, ReaderSettings, Reject, Rejected, RowCount
+from genrec.errors import ConfigError
+
+FORMATS = ("neutral", "amazon", "movielens", "recbole", "tabular")
+
+__all__ = ["FORMATS", "Loaded", "OnError", "ReaderSettings", "Reject", "Rejected", "RowCount", "read"]
+
+
+def read(settings: ReaderSettings, on_error: OnError = "fail") -> Loaded:
+    """Read a data set; every row ends up in the result or, with a reason, in ``rejected``.
+
+    on_error: "fail" raises :class:`DataError` at the first bad row (file, line, field, what to do); "skip"
+    leaves bad rows out and counts them. Missing files, broken gzip data, a wrong header and a file without a
+    single usable row are errors either way. Stability: stable.
+    """
+    if settings.format not in FORMATS:
+        raise ConfigError(f"format: expected one of {', '.join(FORMATS)}, got {settings.format!r}")
+    reader = importlib.import_module(f"genrec.data.readers.{settings.format}")
+    loaded: Loaded = reader.read(settings, on_error)
+    return loaded

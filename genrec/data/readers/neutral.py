@@ -1,0 +1,64 @@
+"""The neutral format: ``items.jsonl`` and ``interactions.csv`` (also ``.csv.gz`` or ``.parquet``).
+
+``items.jsonl``: one JSON object per line with ``item_id`` and ``title`` (text, may be empty); any other key
+becomes a field. ``interactions``: ``user_id,item_id,timestamp`` and optionally rating, price, split, event,
+session, locale; further columns must be named in ``context``. Row order decides between equal times.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from genrec.data.readers import source
+from genrec.data.readers.base import Ledger, Loaded, OnError, ReaderSettings, Rejected, RowError
+from genrec.data.readers.build import CONTEXT, EventRows, ItemRows, finish, nested_to_text
+from genrec.data.readers.tables import Columns, read_events
+from genrec.errors import DataError
+
+URL = "the neutral format is described in the documentation under 'data'; genrec export writes it"
+ITEMS = ("items.jsonl", "items.jsonl.gz")
+EVENTS = ("interactions.csv", "interactions.csv.gz", "interactions.parquet")
+
+
+def read(settings: ReaderSettings, on_error: OnError = "fail") -> Loaded:
+    """Read a folder in the neutral format; raises :class:`DataError` naming file, line and field."""
+    rejected = Rejected()
+    found = source.find(settings, settings.items, ITEMS, "items file", URL)
+    if found is None and settings.unknown_items == "error":
+        source.need(found, settings, ITEMS, "items file", URL)
+    log = source.need(
+        source.find(settings, settings.interactions, EVENTS, "interactions file", URL),
+        settings,
+        EVENTS,
+        "interactions file",
+        URL,
+    )
+    items = ItemRows()
+    if found is not None:
+        read_items(found, settings, Ledger(found, on_error, rejected), items)
+    columns = Columns(
+        "user_id", "item_id", "timestamp", optional=CONTEXT, known_only=settings.context is None
+    )
+    return finish(items, read_events(log, settings, on_error, rejected, items, columns), rejected)
+
+
+def read_items(path: Path, settings: ReaderSettings, ledger: Ledger, items: ItemRows) -> None:
+    """Add the items of a JSON-lines file."""
+
+    def add(row: dict[str, Any]) -> None:
+        if "item_id" not in row:
+            raise RowError("missing field", "item_id", f"no item_id; keys: {', '.join(row) or 'none'}")
+        if not isinstance(row.get("title"), str):
+            what = f"got {type(row['title']).__name__}" if "title" in row else "the key is missing"
+            raise RowError("wrong type", "title", f"expected text (may be empty), {what}")
+        fields = {k: nested_to_text(v, k) for k, v in row.items() if k != "item_id"}
+        if not isinstance(row["item_id"], str):
+            raise RowError("wrong type", "item_id", f"expected text, got {type(row['item_id']).__name__}")
+        items.add(row["item_id"], fields)
+
+    ledger.read(source.json_objects(source.texts(path, settings)), add, items.__len__)
+    if not len(items):
+        raise DataError(
+            f"{path}: no items in the file", hint="one JSON object per line, with item_id and title"
+        )

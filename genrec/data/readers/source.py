@@ -1,0 +1,243 @@
+"""Bytes to numbered rows: files, gzip, size limits, encodings, CSV, JSON lines, parquet."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from genrec.data.readers.base import ReaderSettings, RowError, short
+from genrec.errors import DataError
+
+_CHUNK = 2**20
+_MAX_LINE = 2**26
+_BOM = b"\xef\xbb\xbf"
+
+Numbered = tuple[int, "str | RowError"]
+
+
+def find(
+    settings: ReaderSettings, name: str | None, patterns: Sequence[str], what: str, url: str
+) -> Path | None:
+    """The file of this name, else the only file that matches a pattern (first pattern with a match), else None."""
+    folder = settings.folder
+    if not folder.exists():
+        raise DataError(f"{folder}: no such folder", hint=_get_it(what, url))
+    if not folder.is_dir():
+        raise DataError(f"{folder}: expected a folder, found a file", hint="give the folder as path")
+    if name is not None:
+        if not (folder / name).is_file():
+            found = ", ".join(sorted(p.name for p in folder.iterdir())[:10]) or "nothing"
+            raise DataError(f"{folder / name}: no such file; in the folder: {found}", hint=_get_it(what, url))
+        return folder / name
+    for pattern in patterns:
+        matches = sorted(p for p in folder.glob(pattern) if p.is_file())
+        if len(matches) > 1:
+            names = ", ".join(p.name for p in matches[:10])
+            raise DataError(
+                f"{folder}: several files could be the {what}: {names}", hint="name the one to read"
+            )
+        if matches:
+            return matches[0]
+    return None
+
+
+def need(path: Path | None, settings: ReaderSettings, patterns: Sequence[str], what: str, url: str) -> Path:
+    """The path, or a :class:`DataError` which says what was looked for and where to get it."""
+    if path is None:
+        names = ", ".join(sorted(p.name for p in settings.folder.iterdir())[:10]) or "nothing"
+        raise DataError(
+            f"{settings.folder}: no {what}; looked for {', '.join(patterns)}; found {names}",
+            hint=_get_it(what, url),
+        )
+    return path
+
+
+def _get_it(what: str, url: str) -> str:
+    return f"name the file in the settings if it is called otherwise; the {what}: {url}"
+
+
+def lines(path: Path, max_bytes: int) -> Iterator[tuple[int, bytes]]:
+    """The lines of a plain or gzip file with their numbers from 1, without the newline and the byte-order mark.
+
+    Raises :class:`DataError` for a damaged gzip file and beyond ``max_bytes`` decompressed bytes: both also when
+    bad rows are skipped, since what would be left is an arbitrary part of the data.
+    """
+    number, rest, total = 0, b"", 0
+    with path.open("rb") as raw:
+        zipped = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        stream: BinaryIO = gzip.GzipFile(fileobj=raw) if zipped else raw  # type: ignore[assignment]
+        while chunk := _read(stream, path, number):
+            if total == 0:
+                chunk = chunk.removeprefix(_BOM)
+            total += len(chunk)
+            if total > max_bytes:
+                raise DataError(
+                    f"{path}: more than {max_bytes} bytes after decompression (reached at line {number + 1})",
+                    hint="raise max_bytes if the file is really that large",
+                )
+            *whole, rest = (rest + chunk).split(b"\n")
+            for line in whole:
+                number += 1
+                yield number, line
+            if len(rest) > _MAX_LINE:
+                raise DataError(
+                    f"{path}, line {number + 1}: longer than {_MAX_LINE} bytes; is this a text file?"
+                )
+    if rest:
+        yield number + 1, rest
+
+
+def _read(stream: BinaryIO, path: Path, number: int) -> bytes:
+    try:
+        return stream.read(_CHUNK)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(
+            f"{path}: damaged gzip data after line {number} ({error})",
+            hint="the file is cut short or corrupt: download it again",
+        ) from error
+
+
+def texts(
+    path: Path, settings: ReaderSettings, *, fallback: str | None = None, whole: bool = False
+) -> Iterator[Numbered]:
+    """The lines as text; blank lines are passed over, one that cannot be decoded is a RowError.
+
+    ``fallback``: encoding of the lines that are not valid UTF-8, unless the settings name the encoding.
+    ``whole``: blank lines and carriage returns stay, since a quoted value may contain them.
+    """
+    encoding = settings.encoding or "utf-8"
+    for number, raw in lines(path, settings.max_bytes):
+        if not whole:
+            raw = raw.removesuffix(b"\r")
+            if not raw.strip():
+                continue
+        try:
+            text = raw.decode(encoding)
+        except UnicodeDecodeError as error:
+            if fallback is None or settings.encoding is not None:
+                yield number, _undecodable(raw, encoding, error)
+                continue
+            text = raw.decode(fallback)
+        yield number, (RowError("NUL", "line", "contains a NUL character") if "\0" in text else text)
+
+
+def _undecodable(raw: bytes, encoding: str, error: UnicodeDecodeError) -> RowError:
+    message = f"not {encoding}: byte 0x{raw[error.start]:02x} at byte {error.start + 1} of the line"
+    return RowError(
+        "bad encoding", "line", message, "convert the file, or set encoding (for example 'latin-1')"
+    )
+
+
+def csv_rows(
+    path: Path, settings: ReaderSettings, delimiter: str
+) -> tuple[list[str], Iterator[tuple[int, list[str] | RowError]]]:
+    """Header and numbered rows of a CSV file; a row of another width than the header is a RowError.
+
+    The number is that of the line where the row ends (a quoted value may contain line ends).
+    """
+    rows = _parse_csv(path, settings, delimiter)
+    line, header = next(rows, (1, []))
+    if isinstance(header, RowError):
+        raise DataError(f"{path}, line {line}, field 'header': {header}", hint=header.hint)
+    if not header:
+        raise DataError(f"{path}, line 1: expected a header with column names, the file is empty")
+    if len(set(header)) != len(header) or "" in header:
+        raise DataError(
+            f"{path}, line {line}, field 'header': expected different non-empty names, got {header}"
+        )
+    return header, _of_width(rows, len(header))
+
+
+def _of_width(
+    rows: Iterable[tuple[int, list[str] | RowError]], width: int
+) -> Iterator[tuple[int, list[str] | RowError]]:
+    for line, row in rows:
+        if not isinstance(row, RowError) and len(row) != width:
+            yield (
+                line,
+                RowError("ragged row", "line", f"expected {width} values like the header, got {len(row)}"),
+            )
+        else:
+            yield line, row
+
+
+def _parse_csv(
+    path: Path, settings: ReaderSettings, delimiter: str
+) -> Iterator[tuple[int, list[str] | RowError]]:
+    pending: list[tuple[int, RowError]] = []
+    line = 0
+
+    def feed() -> Iterator[str]:
+        nonlocal line
+        for number, text in texts(path, settings, whole=True):
+            line = number
+            if isinstance(text, RowError):
+                pending.append((number, text))
+            else:
+                yield text + "\n"
+
+    reader = csv.reader(feed(), delimiter=delimiter, strict=True)
+    while True:
+        row: list[str] | RowError | None
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            row = RowError("bad CSV", "line", f"not a CSV row: {error}", "check the quotes of this row")
+        yield from pending
+        pending.clear()
+        if row is None:
+            return
+        if isinstance(row, RowError) or row:
+            yield line, row
+
+
+def json_objects(
+    numbered: Iterable[Numbered],
+) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
+    """One JSON object per line; anything else (NaN and Infinity too) is a RowError."""
+    for number, text in numbered:
+        yield number, (text if isinstance(text, RowError) else parse_json(text))
+
+
+def parse_json(text: str) -> dict[str, Any] | RowError:
+    """The object in a line of JSON, or the reason why there is none."""
+    try:
+        value = json.loads(text, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        return RowError("bad JSON", "line", f"not JSON: {error}; the line starts {short(text)}")
+    if not isinstance(value, dict):
+        return RowError("bad JSON", "line", f"expected an object, got {type(value).__name__} {short(value)}")
+    return value
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def parquet_columns(path: Path, settings: ReaderSettings) -> dict[str, list[Any]]:
+    """All columns of a parquet file as Python lists."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            groups = range(file.metadata.num_row_groups)
+            size = sum(file.metadata.row_group(g).total_byte_size for g in groups)
+            if size > settings.max_bytes:
+                raise DataError(
+                    f"{path}: {size} bytes decompressed, limit {settings.max_bytes}",
+                    hint="raise max_bytes if the file is really that large",
+                )
+            table = file.read()
+            return {name: table.column(name).to_pylist() for name in table.column_names}
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{path}: not a readable parquet file ({error})",
+            hint="write it again, or check that it is parquet",
+        ) from error

@@ -1,0 +1,80 @@
+"""Any CSV, TSV or parquet table of events, and optionally one of items, with column names given in the settings.
+
+user_column, item_column and time_column default to user_id, item_id and to no time (the order of the file).
+The items table has the same item_column; title_column (default "title") becomes the title, all others fields.
+"""
+
+from __future__ import annotations
+
+import datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from genrec.data.readers import source
+from genrec.data.readers.base import Ledger, Loaded, OnError, ReaderSettings, Rejected, RowError
+from genrec.data.readers.build import EventRows, ItemRows, finish, nested_to_text
+from genrec.data.readers.tables import Columns, open_table, read_events, rows_as_dicts
+from genrec.errors import DataError
+
+URL = "your own tables; name them in the settings interactions and items"
+EVENTS = ("interactions.*", "events.*", "*.inter*.csv*")
+ITEMS = ("items.*",)
+
+
+def read(settings: ReaderSettings, on_error: OnError = "fail") -> Loaded:
+    """Read tables with named columns; raises :class:`DataError` naming file, line (or row) and field."""
+    rejected, items = Rejected(), ItemRows()
+    log = source.need(
+        source.find(settings, settings.interactions, EVENTS, "interactions table", URL),
+        settings,
+        EVENTS,
+        "interactions table",
+        URL,
+    )
+    found = source.find(settings, settings.items, ITEMS, "items table", URL)
+    if found is None and settings.unknown_items == "error":
+        raise DataError(
+            f"{settings.folder}: no items table; looked for {', '.join(ITEMS)}",
+            hint="name it in the setting items, or set unknown_items='add' to take the items of the log",
+        )
+    if found is not None:
+        read_items(found, settings, Ledger(found, on_error, rejected), items)
+    columns = Columns(
+        settings.user_column or "user_id", settings.item_column or "item_id", settings.time_column
+    )
+    return finish(items, read_events(log, settings, on_error, rejected, items, columns), rejected)
+
+
+def read_items(path: Path, settings: ReaderSettings, ledger: Ledger, items: ItemRows) -> None:
+    """Add the items of a table."""
+    table = open_table(path, settings)
+    ledger.unit = table.unit
+    id_column, title = settings.item_column or "item_id", settings.title_column or "title"
+    for name in (id_column, title):
+        if name not in table.header:
+            raise DataError(
+                f"{path}, line 1, field 'header': column {name!r} is missing; found {', '.join(table.header)}",
+                hint="name the columns in the settings item_column and title_column",
+            )
+
+    def add(row: dict[str, Any]) -> None:
+        values = {"title": row[title]} | {
+            k: _value(v, k) for k, v in row.items() if k not in (id_column, title)
+        }
+        if not isinstance(values["title"], str | None):
+            raise RowError("wrong type", title, f"expected text, got {type(values['title']).__name__}")
+        items.add(row[id_column], values, id_column)
+
+    ledger.read(rows_as_dicts(table), add, items.__len__)
+
+
+def _value(value: Any, field: str) -> Any:
+    """A table cell as a catalog value: empty text is missing, dates become text, decimals numbers."""
+    if value == "":
+        return None
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    if isinstance(value, Decimal):
+        return float(value)
+    return nested_to_text(value, field)

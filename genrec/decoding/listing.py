@@ -1,0 +1,101 @@
+"""From identifiers found to lists of items (numpy only, no torch).
+
+Axes: U users (rows), P identifiers of a row, R item ranks, k list length.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from genrec.data.histories import Histories
+from genrec.decoding.deny import denied_ranks
+from genrec.decoding.index import CatalogIndex
+from genrec.decoding.types import Recommendations
+
+# a proof by comparing float32 sums needs more than their rounding error
+CERTIFICATE_MARGIN = 1e-4
+
+
+def list_items(
+    index: CatalogIndex,
+    leaves: npt.NDArray[np.int64],
+    scores: npt.NDArray[np.float32],
+    *,
+    top_k: int | None,
+    normalize: str,
+    deny: Histories | None = None,
+    pruned: npt.NDArray[np.float32] | None = None,
+) -> Recommendations:
+    """The items of the identifiers found, best first.
+
+    Items that share an identifier share its score, and any items of equal score are listed in the order of
+    the index's item keys; ``ranks`` gives all of them the mean rank of their block, counted over everything
+    found, listed or not. Denied items are left out of lists and ranks.
+
+    leaves: int64 ``[U, P]``, -1 = padding. scores: float32 ``[U, P]``. top_k: None = all items found.
+    pruned: ``[U]``, see :class:`genrec.decoding.beam.Found`; with it, ``certified`` says which lists are
+    proven exact. Internal.
+    """
+    rows, ranks, score = _expanded(index, leaves, scores)
+    if deny is not None and len(deny.items):
+        denied_rows, denied = denied_ranks(index, deny)
+        size = len(index.items)
+        allowed = ~np.isin(rows * size + ranks, denied_rows * size + denied, assume_unique=True)
+        rows, ranks, score = rows[allowed], ranks[allowed], score[allowed]
+    order = np.lexsort((index.order[ranks], -score, rows))
+    rows, ranks, score = rows[order], ranks[order], score[order]
+    counts = np.bincount(rows, minlength=len(leaves))
+    place = np.arange(len(rows)) - (np.cumsum(counts) - counts)[rows]
+    width = int(counts.max(initial=0)) if top_k is None else top_k
+    kept = place < width
+    shape = (len(leaves), width)
+    items = np.full(shape, -1, dtype=np.int32)
+    out_scores = np.full(shape, -np.inf, dtype=np.float32)
+    out_ranks = np.full(shape, np.inf, dtype=np.float32)
+    at = (rows[kept], place[kept])
+    items[at] = index.items[ranks[kept]]
+    out_scores[at] = score[kept]
+    out_ranks[at] = _expected_ranks(rows, score, place)[kept]
+    return Recommendations(
+        items=items,
+        scores=out_scores,
+        ranks=out_ranks,
+        normalize=normalize,
+        n_identifiers=(leaves >= 0).sum(axis=1).astype(np.int32),
+        certified=None if pruned is None else _certified(out_scores, pruned, top_k),
+    )
+
+
+def _expanded(
+    index: CatalogIndex, leaves: npt.NDArray[np.int64], scores: npt.NDArray[np.float32]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Row, rank and score of every item of every leaf."""
+    row, column = np.nonzero(leaves >= 0)
+    leaf = leaves[row, column]
+    first = index.leaf_ranks[leaf].astype(np.int64)
+    size = index.leaf_ranks[leaf + 1].astype(np.int64) - first
+    ends = np.cumsum(size)
+    ranks = np.arange(ends[-1] if len(ends) else 0) + np.repeat(first - (ends - size), size)
+    return np.repeat(row, size), ranks, np.repeat(scores[row, column], size)
+
+
+def _expected_ranks(
+    rows: npt.NDArray[np.int64], score: npt.NDArray[np.float32], place: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float64]:
+    """1 + (number of strictly greater) + (number of equal others) / 2, for sorted rows."""
+    if not len(rows):
+        return np.zeros(0)
+    fresh = np.ones(len(rows), dtype=bool)
+    fresh[1:] = (rows[1:] != rows[:-1]) | (score[1:] != score[:-1])
+    group = np.cumsum(fresh) - 1
+    size = np.bincount(group)
+    return np.asarray((1 + place[fresh] + (size - 1) / 2)[group])
+
+
+def _certified(
+    scores: npt.NDArray[np.float32], pruned: npt.NDArray[np.float32], top_k: int | None
+) -> npt.NDArray[np.bool_]:
+    """Whether no identifier dropped on the way could still enter the list."""
+    last = scores[:, -1] if top_k is not None else np.full(len(scores), -np.inf, dtype=np.float32)
+    return np.asarray(np.isneginf(pruned) | (last > pruned + CERTIFICATE_MARGIN))

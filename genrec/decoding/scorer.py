@@ -1,0 +1,69 @@
+"""What a beam search needs from a model: log-probabilities of the next code, for all beams at once.
+
+Axes: B batch, W beams, T tokens, S symbols of a level (its codes, and the end when identifiers are ragged).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from genrec.decoding.types import Normalize
+from genrec.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, eq=False)
+class Prompts:
+    """Model inputs of a batch, padded on one side.
+
+    tokens_BT: int64 token ids. mask_BT: bool, False = padding. Stability: stable.
+    """
+
+    tokens_BT: npt.NDArray[np.int64]
+    mask_BT: npt.NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.tokens_BT)
+
+
+class Scorer(Protocol):
+    """Scores continuations of prompts by codes; models implement it, and so can a remote engine.
+
+    One search: ``start`` once, then ``step`` for level 0, 1, … The state belongs to the scorer, which may
+    change it in place. Row ``b`` of every answer depends on row ``b`` of the prompts only. Stability: stable.
+    """
+
+    @property
+    def device(self) -> torch.device:
+        """Where ``step`` expects and returns its tensors."""
+
+    def start(self, prompts: Prompts, normalize: Normalize) -> Any:
+        """State before the first code: whatever is computed once per row and shared by its beams.
+
+        normalize: what ``step`` returns. ``"vocab"``: log-softmax over the whole vocabulary (as in Hugging
+        Face ``generate``). ``"level"``: log-softmax over the S symbols of the level. ``"children"``: values
+        equal to log-probabilities up to a constant per beam; the search normalises over the allowed children.
+        """
+
+    def step(
+        self, state: Any, parents_BW: torch.Tensor | None, codes_BW: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Log-probabilities of the symbols of the next level, float32 ``[B, W, S]``.
+
+        parents_BW: int64, which beam of the step before each beam continues; codes_BW: int64, by which code
+        of the level before (never by its end). Both None in the first step, which has one beam per row. Beams
+        that are dead carry code 0; their answers are ignored. No host synchronisation.
+        """
+
+
+def check_normalize(normalize: Normalize | None) -> Normalize:
+    """``normalize`` if it is one of the names; raises ConfigError for anything else."""
+    if normalize not in ("vocab", "level", "children"):
+        raise ConfigError(f"normalize: expected 'vocab', 'level' or 'children', got {normalize!r}")
+    return normalize

@@ -1,0 +1,130 @@
+"""One step of a constrained beam search on tensors: real children only, gathered in blocks.
+
+Axes: B batch, W beams, K largest number of children at the level, C = W·K candidates, P picked, S symbols,
+D dead nodes. Scores are float32. Nothing here waits for the device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from genrec.decoding.deny import DeadNodes
+from genrec.decoding.index import CatalogIndex
+
+NEG_INF = float("-inf")
+_LOW32 = (1 << 32) - 1
+
+
+class DeviceIndex:
+    """The edges of a :class:`CatalogIndex` as tensors on one device (internal)."""
+
+    def __init__(self, index: CatalogIndex, device: torch.device) -> None:
+        self.host = index
+        self.device = device
+        self.tokens = [_tensor(tokens, device) for tokens in index.tokens]
+        self.pointers = [_tensor(pointers, device) for pointers in index.pointers]
+
+    def dead(self, found: list[DeadNodes | None]) -> list[tuple[Tensor, Tensor] | None]:
+        """Dead nodes and their parents per level, on the device."""
+        return [
+            None if d is None else (_tensor(d.nodes_BD, self.device), _tensor(d.parents_BD, self.device))
+            for d in found
+        ]
+
+
+@dataclass
+class Candidates:
+    """All continuations of the beams of a batch, ``[B, C]``; column c has the parent beam ``c // width``."""
+
+    score_BC: Tensor
+    code_BC: Tensor
+    node_BC: Tensor
+    width: int
+
+
+def expand(
+    index: DeviceIndex, level: int, node_BW: Tensor, score_BW: Tensor, logp_BWS: Tensor, *, renormalise: bool
+) -> Candidates:
+    """Score the children of every beam.
+
+        for each beam w, for each child (code, node) of it:  score = score_BW[b, w] + logp_BWS[b, w, code]
+
+    K is the largest number of children at the level, known when the index was built, so shapes do not depend
+    on the data. A beam with fewer children (node -1: none) has padding of score -inf behind them.
+
+    renormalise: first make the probabilities of each beam's children sum to one. The order of the sum is
+    the one of Hugging Face: beam score plus log-softmax.
+    """
+    code, child, real = _children(index, level, node_BW)
+    logp = torch.where(real, logp_BWS.gather(-1, code.clamp(max=logp_BWS.shape[-1] - 1)), NEG_INF)
+    if renormalise:
+        logp = torch.where(real, logp - logp.logsumexp(-1, keepdim=True), NEG_INF)
+    # adding 0.0 turns -0.0 into 0.0: the two must not differ in the sort key
+    score = (score_BW[..., None] + logp).add_(0.0)
+    return Candidates(score.flatten(1), code.flatten(1), child.flatten(1), index.host.branching[level])
+
+
+def children_total(index: DeviceIndex, level: int, node_BW: Tensor, logp_BWS: Tensor) -> Tensor:
+    """Log of the summed probabilities of the children of each node, ``[B, W]``; every node must be live."""
+    code, _, real = _children(index, level, node_BW)
+    logp = logp_BWS.expand(*node_BW.shape, -1).gather(-1, code.clamp(max=logp_BWS.shape[-1] - 1))
+    return torch.where(real, logp, NEG_INF).logsumexp(-1)
+
+
+def _children(index: DeviceIndex, level: int, node_BW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes, nodes and validity of the children of each node, ``[B, W, K]``."""
+    pointers, tokens = index.pointers[level], index.tokens[level]
+    node = node_BW.clamp(min=0)
+    first = pointers[node].long()
+    count = (pointers[node + 1].long() - first) * (node_BW >= 0)
+    place = torch.arange(index.host.branching[level], device=index.device)
+    child = (first[..., None] + place).clamp_(max=len(tokens) - 1)
+    return tokens[child].long(), child, place < count[..., None]
+
+
+def kill(
+    index: DeviceIndex, level: int, node_BW: Tensor, found: Candidates, dead: tuple[Tensor, Tensor]
+) -> None:
+    """Set candidates that lead to a dead node of their row to -inf, in place.
+
+    A prefix is held by at most one beam, so each dead node is looked for among the parents only.
+    """
+    dead_BD, parent_BD = dead
+    match = (node_BW[:, :, None] == parent_BD[:, None, :]) & (parent_BD >= 0)[:, None, :]
+    beam_BD = match.to(torch.uint8).argmax(1)
+    first_BD = index.pointers[level][parent_BD.clamp(min=0)].long()
+    column = (beam_BD * found.width + dead_BD - first_BD).clamp_(min=0, max=found.score_BC.shape[1] - 1)
+    # amin with +inf leaves a score alone
+    ceiling = torch.where(match.any(1), NEG_INF, float("inf"))
+    found.score_BC.scatter_reduce_(1, torch.where(match.any(1), column, 0), ceiling, "amin")
+
+
+def best(score_BC: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Columns of the ``n`` best scores, best first, equal scores in column order; the best score left out.
+
+    ``torch.topk`` promises nothing about ties, so score and column are packed into one int64: results do not
+    depend on the batch, the device or ``n``. Returns int64 ``[B, n]`` and float32 ``[B]`` (-inf: none left).
+    """
+    n_columns = score_BC.shape[1]
+    bits = score_BC.view(torch.int32)
+    ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long()
+    column = torch.arange(n_columns, device=score_BC.device)
+    key = (ordered << 32) | (_LOW32 - column)
+    more = min(n + 1, n_columns)
+    top = key.topk(more, dim=1).values
+    columns = _LOW32 - (top & _LOW32)
+    if more <= n:
+        return columns, score_BC.new_full((len(score_BC),), NEG_INF)
+    return columns[:, :n], score_BC.gather(1, columns[:, n:]).squeeze(1)
+
+
+def _tensor(array: npt.NDArray[Any], device: torch.device) -> Tensor:
+    # torch does not index by uint16/uint32, and maps must not be written to
+    wide = {np.dtype(np.uint16): np.int32, np.dtype(np.uint32): np.int64}.get(array.dtype, array.dtype)
+    return torch.tensor(np.asarray(array, dtype=wide), device=device)

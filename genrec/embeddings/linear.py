@@ -1,0 +1,69 @@
+"""Truncated SVD and PCA that give the same bytes every time.
+
+Legend: R rows, N columns (items), d kept directions.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from genrec.seeding import rng
+
+Float64 = npt.NDArray[np.float64]
+_log = logging.getLogger(__name__)
+_DENSE = 500  # a side up to this long: the exact dense SVD is fast enough
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """``left @ diag(values) @ right.T``: float64 ``[R, d]``, ``[d]`` falling, ``[N, d]`` (internal)."""
+
+    left: Float64
+    values: Float64
+    right: Float64
+
+
+def truncated_svd(matrix: Any, dim: int, seed: int) -> LowRank:
+    """The ``dim`` leading singular triples of a dense or scipy-sparse ``[R, N]`` matrix (internal).
+
+    Directions whose singular value is below 1e-7 of the largest are dropped with a log line, so d <= ``dim``.
+    Each direction is signed so that the largest entry of its right vector, by size, is positive. ``seed``
+    chooses the start vector of the Lanczos iteration, which converges to the same triples for every seed.
+    """
+    from scipy.sparse.linalg import svds
+
+    side = min(matrix.shape)
+    if side <= max(_DENSE, dim):
+        dense: Any = matrix.toarray() if hasattr(matrix, "toarray") else np.asarray(matrix)
+        left, values, right_t = np.linalg.svd(dense.astype(np.float64), full_matrices=False)
+    else:
+        start = rng(seed, "svd").uniform(-1, 1, side)
+        left, values, right_t = svds(matrix.astype(np.float64), k=dim, v0=start, solver="arpack")
+        order = np.argsort(-values, kind="stable")
+        left, values, right_t = left[:, order], values[order], right_t[order]
+    kept = int((values > 1e-7 * values.max(initial=0.0)).sum())
+    if kept < dim:
+        _log.warning("only %d of the %d requested directions exist in this data", kept, dim)
+    kept = min(kept, dim)
+    left, values, right = left[:, :kept], values[:kept], right_t[:kept].T
+    peak = np.abs(right).argmax(axis=0)
+    sign = np.where(right[peak, np.arange(kept)] < 0, -1.0, 1.0)
+    return LowRank(left * sign, values, right * sign)
+
+
+def principal(centred: Float64, dim: int) -> Float64:
+    """Coordinates of centred rows on their ``dim`` principal directions, float64 ``[R, d]`` (internal).
+
+    Signed like :func:`truncated_svd`; exact (eigenvectors of the ``[D, D]`` second moment).
+    """
+    values, vectors = np.linalg.eigh(centred.T @ centred)
+    order = np.argsort(-values, kind="stable")[:dim]
+    directions = vectors[:, order]
+    peak = np.abs(directions).argmax(axis=0)
+    sign = np.where(directions[peak, np.arange(directions.shape[1])] < 0, -1.0, 1.0)
+    return np.asarray(centred @ (directions * sign), np.float64)

@@ -1,0 +1,209 @@
+"""What every item tokenizer is given and must offer.
+
+Axes: N items, L levels, D embedding width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from genrec import artifacts
+from genrec.errors import ConfigError, DataError, FingerprintMismatch
+from genrec.item_tokenizers.codes import ItemCodes, check_catalog
+
+if TYPE_CHECKING:
+    from genrec.data.catalog import ItemCatalog
+    from genrec.data.histories import Histories
+    from genrec.embeddings.base import ItemEmbeddings
+
+KIND = "item_tokenizer"
+SCHEMA = 1
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class TokenizerSource:
+    """All an item tokenizer may look at: the catalog's identity, item vectors, *training* histories.
+
+    catalog: fingerprint. item_keys: uint64 ``[N]``, seeded hashes of the item ids: the only order of items
+    that may reach an identifier. embeddings: of the same catalog, or None. train: item numbers of what
+    users did in the training part, or None.
+
+    Raises FingerprintMismatch for embeddings of another catalog, DataError for a wrong number of rows.
+    """
+
+    catalog: str
+    item_keys: npt.NDArray[np.uint64]
+    embeddings: ItemEmbeddings | None = None
+    train: Histories | None = None
+
+    def __post_init__(self) -> None:
+        if self.item_keys.ndim != 1 or self.item_keys.dtype != np.uint64:
+            raise DataError(
+                f"item_keys: expected uint64 [N], got {self.item_keys.dtype} {self.item_keys.shape}"
+            )
+        if self.embeddings is None:
+            return
+        check_catalog("embeddings", self.embeddings.catalog, self.catalog)
+        if len(self.embeddings.vectors) != len(self.item_keys):
+            found = len(self.embeddings.vectors)
+            raise DataError(f"embeddings: expected {len(self.item_keys)} rows (one per item), got {found}")
+
+    @classmethod
+    def of(
+        cls,
+        catalog: ItemCatalog,
+        *,
+        embeddings: ItemEmbeddings | None = None,
+        train: Histories | None = None,
+        seed: int = 0,
+    ) -> TokenizerSource:
+        """The source for ``catalog``; ``seed`` decides the neutral order of its items."""
+        return cls(catalog.fingerprint, catalog.order_keys(seed), embeddings, train)
+
+    @property
+    def n_items(self) -> int:
+        """Number of items N."""
+        return len(self.item_keys)
+
+    def vectors(self) -> Floats:
+        """The item vectors, float32 ``[N, D]``; DataError when there are none or no items."""
+        if self.n_items == 0:
+            raise DataError("the catalog has no items: there is nothing to fit an item tokenizer on")
+        if self.embeddings is None:
+            raise DataError(
+                "this item tokenizer needs item vectors, got none",
+                hint="run `genrec embed` first, or name an embeddings artifact in the recipe",
+            )
+        return self.embeddings.vectors
+
+
+@runtime_checkable
+class ItemTokenizer(Protocol):
+    """Chooses the identifier of every item; see :mod:`genrec.testing.tokenizer_contract` for the promises.
+
+    A class is built from its settings: ``cls(settings)``. Settings is a frozen dataclass whose ``kind`` names
+    the tokenizer (see :mod:`genrec.item_tokenizers.registry`). Stability: experimental.
+    """
+
+    Settings: ClassVar[type[Any]]
+    can_encode_new: ClassVar[bool]
+
+    @property
+    def settings(self) -> Any:
+        """The settings it was built with."""
+
+    def fit(self, source: TokenizerSource, *, seed: int) -> ItemCodes:
+        """Learn, and return the identifier of every item after the collision policy. Never mutates inputs."""
+
+    def encode(self, vectors: Floats, *, catalog: str = "") -> ItemCodes:
+        """Raw codes of any vectors ``[N, D]``, before any collision policy; NotFitted before ``fit``."""
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write an ``item_tokenizer`` artifact."""
+
+    @classmethod
+    def load(cls, path: str | Path, *, catalog: str | None = None) -> Self:
+        """Read it back; FingerprintMismatch unless it was fitted on the catalog ``catalog`` (None = any)."""
+
+
+@dataclass(frozen=True, eq=False)
+class TokenizerState:
+    """What an item tokenizer keeps on disk: arrays in safetensors, everything else in JSON (never pickle)."""
+
+    settings: dict[str, Any]
+    catalog: str
+    arrays: dict[str, npt.NDArray[Any]]
+    meta: dict[str, Any]
+    history: list[dict[str, Any]]
+
+
+def save_state(path: str | Path, state: TokenizerState, *, overwrite: bool = False) -> None:
+    """Write ``state`` as an ``item_tokenizer`` artifact."""
+    with artifacts.write(
+        Path(path),
+        kind=KIND,
+        schema=SCHEMA,
+        recipe=state.settings,
+        catalog=state.catalog,
+        meta=state.meta,
+        overwrite=overwrite,
+    ) as draft:
+        artifacts.save_arrays(draft.dir / "state.safetensors", state.arrays)
+        if state.history:
+            artifacts.save_json(draft.dir / "history.json", state.history)
+
+
+def load_state(path: str | Path, *, kind: str, catalog: str | None) -> TokenizerState:
+    """Read what :func:`save_state` wrote.
+
+    Raises ConfigError when the artifact holds another kind of item tokenizer, FingerprintMismatch when it was
+    fitted on another catalog than ``catalog`` (None = any).
+    """
+    manifest = artifacts.read(Path(path), kind=KIND, schema=SCHEMA)
+    found = manifest.recipe.get("kind")
+    if found != kind:
+        raise ConfigError(
+            f"{manifest.path}: expected an item tokenizer of kind {kind!r}, got {found!r}",
+            hint="genrec.item_tokenizers.registry.load_tokenizer picks the class by itself",
+        )
+    if catalog is not None and manifest.catalog != catalog:
+        raise FingerprintMismatch(
+            f"the item tokenizer was fitted on catalog {(manifest.catalog or '')[:8]}, got {catalog[:8]}",
+            hint="re-run `genrec tokenize` on this catalog, or load with catalog=None to encode new items",
+        )
+    history = manifest.path / "history.json"
+    return TokenizerState(
+        settings=dict(manifest.recipe),
+        catalog=manifest.catalog or "",
+        arrays=artifacts.load_arrays(manifest.path / "state.safetensors"),
+        meta=dict(manifest.meta),
+        history=artifacts.load_json(history) if history.exists() else [],
+    )
+
+
+def settings_dict(settings: Any) -> dict[str, Any]:
+    """A settings dataclass as plain JSON values (tuples become lists)."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(settings).items()}
+
+
+def check_at_least(settings: Any, limits: Mapping[str, float]) -> None:
+    """Raise ConfigError for the first field of ``settings`` that is set (not None) and below its limit."""
+    for field, least in limits.items():
+        value = getattr(settings, field)
+        if value is not None and not value >= least:
+            raise ConfigError(f"{field}: expected {least} or more, got {value}")
+
+
+@dataclass(frozen=True, eq=False)
+class Scaling:
+    """Per-dimension shift and scale of item vectors: ``(x - mean) / scale``, float32 ``[D]`` each."""
+
+    mean: Floats
+    scale: Floats
+
+    @classmethod
+    def fit(cls, x_ND: Floats, *, standardize: bool) -> Scaling:
+        """Centre every dimension; with ``standardize`` also divide by its standard deviation.
+
+        A constant dimension keeps scale 1 (it becomes 0).
+        """
+        mean = x_ND.mean(axis=0, dtype=np.float64)
+        scale = np.ones_like(mean)
+        if standardize:
+            deviation = np.sqrt(((x_ND - mean) ** 2).mean(axis=0, dtype=np.float64))
+            varies = deviation > 1e-6 * max(float(np.abs(x_ND).max()), 1e-30)
+            scale = np.where(varies, deviation, 1.0)
+        return cls(mean.astype(np.float32), scale.astype(np.float32))
+
+    def apply(self, x_ND: Floats) -> Floats:
+        """Scaled copy, float32 ``[N, D]``; DataError for another width than it was fitted on."""
+        if x_ND.ndim != 2 or x_ND.shape[1] != len(self.mean):
+            raise DataError(f"vectors: expected [N, {len(self.mean)}], got {x_ND.shape}")
+        return np.asarray((x_ND - self.mean) / self.scale, dtype=np.float32)

@@ -1,0 +1,162 @@
+"""What is trained on: histories cut into samples, and which samples make up the batch of each step.
+
+Axes: U users, E items of all histories together, R samples, N items, B samples of a batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from genrec.data.batching import length_batches, padding_share
+from genrec.data.histories import Histories
+from genrec.data.splits import EvalSet
+from genrec.errors import DataError
+from genrec.item_tokenizers.codes import ItemCodes
+from genrec.seeding import rng
+from genrec.training.settings import TrainSettings
+from genrec.vocab.token_map import TokenMap
+
+Int64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingData:
+    """What a fine-tune may read (stable).
+
+    histories: the training part, one row per user. codes: identifiers of all items. token_map: their tokens.
+    valid: validation queries, for early stopping. user_tokens: int64 ``[U]``, the user token of each history,
+    for models that know users.
+
+    Raises DataError if the parts do not fit together.
+    """
+
+    histories: Histories
+    codes: ItemCodes
+    token_map: TokenMap
+    valid: EvalSet | None = None
+    user_tokens: Int64 | None = None
+
+    def __post_init__(self) -> None:
+        items, n_items = self.histories.items, self.codes.n_items
+        if len(items) and not 0 <= int(items.min()) <= int(items.max()) < n_items:
+            raise DataError(
+                f"histories: expected item numbers 0..{n_items - 1}, got {items.min()}..{items.max()}"
+            )
+        if self.token_map.level_sizes != self.codes.level_sizes:
+            raise DataError(
+                f"token map: expected level sizes {self.codes.level_sizes}, got {self.token_map.level_sizes}"
+            )
+        if self.user_tokens is not None and len(self.user_tokens) != len(self.histories):
+            raise DataError(
+                f"user_tokens: expected one per history ({len(self.histories)}), got {len(self.user_tokens)}"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Sample r is ``items[starts[r]:ends[r]]`` of the histories, of user ``rows[r]`` (internal).
+
+    starts, ends, rows: int64 ``[R]``. A sample has at least two items: something known, something to predict.
+    """
+
+    starts: Int64
+    ends: Int64
+    rows: Int64
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def take(self, at: Int64) -> Samples:
+        """These samples only."""
+        return Samples(self.starts[at], self.ends[at], self.rows[at])
+
+    def drop_prefixes(self, probability: float, seed: int, epoch: int) -> Samples:
+        """Each sample loses, with this probability, between one and all but two of its oldest items.
+
+        The choice depends on (seed, epoch, sample number) only.
+        """
+        if not probability:
+            return self
+        chance, share = rng(seed, "prefix_drop", epoch).random((2, len(self)))
+        room = self.ends - self.starts - 2
+        dropped = np.where((chance < probability) & (room > 0), 1 + np.floor(share * room), 0)
+        return replace(self, starts=self.starts + dropped.astype(np.int64))
+
+
+def prefix_samples(histories: Histories, max_items: int) -> Samples:
+    """Every item but the first of each history, once, as the target of the items before it (internal).
+
+    For encoder-decoders: the last item of a sample is the target, up to ``max_items`` before it the input.
+    """
+    rows = histories.rows()
+    first = histories.offsets[:-1][rows]
+    target = np.flatnonzero(np.arange(len(rows)) > first)
+    return Samples(np.maximum(first[target], target - max_items), target + 1, rows[target])
+
+
+def window_samples(histories: Histories, max_items: int) -> Samples:
+    """Each history cut, from its newest item, into windows of ``max_items + 1`` items (internal).
+
+    For decoder-only models, which learn every item of a window. What is left at the oldest end makes a
+    shorter window; a single item is no sample.
+    """
+    width = max_items + 1
+    n_windows = -(-histories.lengths // width)
+    rows = np.repeat(np.arange(len(histories)), n_windows)
+    nth = np.arange(len(rows)) - np.repeat(np.cumsum(n_windows) - n_windows, n_windows)
+    ends = histories.offsets[1:][rows] - nth * width
+    starts = np.maximum(histories.offsets[:-1][rows], ends - width)
+    return Samples(starts, ends, rows).take(np.flatnonzero(ends - starts >= 2))
+
+
+class Plan:
+    """Which samples are the batch of step s: a pure function of the data, the settings and s (internal).
+
+    Batches hold samples of like length and come in another order every epoch (see
+    :func:`genrec.data.batching.length_batches`), so a resumed run goes on with exactly the batches to come.
+    """
+
+    def __init__(
+        self, samples: Samples, tokens_before: Int64, settings: TrainSettings, *, target_apart: bool = False
+    ) -> None:
+        """``tokens_before``: int64 ``[E + 1]``, tokens of all items of the histories before each item.
+
+        ``target_apart``: the last item of a sample is not part of the padded input (encoder-decoder).
+        """
+        if not len(samples):
+            raise DataError(
+                "training data: expected a history of two items or more, got none",
+                hint="check the split: each user's training part must hold at least two events",
+            )
+        self.samples, self._tokens_before, self._settings = samples, tokens_before, settings
+        self._target_apart = int(target_apart)
+        self.steps_per_epoch = -(-len(samples) // settings.batch_size)
+        self._epoch = -1
+        self._batches: list[Int64] = []
+        self._current = samples
+
+    def batch(self, step: int) -> Samples:
+        """The samples of step ``step`` (0-based, counted over all epochs)."""
+        epoch, nth = divmod(step, self.steps_per_epoch)
+        self._enter(epoch)
+        return self._current.take(self._batches[nth])
+
+    def padding_share(self, epoch: int = 0) -> float:
+        """Share of the token cells of an epoch's batches that are padding, in [0, 1)."""
+        self._enter(epoch)
+        return padding_share(self._lengths(), self._batches)
+
+    def _enter(self, epoch: int) -> None:
+        if epoch == self._epoch:
+            return
+        seed = self._settings.seed
+        self._current = self.samples.drop_prefixes(self._settings.prefix_drop, seed, epoch)
+        self._batches = length_batches(self._lengths(), self._settings.batch_size, seed=seed, epoch=epoch)
+        self._epoch = epoch
+
+    def _lengths(self) -> Int64:
+        ends = self._current.ends - self._target_apart
+        return self._tokens_before[ends] - self._tokens_before[self._current.starts]

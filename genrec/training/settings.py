@@ -1,0 +1,103 @@
+"""How a generative recommender is trained: one frozen dataclass, and the learning-rate schedule."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from genrec.errors import ConfigError
+
+MIN_RATE = 0.05
+"""A cosine schedule ends at this share of ``learning_rate``."""
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Settings of :func:`genrec.training.finetune` (stable).
+
+    epochs: passes over the samples; ``max_steps`` (0 = no limit) may end training earlier, and the schedule
+        with it. batch_size: samples per optimiser step, all processes together.
+    schedule: after ``warmup_steps`` of linear warm-up, ``cosine`` falls to 5 %, ``inverse_sqrt`` falls with
+        the square root of the step, ``constant`` stays.
+    softmax: what the loss normalises over: ``vocab`` the whole vocabulary, ``level`` the codes of the level
+        (and the end of ragged identifiers), ``children`` those that lead to an item of the catalog.
+        Decoding with the same normaliser fits best.
+    label_smoothing: share of the target spread evenly over that support.
+    ema_decay: decay per step of an average of the weights, which is what is evaluated and returned; None = off.
+    max_items: longest history, in items. prefix_drop: probability that a sample loses a random number of its
+        oldest items in an epoch.
+    eval_every: validation every so many ``eval_unit`` (0 = never), on ``eval_users`` users drawn by the seed.
+    patience: validations without a better ``metric`` before training stops (0 = train to the end). The
+        weights of the best validation are returned either way.
+    bf16: autocast to bfloat16; None = on a GPU that has it.
+    save_every: steps between checkpoints (0 = only when training stops).
+    max_seconds: wall seconds of this call, then save and return; the next call goes on from there. None = none.
+    n_workers: processes that build batches.
+
+    Raises ConfigError for a value out of range.
+    """
+
+    epochs: int = 16
+    batch_size: int = 256
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.05
+    warmup_steps: int = 300
+    schedule: Literal["cosine", "inverse_sqrt", "constant"] = "cosine"
+    betas: tuple[float, float] = (0.9, 0.98)
+    max_grad_norm: float = 1.0
+    label_smoothing: float = 0.0
+    ema_decay: float | None = None
+    softmax: Literal["vocab", "level", "children"] = "level"
+    max_items: int = 20
+    prefix_drop: float = 0.0
+    eval_every: int = 1
+    eval_unit: Literal["epochs", "steps"] = "epochs"
+    eval_users: int = 2000
+    patience: int = 0
+    metric: Literal["recall@10", "ndcg@10"] = "recall@10"
+    bf16: bool | None = None
+    seed: int = 0
+    save_every: int = 500
+    max_steps: int = 0
+    max_seconds: float | None = None
+    n_workers: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "betas", tuple(self.betas))
+        for name in ("epochs", "batch_size", "max_items"):
+            _check(getattr(self, name) >= 1, name, "at least 1", self)
+        for name in ("warmup_steps", "eval_every", "patience", "save_every", "max_steps", "n_workers"):
+            _check(getattr(self, name) >= 0, name, "0 or more", self)
+        _check(1 <= self.eval_users <= 2000, "eval_users", "1 to 2000", self)
+        _check(0 < self.learning_rate < math.inf, "learning_rate", "above 0", self)
+        _check(self.max_grad_norm > 0, "max_grad_norm", "above 0", self)
+        _check(self.weight_decay >= 0, "weight_decay", "0 or more", self)
+        for name in ("label_smoothing", "prefix_drop"):
+            _check(0 <= getattr(self, name) < 1, name, "in [0, 1)", self)
+        _check(len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "betas", "two in [0, 1)", self)
+        _check(self.ema_decay is None or 0 < self.ema_decay < 1, "ema_decay", "in (0, 1), or none", self)
+        _check(self.max_seconds is None or self.max_seconds > 0, "max_seconds", "above 0, or none", self)
+        for name, values in (
+            ("schedule", ("cosine", "inverse_sqrt", "constant")),
+            ("softmax", ("vocab", "level", "children")),
+            ("eval_unit", ("epochs", "steps")),
+            ("metric", ("recall@10", "ndcg@10")),
+        ):
+            _check(getattr(self, name) in values, name, f"one of {', '.join(values)}", self)
+
+    def rate_factor(self, step: int, n_steps: int) -> float:
+        """Share of ``learning_rate`` used by step ``step`` (0-based) of ``n_steps``."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        if self.schedule == "constant":
+            return 1.0
+        if self.schedule == "inverse_sqrt":
+            return math.sqrt(max(self.warmup_steps, 1) / max(step + 1, self.warmup_steps, 1))
+        done = min(1.0, (step - self.warmup_steps) / max(1, n_steps - self.warmup_steps))
+        return MIN_RATE + (1 - MIN_RATE) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def _check(fine: bool, name: str, expected: str, settings: TrainSettings) -> None:
+    if not fine:
+        raise ConfigError(f"{name}: expected {expected}, got {getattr(settings, name)!r}")
