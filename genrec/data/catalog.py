@@ -161,7 +161,10 @@ class ItemCatalog:
     @classmethod
     def load(cls, path: Path | str) -> ItemCatalog:
         """Read an artifact of kind "catalog"; raises ArtifactError if it is damaged or another kind."""
-        manifest = artifacts.read(path, kind=KIND)
+        return artifacts.load(path, cls._read, kind=KIND)
+
+    @classmethod
+    def _read(cls, manifest: artifacts.Manifest) -> ItemCatalog:
         table = artifacts.load_table(manifest.path / "items.parquet")
         fields = {name: table.column(name).to_pylist() for name in table.column_names if name != "item_id"}
         retired = None

@@ -14,8 +14,8 @@ from genrec.errors import ConfigError, FingerprintMismatch
 def k_core(interactions: Interactions, user_min: int, item_min: int) -> Interactions:
     """The largest part in which every user has ``user_min`` events and every item ``item_min``.
 
-    Repeat until nothing changes: drop the events of users and of items with too few. The result does not depend
-    on the order of dropping. Users without events go; items keep their numbers, since the catalog stays.
+    Repeat until nothing changes: drop the events of users and of items with too few (the order of dropping
+    does not matter). Users without events go; items keep their numbers, since the catalog stays.
     """
     if user_min < 1 or item_min < 1:
         raise ConfigError(f"k-core: expected minimums of at least 1, got users {user_min}, items {item_min}")
@@ -38,13 +38,13 @@ class Used:
 
 
 def drop_unused_items(catalog: ItemCatalog, interactions: Interactions) -> Used:
-    """A new catalog (no child: the numbering changes) of the items with at least one event, in the old order.
+    """A new catalog (no child: the numbering changes) of the items with an event, in the old order.
 
-    Use it once, before anything is built on the catalog. Raises FingerprintMismatch for another catalog's events.
+    Use it before anything is built on the catalog. Raises FingerprintMismatch for another catalog's events.
     """
     if interactions.catalog != catalog.fingerprint:
         raise FingerprintMismatch(
-            f"interactions belong to catalog {interactions.catalog[:8]}, got catalog {catalog.fingerprint[:8]}"
+            f"interactions belong to catalog {interactions.catalog[:8]}, got {catalog.fingerprint[:8]}"
         )
     used = np.unique(interactions.item)
     rows = used.tolist()

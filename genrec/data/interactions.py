@@ -180,9 +180,12 @@ class Interactions:
     @classmethod
     def load(cls, path: Path | str) -> Interactions:
         """Read an artifact of kind "interactions"; raises ArtifactError if it is damaged or another kind."""
-        manifest = artifacts.read(path, kind=KIND)
+        return artifacts.load(path, cls._read, kind=KIND)
+
+    @classmethod
+    def _read(cls, manifest: artifacts.Manifest) -> Interactions:
         if manifest.catalog is None:
-            raise ArtifactError(f"{path}: interactions without a catalog fingerprint")
+            raise ArtifactError(f"{manifest.path}: interactions without a catalog fingerprint")
         events = artifacts.load_table(manifest.path / "events.parquet")
         users = artifacts.load_table(manifest.path / "users.parquet")
         columns: dict[str, npt.NDArray[Any]] = {}

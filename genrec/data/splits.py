@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from genrec import artifacts, seeding
+from genrec.data import leakage
 from genrec.data.histories import Histories, Int32, Int64, as_int32, as_int64
 from genrec.data.interactions import Interactions
 from genrec.errors import ArtifactError, ConfigError, DataError
@@ -104,16 +105,11 @@ class Split:
         its history; under a time rule every train event is at or before the cut of valid, and every valid
         event at or before the cut of test.
         """
-        _check_layout(self)
+        leakage.check_layout(self)
         if self.rule.get("kind") == "held_out_items":
-            part = self.parts()
-            cold = np.zeros(self.n_items, np.bool_)
-            cold[self.items[part == _TEST]] = True
-            seen = self.items[(part != _TEST) & cold[self.items]]
-            if len(seen):
-                raise DataError(f"held-out item {seen[0]} is a test target and also visible before test")
+            leakage.check_held_out(self)
         if interactions is not None:
-            _check_against(self, interactions)
+            leakage.check_against(self, interactions)
 
     def parts(self) -> npt.NDArray[np.int8]:
         """The part of each event: 0 train, 1 valid, 2 test, int8 ``[E]``."""
@@ -162,9 +158,12 @@ class Split:
     @classmethod
     def load(cls, path: Path | str) -> Split:
         """Read an artifact of kind "split"; raises ArtifactError if it is damaged or another kind."""
-        manifest = artifacts.read(path, kind=KIND)
+        return artifacts.load(path, cls._read, kind=KIND)
+
+    @classmethod
+    def _read(cls, manifest: artifacts.Manifest) -> Split:
         if manifest.catalog is None:
-            raise ArtifactError(f"{path}: a split without a catalog fingerprint")
+            raise ArtifactError(f"{manifest.path}: a split without a catalog fingerprint")
         arrays = artifacts.load_arrays(manifest.path / "split.safetensors")
         return cls(
             items=arrays["items"],
@@ -285,7 +284,8 @@ def held_out_items(interactions: Interactions, fraction: float, seed: int) -> Sp
     last_warm = np.full(interactions.n_users, -1)
     np.maximum.at(last_warm, user[part == _TRAIN], at[part == _TRAIN])
     part[last_warm[n_kept >= 3]] = _VALID
-    rule = {"kind": "held_out_items", "fraction": fraction, "seed": seed, "held_out": int(n_cold)}
+    rule = {"kind": "held_out_items", "fraction": fraction, "seed": seed}
+    rule["held_out_items"] = np.sort(chosen).tolist()
     return _assemble(interactions, part, rule)
 
 
@@ -322,48 +322,3 @@ def _assemble(interactions: Interactions, part: npt.NDArray[np.int8], rule: dict
     )
     split.check_leakage(interactions)
     return split
-
-
-def _check_layout(split: Split) -> None:
-    o, n = split.offsets, len(split.items)
-    if (
-        len(o) == 0
-        or o[0] != 0
-        or o[-1] != n
-        or not len(split.train_end) == len(split.valid_end) == len(o) - 1
-    ):
-        raise DataError("split: offsets, cuts and items do not fit together")
-    order = (o[:-1] <= split.train_end) & (split.train_end <= split.valid_end) & (split.valid_end <= o[1:])
-    if not bool(order.all()):
-        raise DataError(
-            f"split: cuts of user row {int(np.flatnonzero(~order)[0])} are not in the order train, "
-            "valid, test"
-        )
-    if n and (int(split.items.min()) < 0 or int(split.items.max()) >= split.n_items):
-        raise DataError(f"split: item numbers outside 0..{split.n_items - 1}")
-    if split.rows is not None:
-        if len(split.rows) != n:
-            raise DataError(f"split: expected {n} rows, one per event, got {len(split.rows)}")
-        if bool((np.diff(split.rows) <= 0).any()):
-            raise DataError("split: an event is used twice or out of order")
-
-
-def _check_against(split: Split, interactions: Interactions) -> None:
-    if split.catalog != interactions.catalog or split.rows is None or split.n_users != interactions.n_users:
-        raise DataError("split: made from other interactions (catalog, users or missing rows)")
-    rows = split.rows
-    if len(rows) and (rows[0] < 0 or rows[-1] >= len(interactions)):
-        raise DataError(f"split: rows outside 0..{len(interactions) - 1}")
-    user = np.repeat(np.arange(split.n_users), np.diff(split.offsets))
-    time = interactions.time[rows]
-    if not (
-        np.array_equal(interactions.item[rows], split.items) and np.array_equal(interactions.user[rows], user)
-    ):
-        raise DataError("split: events differ from the interactions at their rows")
-    if bool(((user[1:] == user[:-1]) & (time[1:] < time[:-1])).any()):
-        raise DataError("split: a target is older than its history")
-    if "cuts" in split.rule:
-        part = split.parts()
-        for p, cut in enumerate(split.rule["cuts"]):
-            if bool((time[part == p] > cut).any()) or bool((time[part > p] <= cut).any()):
-                raise DataError(f"split: an event lies on the wrong side of the time cut {cut}")

@@ -58,7 +58,7 @@ def top_k_dense(
 
 
 def _best_columns(scores_BN: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.int64]:
-    """Columns of the k highest scores of each row, left to right; of ties at the cut the leftmost are taken."""
+    """Columns of the k highest scores of each row, left to right; of ties at the cut the leftmost."""
     n_rows, n_items = scores_BN.shape
     if k == n_items:
         return np.broadcast_to(np.arange(n_items), scores_BN.shape)

@@ -52,8 +52,8 @@ class CatalogIndex:
 
     tokens: per level the code of every edge, unsigned ``[E]``. pointers: per level ``[S + 1]``, the first
     edge of every node. leaf_ranks: ``[leaves + 1]``, the first rank of every leaf. items: int32 ``[R]``, the
-    item number of a rank (R < N when items were left out). order: int32 ``[R]``, the place of a rank's item in
-    the order of ``item_keys``, which carries no information. catalog, codes: fingerprints.
+    item number of a rank (R < N when items were left out). order: int32 ``[R]``, the place of a rank's item
+    in the order of ``item_keys``, which carries no information. catalog, codes: fingerprints.
 
     Raises DataError if the arrays are no such index (a node without children, for example).
     Stability: stable.

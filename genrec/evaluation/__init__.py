@@ -1,1 +1,20 @@
-"""genrec.evaluation."""
+"""Measure recommenders under one rule, compare them, export the results."""
+
+from genrec.evaluation.compare import Comparison, compare, comparison_table
+from genrec.evaluation.report import EvalReport, average_rows, reports_json, results_table
+from genrec.evaluation.run import evaluate
+from genrec.evaluation.settings import EvalSettings
+from genrec.evaluation.trec import write_trec
+
+__all__ = [
+    "Comparison",
+    "EvalReport",
+    "EvalSettings",
+    "average_rows",
+    "compare",
+    "comparison_table",
+    "evaluate",
+    "reports_json",
+    "results_table",
+    "write_trec",
+]

@@ -197,7 +197,8 @@ class Scaling:
         mean = x_ND.mean(axis=0, dtype=np.float64)
         scale = np.ones_like(mean)
         if standardize:
-            deviation = np.sqrt(((x_ND - mean) ** 2).mean(axis=0, dtype=np.float64))
+            square = np.einsum("nd,nd->d", x_ND, x_ND, dtype=np.float64) / len(x_ND)
+            deviation = np.sqrt(np.maximum(square - mean**2, 0))
             varies = deviation > 1e-6 * max(float(np.abs(x_ND).max()), 1e-30)
             scale = np.where(varies, deviation, 1.0)
         return cls(mean.astype(np.float32), scale.astype(np.float32))
@@ -206,4 +207,6 @@ class Scaling:
         """Scaled copy, float32 ``[N, D]``; DataError for another width than it was fitted on."""
         if x_ND.ndim != 2 or x_ND.shape[1] != len(self.mean):
             raise DataError(f"vectors: expected [N, {len(self.mean)}], got {x_ND.shape}")
-        return np.asarray((x_ND - self.mean) / self.scale, dtype=np.float32)
+        out: Floats = x_ND - self.mean
+        out /= self.scale
+        return out

@@ -150,7 +150,7 @@ class ItemCodes:
             "level_sizes": list(self.level_sizes),
             "level_usage": [round(float(x), 6) for x in self.level_usage()],
             "perplexity": [round(float(x), 4) for x in self.perplexity()],
-            "distinct_share": np.count_nonzero(group) / n,
+            "distinct_share": int(np.count_nonzero(group)) / n,
             "largest_group": int(group.max()),
             "collision_share": int(group[group > 1].sum()) / n,
         }

@@ -53,6 +53,7 @@ class RqVaeSettings:
     collisions: CollisionPolicy = "suffix"
     suffix_limit: int = 256
     epochs: int = 200
+    warmup_epochs: int = 10
     batch_size: int = 1024
     learning_rate: float = 1e-3
     weight_decay: float = 1e-4

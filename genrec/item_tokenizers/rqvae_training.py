@@ -63,11 +63,12 @@ def train(x_ND: Floats, settings: RqVaeSettings, *, seed: int, progress: bool = 
     x = torch.from_numpy(x_ND).to(device)
     floor = float((x - x.mean(dim=0)).square().sum(dim=1).mean())
     order_rng, revive_rng = torch_rng(seed, "rqvae", "order"), torch_rng(seed, "rqvae", "revive")
-    start_codebooks(model, x, seed)
     optimizer = _optimizer(model, settings)
     history: list[dict[str, Any]] = []
     for epoch in tqdm(range(1, settings.epochs + 1), desc="rqvae", unit="epoch", disable=not progress):
-        row = _epoch(model, x, settings, optimizer, order_rng)
+        if epoch == settings.warmup_epochs + 1:
+            start_codebooks(model, x, seed)
+        row = _epoch(model, x, settings, optimizer, order_rng, epoch > settings.warmup_epochs)
         row = {"epoch": epoch, **row, "floor": floor, "revived": 0}
         if _revives(epoch, settings):
             row["revived"] = revive(model, x, optimizer, revive_rng)
@@ -125,16 +126,18 @@ def _epoch(
     settings: RqVaeSettings,
     optimizer: torch.optim.Optimizer,
     generator: torch.Generator,
+    quantizes: bool,
 ) -> dict[str, Any]:
     counts_LK = torch.zeros(settings.n_levels, settings.level_size, dtype=torch.int64, device=x.device)
     total = torch.zeros(2 + settings.n_levels, device=x.device)  # loss, reconstruction, commitment per level
     order = torch.randperm(len(x), generator=generator).to(x.device)
     for start in range(0, len(x), settings.batch_size):
         batch = x[order[start : start + settings.batch_size]]
-        found = model.quantizer(model.encoder(batch))
-        reconstruction = (batch - model.decoder(found.quantized_BD)).square().sum(dim=1).mean()
+        z=model.encoder(batch)
+        found = model.quantizer(z)
+        reconstruction = (batch - model.decoder(found.quantized_BD if quantizes else z)).square().sum(dim=1).mean()
         quantization = found.codebook_L.sum() + settings.commitment * found.commitment_L.sum()
-        loss = reconstruction + quantization
+        loss = reconstruction + (quantization if quantizes else 0)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

@@ -68,7 +68,7 @@ def identifier_lists(
     >>> identifier_lists(items, ranks, np.array([0, 1, 8, 3, 4, 8, 6, 7]))
     (array([[ 8,  7, -1, -1]]), array([[ 1.,  2., inf, inf]]))
     """
-    listed = items_BK >= 0
+    listed = (items_BK >= 0) & (items_BK < len(identifier_N))
     ids = np.where(listed, identifier_N[np.where(listed, items_BK, 0)], -1).astype(np.int64)
     rows = np.broadcast_to(np.arange(len(ids))[:, None], ids.shape)
     flat = np.lexsort((ids.ravel(), rows.ravel()))  # stable: within a row and identifier, best first

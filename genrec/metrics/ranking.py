@@ -125,15 +125,16 @@ def tied_ranks(keys_BK: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
     starts[:, 1:] = keys_BK[:, 1:] != keys_BK[:, :-1]
     first = np.flatnonzero(starts)
     sizes = np.diff(first, append=n_rows * length)
-    mean = (first % length) + 1 + (sizes - 1) / 2
-    ranks_BK = np.repeat(mean, sizes).reshape(keys_BK.shape)
+    mean = np.asarray((first % length) + 1 + (sizes - 1) / 2, dtype=np.float64)
+    ranks_BK: npt.NDArray[np.float64] = np.repeat(mean, sizes).reshape(keys_BK.shape)
     ranks_BK[np.isneginf(keys_BK)] = np.inf
     return ranks_BK
 
 
 def _per_query(ranked: RankedTargets, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Sum of ``values`` (float64 ``[T]``) over the targets of each query."""
-    return np.bincount(ranked.rows, weights=values, minlength=ranked.n_queries)
+    sums = np.bincount(ranked.rows, weights=values, minlength=ranked.n_queries)
+    return sums.astype(np.float64)  # bincount gives int64 for no rows at all
 
 
 def _ratio(

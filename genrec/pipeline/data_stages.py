@@ -7,83 +7,125 @@ from pathlib import Path
 
 from genrec import recipes
 from genrec.data.catalog import ItemCatalog
-from genrec.data.filtering import k_core
 from genrec.data.interactions import Interactions
 from genrec.data.splits import Split, held_out_items, leave_one_out, predefined_split, time_split
-from genrec.data.statistics import statistics
 from genrec.embeddings.base import ItemEmbeddings, load_vectors
-from genrec.embeddings.collaborative import PpmiSettings, SvdSettings, ppmi, svd
+from genrec.embeddings.collaborative import ppmi, svd
 from genrec.embeddings.fuse import fuse
-from genrec.embeddings.text import LsaSettings, SentenceSettings, lsa, sentence_embeddings
-from genrec.pipeline.recipe import Block, FileSource, PipelineRecipe, SasRecVectors, VectorFile, seeded
+from genrec.embeddings.text import lsa, sentence_embeddings
+from genrec.item_tokenizers import registry
+from genrec.item_tokenizers.base import TokenizerSource
+from genrec.item_tokenizers.codes import ItemCodes
+from genrec.pipeline.recipe import Block, PipelineRecipe, SplitSettings, seeded
 
 log = logging.getLogger(__name__)
 
 
 def prepare(folder: Path, recipe: PipelineRecipe) -> None:
     """Read or make the data: artifacts ``catalog`` and ``interactions``."""
+    from genrec.data.summary import statistics, table
+
     source = recipe.data
-    if isinstance(source, FileSource):
+    if source.reader is not None:
+        from genrec.data.filtering import drop_unused_items, k_core
         from genrec.data.readers import read
 
         loaded = read(source.reader, on_error=source.on_error)
-        if loaded.rejected.total:
+        catalog, events = loaded.catalog, loaded.interactions
+        if loaded.rejected:
             log.warning("%s", loaded.rejected)
-        catalog, log_of_users = loaded.catalog, loaded.interactions
         if source.user_core or source.item_core:
-            log_of_users = k_core(log_of_users, source.user_core, source.item_core)
+            used = drop_unused_items(catalog, k_core(events, source.user_core, source.item_core))
+            catalog, events = used.catalog, used.interactions
     else:
         from genrec.data.synthetic import make
 
-        made = make(source.settings)
-        catalog, log_of_users = made.catalog, made.interactions
+        assert source.synthetic is not None
+        made = make(source.synthetic)
+        catalog, events = made.catalog, made.interactions
     catalog.save(folder / "catalog", overwrite=True)
-    log_of_users.save(folder / "interactions", overwrite=True)
-    log.info("%s", statistics(log_of_users, catalog))
+    events.save(folder / "interactions", overwrite=True)
+    log.info("%s", table(statistics(events, catalog)).replace("\n", "\n    "))
 
 
 def split(folder: Path, recipe: PipelineRecipe) -> None:
     """Cut histories into train, valid and test: artifact ``split``."""
-    settings = recipe.split
-    events = Interactions.load(folder / "interactions").order_ties(settings.ties, recipe.seed)
-    if settings.kind == "leave_one_out":
-        made = leave_one_out(events)
-    elif settings.kind == "time":
-        made = time_split(events, valid=settings.valid, test=settings.test)
-    elif settings.kind == "predefined":
-        made = predefined_split(events, settings.column)
-    else:
-        made = held_out_items(events, settings.fraction, recipe.seed)
+    events = Interactions.load(folder / "interactions").order_ties(recipe.split.ties, recipe.seed)
+    made = _cut(events, recipe.split, recipe.seed)
     made.check_leakage(events)
-    made.save(folder / "split", overwrite=True, recipe=recipes.to_json(settings))
+    made.save(folder / "split", overwrite=True, recipe=recipes.to_json(recipe.split))
+    for part in ("valid", "test"):
+        asked = made.queries(part)  # type: ignore[arg-type]
+        log.info("%s: %d queries, %d targets", part, len(asked), len(asked.targets.items))
+
+
+def _cut(events: Interactions, settings: SplitSettings, seed: int) -> Split:
+    if settings.kind == "leave_one_out":
+        return leave_one_out(events)
+    if settings.kind == "time":
+        return time_split(
+            events, valid_fraction=settings.valid_fraction, test_fraction=settings.test_fraction
+        )
+    if settings.kind == "predefined":
+        return predefined_split(events, settings.column)
+    return held_out_items(events, settings.cold_fraction, seed)
 
 
 def embed(folder: Path, recipe: PipelineRecipe) -> None:
     """Item vectors from every block, fused: artifact ``embeddings``."""
     catalog = ItemCatalog.load(folder / "catalog")
-    train = Split.load(folder / "split")
-    blocks = [_vectors(block, catalog, train, folder, recipe.seed) for block in recipe.embeddings]
+    cut = Split.load(folder / "split")
+    blocks = [_vectors(block, catalog, cut, folder, recipe.seed) for block in recipe.embeddings]
     if len(blocks) == 1 and recipe.embeddings[0].dim is None:
         made = blocks[0]
     else:
         made = fuse(blocks, [b.dim for b in recipe.embeddings], [b.weight for b in recipe.embeddings])
     made.save(folder / "embeddings", overwrite=True)
+    log.info("item vectors: %d x %d", *made.vectors.shape)
 
 
-def _vectors(block: Block, catalog: ItemCatalog, split: Split, folder: Path, seed: int) -> ItemEmbeddings:
-    source = block.source
-    if isinstance(source, LsaSettings):
-        return lsa(catalog, seeded(source, seed))
-    if isinstance(source, SentenceSettings):
-        return sentence_embeddings(catalog, source, cache=folder / "cache" / "text")
-    if isinstance(source, PpmiSettings):
-        return ppmi(split.train(), split.n_items, seeded(source, seed), catalog.fingerprint)
-    if isinstance(source, SvdSettings):
-        return svd(split.train(), split.n_items, seeded(source, seed), catalog.fingerprint)
-    if isinstance(source, VectorFile):
-        return load_vectors(Path(source.path), catalog)
-    assert isinstance(source, SasRecVectors)
+def _vectors(block: Block, catalog: ItemCatalog, cut: Split, folder: Path, seed: int) -> ItemEmbeddings:
+    if block.lsa is not None:
+        return lsa(catalog, seeded(block.lsa, seed))
+    if block.sentence is not None:
+        return sentence_embeddings(catalog, block.sentence, cache=folder / "cache")
+    if block.ppmi is not None:
+        return ppmi(cut.train(), cut.n_items, seeded(block.ppmi, seed), catalog.fingerprint)
+    if block.svd is not None:
+        return svd(cut.train(), cut.n_items, seeded(block.svd, seed), catalog.fingerprint)
+    if block.file is not None:
+        return load_vectors(Path(block.file), catalog)
     from genrec.baselines.sasrec import SasRec
 
     table = SasRec.load(folder / "sasrec").item_vectors()
     return ItemEmbeddings(table, catalog.fingerprint, {"kind": "sasrec"})
+
+
+def tokenize(folder: Path, recipe: PipelineRecipe) -> None:
+    """Choose every item's identifier: artifacts ``item_tokenizer`` and ``codes``."""
+    catalog = ItemCatalog.load(folder / "catalog")
+    source = TokenizerSource.of(
+        catalog,
+        embeddings=ItemEmbeddings.load(folder / "embeddings"),
+        train=Split.load(folder / "split").train(),
+        seed=recipe.seed,
+    )
+    settings = recipes.validate(
+        recipe.tokenizer, registry.settings_class(recipe.tokenizer["kind"]), where="tokenizer"
+    )
+    tokenizer = registry.build(settings)
+    codes = tokenizer.fit(source, seed=recipe.seed)
+    tokenizer.save(folder / "item_tokenizer", overwrite=True)
+    codes.save(folder / "codes", overwrite=True)
+    log.info("%s", describe_codes(codes))
+
+
+def describe_codes(codes: ItemCodes) -> str:
+    """One line about the identifiers: size, use of the codes, collisions."""
+    found = codes.report()
+    sizes = " x ".join(map(str, codes.level_sizes))
+    use = ", ".join(f"{100 * share:.0f} %" for share in found["level_usage"])
+    return (
+        f"identifiers: {sizes} codes, in use {use}; {100 * found['distinct_share']:.1f} % distinct, "
+        f"largest group {found['largest_group']}"
+    )

@@ -1,24 +1,22 @@
 """The recipe of a whole job: one YAML file, one frozen dataclass per block.
 
-Ready files: train/pipelines/*.yaml. ``seed`` of the pipeline is the seed of every stage, and of the order of
-events that share a time under the rule ``neutral``.
+Ready files: train/pipelines/*.yaml. ``seed`` of the pipeline is the seed of every stage after the data, and of
+the order of events that share a time under the rule ``neutral``.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from genrec.baselines.sasrec import SasRecSettings
-from genrec.data.readers import ReaderSettings
+from genrec.data.readers.base import ReaderSettings
 from genrec.data.synthetic import SyntheticSettings
 from genrec.embeddings.collaborative import PpmiSettings, SvdSettings
 from genrec.embeddings.text import LsaSettings, SentenceSettings
 from genrec.errors import ConfigError
 from genrec.evaluation.run import EvalSettings
-from genrec.item_tokenizers.rqkmeans import RqKMeansSettings
-from genrec.item_tokenizers.rqvae import RqVaeSettings
 from genrec.models.backbone import DecoderSettings, T5Settings
 from genrec.training.settings import TrainSettings
 
@@ -37,88 +35,83 @@ BASELINES = (
 )
 
 
+def _exactly_one(settings: Any, names: tuple[str, ...], where: str) -> str:
+    given = [name for name in names if getattr(settings, name)]
+    if len(given) != 1:
+        found = " and ".join(given) or "none"
+        raise ConfigError(f"{where}: expected exactly one of {', '.join(names)}, got {found}")
+    return given[0]
+
+
 @dataclass(frozen=True)
-class SyntheticSource:
-    """A catalog and users made by the package; nothing is downloaded."""
+class DataSettings:
+    """Where the catalog and the log come from: ``synthetic`` (made by the package) or ``reader`` (files).
 
-    kind: Literal["synthetic"] = "synthetic"
-    settings: SyntheticSettings = field(default_factory=SyntheticSettings)
+    on_error: what a malformed row does: fail, or skip and count. user_core, item_core: keep only users and
+    items with at least so many events, repeatedly (0 = no filter; items without events stay then).
+    """
 
-
-@dataclass(frozen=True)
-class FileSource:
-    """A catalog and a log read from files. ``user_core``/``item_core``: k-core filter (0 = none)."""
-
-    reader: ReaderSettings
-    kind: Literal["files"] = "files"
+    synthetic: SyntheticSettings | None = None
+    reader: ReaderSettings | None = None
     on_error: Literal["fail", "skip"] = "fail"
     user_core: int = 0
     item_core: int = 0
+
+    def __post_init__(self) -> None:
+        _exactly_one(self, ("synthetic", "reader"), "data")
 
 
 @dataclass(frozen=True)
 class SplitSettings:
     """How events become train, valid and test.
 
-    kind: leave_one_out (last = test, second last = valid), time (global cuts at the ``valid``/``test`` fractions
-    from the end), predefined (the log's ``column``), held_out_items (``fraction`` of the items is cold).
+    kind: leave_one_out (last = test, second last = valid), time (global cuts, so many events at the end),
+    predefined (the log's ``column``), held_out_items (``cold_fraction`` of the items is never trained on).
     ties: order of a user's events that share a time: ``file`` keeps the file's order (what the literature
     used; it may carry item order), ``neutral`` permutes with the pipeline's seed.
     """
 
     kind: Literal["leave_one_out", "time", "predefined", "held_out_items"] = "leave_one_out"
     ties: Literal["neutral", "file"] = "neutral"
-    valid: float = 0.1
-    test: float = 0.1
+    valid_fraction: float = 0.1
+    test_fraction: float = 0.1
     column: str = "split"
-    fraction: float = 0.05
-
-
-@dataclass(frozen=True)
-class VectorFile:
-    """Item vectors brought by the user: .npy in catalog order, or .safetensors / .parquet with ids."""
-
-    path: str
-    kind: Literal["file"] = "file"
-
-
-@dataclass(frozen=True)
-class SasRecVectors:
-    """The item table of the SASRec baseline (learned from training interactions only)."""
-
-    kind: Literal["sasrec"] = "sasrec"
+    cold_fraction: float = 0.05
 
 
 @dataclass(frozen=True)
 class Block:
-    """One source of item vectors: reduced to ``dim`` principal directions (None = as it is), times ``weight``."""
+    """One source of item vectors, reduced to ``dim`` principal directions (None = as it is), times ``weight``.
 
-    source: LsaSettings | SentenceSettings | PpmiSettings | SvdSettings | VectorFile | SasRecVectors
+    Exactly one of: lsa, sentence (text), ppmi, svd (training interactions), sasrec (the item table of the
+    SASRec baseline), file (vectors of your own: .npy in catalog order, .safetensors or .parquet with ids).
+    """
+
+    lsa: LsaSettings | None = None
+    sentence: SentenceSettings | None = None
+    ppmi: PpmiSettings | None = None
+    svd: SvdSettings | None = None
+    sasrec: bool = False
+    file: str | None = None
     dim: int | None = None
     weight: float = 1.0
 
-
-@dataclass(frozen=True)
-class SearchSettings:
-    """Beam search of the generative model. normalize None = the softmax of the loss."""
-
-    n_beams: int = 50
-    normalize: Literal["vocab", "level", "children"] | None = None
+    def __post_init__(self) -> None:
+        _exactly_one(self, ("lsa", "sentence", "ppmi", "svd", "sasrec", "file"), "embeddings")
 
 
 @dataclass(frozen=True)
 class PipelineRecipe:
-    """Everything that decides a run."""
+    """Everything that decides a run. ``tokenizer``: settings of an item tokenizer, chosen by its ``kind``."""
 
-    data: SyntheticSource | FileSource
+    data: DataSettings
     name: str = "run"
     seed: int = 0
     split: SplitSettings = field(default_factory=SplitSettings)
-    embeddings: tuple[Block, ...] = (Block(LsaSettings()),)
-    tokenizer: RqKMeansSettings | RqVaeSettings = field(default_factory=RqKMeansSettings)
+    embeddings: tuple[Block, ...] = (Block(lsa=LsaSettings()),)
+    tokenizer: dict[str, Any] = field(default_factory=lambda: {"kind": "rqkmeans"})
     model: DecoderSettings | T5Settings = field(default_factory=DecoderSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
-    search: SearchSettings = field(default_factory=SearchSettings)
     evaluate: EvalSettings = field(default_factory=EvalSettings)
     baselines: tuple[str, ...] = ("popularity", "copy_last", "markov", "item_knn")
     sasrec: SasRecSettings = field(default_factory=SasRecSettings)
@@ -127,10 +120,17 @@ class PipelineRecipe:
         for name in self.baselines:
             if name not in BASELINES:
                 raise ConfigError(f"baselines: expected names out of {', '.join(BASELINES)}, got {name!r}")
-        if "oracle" in self.baselines and not isinstance(self.data, SyntheticSource):
+        if "oracle" in self.baselines and self.data.synthetic is None:
             raise ConfigError("baselines: 'oracle' needs synthetic data, whose generator is known")
         if not self.embeddings:
             raise ConfigError("embeddings: expected at least one block")
+        if not isinstance(self.tokenizer.get("kind"), str):
+            raise ConfigError("tokenizer: expected a 'kind', such as rqkmeans, rqvae or my_module:MyTokenizer")
+
+    @property
+    def needs_sasrec(self) -> bool:
+        """Whether SASRec is trained: as a baseline or as a source of item vectors."""
+        return "sasrec" in self.baselines or any(block.sasrec for block in self.embeddings)
 
 
 def seeded(settings: T, seed: int) -> T:

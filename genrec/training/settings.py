@@ -27,7 +27,8 @@ class TrainSettings:
     ema_decay: decay per step of an average of the weights, which is what is evaluated and returned; None = off.
     max_items: longest history, in items. prefix_drop: probability that a sample loses a random number of its
         oldest items in an epoch.
-    eval_every: validation every so many ``eval_unit`` (0 = never), on ``eval_users`` users drawn by the seed.
+    eval_every: validation every so many ``eval_unit`` and at the end (0 = never), on ``eval_users`` users
+        drawn by the seed, by a search with ``eval_beams`` beams.
     patience: validations without a better ``metric`` before training stops (0 = train to the end). The
         weights of the best validation are returned either way.
     bf16: autocast to bfloat16; None = on a GPU that has it.
@@ -54,6 +55,7 @@ class TrainSettings:
     eval_every: int = 1
     eval_unit: Literal["epochs", "steps"] = "epochs"
     eval_users: int = 2000
+    eval_beams: int = 20
     patience: int = 0
     metric: Literal["recall@10", "ndcg@10"] = "recall@10"
     bf16: bool | None = None
@@ -65,7 +67,7 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))
-        for name in ("epochs", "batch_size", "max_items"):
+        for name in ("epochs", "batch_size", "max_items", "eval_beams"):
             _check(getattr(self, name) >= 1, name, "at least 1", self)
         for name in ("warmup_steps", "eval_every", "patience", "save_every", "max_steps", "n_workers"):
             _check(getattr(self, name) >= 0, name, "0 or more", self)

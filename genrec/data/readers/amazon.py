@@ -1,9 +1,9 @@
 """Amazon reviews and metadata: the 2014, 2018 and 2023 releases, recognised by their keys.
 
-Reviews: one JSON object per line. 2014 and 2018: reviewerID, asin, unixReviewTime (seconds), overall. 2023:
-user_id, parent_asin, timestamp (milliseconds), rating. Metadata: 2014 has Python literals instead of JSON.
-Fields that sum up the whole history (sales rank, also bought, average rating, number of ratings) are not read:
-they know the future of every user.
+Reviews: one JSON object per line. 2014 and 2018: reviewerID, asin, unixReviewTime (seconds), overall.
+2023: user_id, parent_asin, timestamp (milliseconds), rating. Metadata of 2014 has Python literals, not JSON.
+Fields that sum up the whole history (sales rank, also bought, average rating, number of ratings) are not
+read: they know the future of every user.
 """
 
 from __future__ import annotations

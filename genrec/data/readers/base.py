@@ -24,8 +24,8 @@ N_EXAMPLES = 20
 class ReaderSettings:
     """Where data lies and how to read it.
 
-    format: which reader. path: the folder of the files. interactions, items: file names in it; without them the
-    names usual for the format are looked for.
+    format: which reader. path: the folder of the files. interactions, items: file names in it; without them
+    the names usual for the format are looked for.
     user_column, item_column, time_column, title_column: column names (tabular, recbole; other formats know
     theirs). Tabular data without time_column takes the order of the file as time.
     context: further columns (amazon: keys) to keep for every event; None = those usual for the format.
@@ -119,7 +119,7 @@ class RowError(Exception):
 
 
 class Ledger:
-    """Accounts for the rows of one file: a bad row raises :class:`DataError`, or is counted under its reason."""
+    """Accounts for the rows of one file: a bad row raises :class:`DataError`, or is counted."""
 
     def __init__(self, file: Path, on_error: OnError, rejected: Rejected, unit: str = "line") -> None:
         if on_error not in ("fail", "skip"):
@@ -136,7 +136,7 @@ class Ledger:
         add: Callable[[T], None],
         kept: Callable[[], int],
     ) -> None:
-        """Give every row to ``add``; one that raises RowError is rejected. ``kept()`` counts what ``add`` took."""
+        """Give every row to ``add``, reject what raises RowError; ``kept()`` counts what ``add`` took."""
         rows_in, rejected, before = 0, 0, kept()
         for line, row in rows:
             rows_in += 1

@@ -76,7 +76,9 @@ class ItemRows:
 class EventRows:
     """Collects events; items unknown to the catalog are refused or remembered, as the settings say."""
 
-    def __init__(self, items: ItemRows, settings: ReaderSettings, columns: Sequence[str], timed: bool = True):
+    def __init__(
+        self, items: ItemRows, settings: ReaderSettings, columns: Sequence[str], timed: bool = True
+    ) -> None:
         self.known, self.timed, self.columns = items.row_of, timed, tuple(columns)
         self.add_unknown, self.scale = settings.unknown_items == "add", settings.time_scale
         self.users: list[str] = []
@@ -186,7 +188,7 @@ def number(text: str, field: str) -> float:
 
 
 def nested_to_text(value: Any, field: str) -> Any:
-    """JSON values as catalog values: a list of lists becomes a list of paths "a > b", other nesting JSON text."""
+    """JSON values as catalog values: lists of lists become paths "a > b", other nesting becomes JSON text."""
     if isinstance(value, list):
         if all(isinstance(v, str) for v in value):
             return value
@@ -212,16 +214,17 @@ def _context(name: str, value: Any) -> Any:
         return value
     if isinstance(value, float) and not math.isfinite(value):
         raise RowError("not finite", name, f"expected a finite number, got {value}")
-    if isinstance(value, bool | float) or (isinstance(value, int) and -_INT64 <= value < _INT64):
-        if name not in NUMERIC or not isinstance(value, bool):
-            return value
+    if isinstance(value, bool) and name not in NUMERIC:
+        return value
+    if type(value) is float or (type(value) is int and -_INT64 <= value < _INT64):
+        return value
     raise RowError(
         "wrong type", name, f"expected text or a number, got {type(value).__name__} {short(value)}"
     )
 
 
 def _to_array(name: str, values: list[Any]) -> npt.NDArray[Any]:
-    """float64 for numbers (missing: NaN), int64 or bool where nothing is missing, else text (missing: None)."""
+    """float64 (missing: NaN), int64 or bool where nothing is missing, else text (missing: None)."""
     kinds = {type(v) for v in values if v is not None}
     complete = not any(v is None for v in values)
     if kinds == {bool} and complete:

@@ -12,7 +12,7 @@ from typing import Any
 
 from genrec.data.readers import source
 from genrec.data.readers.base import Ledger, Loaded, OnError, ReaderSettings, Rejected, RowError
-from genrec.data.readers.build import CONTEXT, EventRows, ItemRows, finish, nested_to_text
+from genrec.data.readers.build import CONTEXT, ItemRows, finish, nested_to_text
 from genrec.data.readers.tables import Columns, read_events
 from genrec.errors import DataError
 

@@ -1,8 +1,8 @@
-"""RecBole's atomic files: tab-separated ``.inter`` and ``.item`` with a typed header such as ``rating:float``.
+"""RecBole's atomic files: tab-separated ``.inter`` and ``.item`` with typed headers such as ``rating:float``.
 
 Types: token (text), token_seq (list of text), float (number), float_seq (kept as a list of text). Columns:
 user_id, item_id, timestamp unless the settings name others; the title is title_column, else the first of
-"title", "movie_title", "item_name", "name" that exists. Without a timestamp column the order of the file counts.
+"title", "movie_title", "item_name", "name" that exists. Without a timestamp the order of the file counts.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ def _open(
         name, _, type_ = column.rpartition(":")
         if type_ not in TYPES or not name or name in types:
             raise DataError(
-                f"{path}, line {line}, field 'header': expected name:type with type {', '.join(TYPES)}, each name "
-                f"once, got {column!r}",
+                f"{path}, line {line}, field 'header': expected name:type with type {', '.join(TYPES)}, "
+                f"each name once, got {column!r}",
                 hint="the first line of an atomic file looks like user_id:token<tab>item_id:token",
             )
         types[name] = type_

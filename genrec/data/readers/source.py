@@ -23,7 +23,7 @@ Numbered = tuple[int, "str | RowError"]
 def find(
     settings: ReaderSettings, name: str | None, patterns: Sequence[str], what: str, url: str
 ) -> Path | None:
-    """The file of this name, else the only file that matches a pattern (first pattern with a match), else None."""
+    """The file of this name, else the only match of the first pattern with a match, else None."""
     folder = settings.folder
     if not folder.exists():
         raise DataError(f"{folder}: no such folder", hint=_get_it(what, url))
@@ -62,10 +62,10 @@ def _get_it(what: str, url: str) -> str:
 
 
 def lines(path: Path, max_bytes: int) -> Iterator[tuple[int, bytes]]:
-    """The lines of a plain or gzip file with their numbers from 1, without the newline and the byte-order mark.
+    """The lines of a plain or gzip file with their numbers from 1, without newline and byte-order mark.
 
-    Raises :class:`DataError` for a damaged gzip file and beyond ``max_bytes`` decompressed bytes: both also when
-    bad rows are skipped, since what would be left is an arbitrary part of the data.
+    Raises :class:`DataError` for a damaged gzip file and beyond ``max_bytes`` decompressed bytes: both also
+    when bad rows are skipped, since what would be left is an arbitrary part of the data.
     """
     number, rest, total = 0, b"", 0
     with path.open("rb") as raw:

@@ -17,8 +17,8 @@ from genrec.errors import DataError
 class Columns:
     """Which columns of an event table mean what; ``time`` None = the order of the file.
 
-    ``optional`` are kept where they exist. With ``known_only`` any further column is an error: a misspelt name
-    would otherwise be lost without a word.
+    ``optional`` are kept where they exist. With ``known_only`` any further column is an error: a misspelt
+    name would otherwise be lost without a word.
     """
 
     user: str

@@ -1,4 +1,4 @@
-"""Any CSV, TSV or parquet table of events, and optionally one of items, with column names given in the settings.
+"""Any CSV, TSV or parquet table of events, and optionally one of items; the settings name the columns.
 
 user_column, item_column and time_column default to user_id, item_id and to no time (the order of the file).
 The items table has the same item_column; title_column (default "title") becomes the title, all others fields.
@@ -13,7 +13,7 @@ from typing import Any
 
 from genrec.data.readers import source
 from genrec.data.readers.base import Ledger, Loaded, OnError, ReaderSettings, Rejected, RowError
-from genrec.data.readers.build import EventRows, ItemRows, finish, nested_to_text
+from genrec.data.readers.build import ItemRows, finish, nested_to_text
 from genrec.data.readers.tables import Columns, open_table, read_events, rows_as_dicts
 from genrec.errors import DataError
 
@@ -54,7 +54,8 @@ def read_items(path: Path, settings: ReaderSettings, ledger: Ledger, items: Item
     for name in (id_column, title):
         if name not in table.header:
             raise DataError(
-                f"{path}, line 1, field 'header': column {name!r} is missing; found {', '.join(table.header)}",
+                f"{path}, line 1, field 'header': column {name!r} is missing; found "
+                + ", ".join(table.header),
                 hint="name the columns in the settings item_column and title_column",
             )
 

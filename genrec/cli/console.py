@@ -1,0 +1,65 @@
+"""What the verbs print while a pipeline runs."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from genrec import artifacts
+from genrec.pipeline import runner
+from genrec.pipeline.recipe import PipelineRecipe
+from genrec.recipes import Resolved
+
+
+def seconds_text(seconds: float) -> str:
+    """0.4 s, 12 s, 3.5 min, 2.1 h."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def bytes_text(n: float) -> str:
+    """Mebibytes or gibibytes."""
+    return f"{n / 2**20:.0f} MiB" if n < 2**30 else f"{n / 2**30:.1f} GiB"
+
+
+def estimate_table(planned: Sequence[runner.Planned], folder: Path) -> str:
+    """The plan as a table: what will run, why, and what it is expected to cost here."""
+    lines = [f"plan for {folder}", f"{'stage':<26}{'will':<10}{'time':>10}{'memory':>10}   why"]
+    for p in planned:
+        verb = "skip" if p.status == "done" else "run"
+        cost = ("-", "-") if verb == "skip" else (seconds_text(p.estimate.seconds), bytes_text(p.estimate.bytes))
+        lines.append(f"{p.stage.name:<26}{verb:<10}{cost[0]:>10}{cost[1]:>10}   {p.reason}")
+    total = sum(p.estimate.seconds for p in planned)
+    peak = max((p.estimate.bytes for p in planned), default=0.0)
+    lines.append(f"{'total':<26}{'':<10}{seconds_text(total):>10}{bytes_text(peak):>10}   estimated, this machine")
+    return "\n".join(lines)
+
+
+def announce(folder: Path, resolved: Resolved[PipelineRecipe], todo: Sequence[runner.Stage]) -> dict[str, Any]:
+    """Run the stages, printing each with its time and peak memory; returns the ledger."""
+    logging.basicConfig(level=logging.INFO, format="    %(message)s", stream=sys.stderr)
+    for noisy in ("httpx", "transformers", "sentence_transformers", "filelock"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    print(f"run {resolved.value.name!r} in {folder}, seed {resolved.value.seed}")
+    for path, value, origin in resolved.describe():
+        if origin == "given":
+            print(f"    {path} = {value}")
+    folder.mkdir(parents=True, exist_ok=True)
+    artifacts.atomic_write_bytes(folder / "recipe.json", artifacts.to_json_bytes(resolved.as_dict()))
+    number = {stage.name: f"[{n}/{len(todo)}]" for n, stage in enumerate(todo, 1)}
+
+    def say(what: runner.Planned | runner.Stage, line: dict[str, Any] | None) -> None:
+        if isinstance(what, runner.Planned):
+            tail = " (unchanged, kept)" if what.status == "done" else ""
+            print(f"{number[what.stage.name]} {what.stage.name}: {what.stage.about}{tail}", flush=True)
+        elif line is not None:
+            took = f"{seconds_text(line['wall_seconds'])}, peak {bytes_text(line['peak_bytes'])}"
+            print(f"    done in {took}", flush=True)
+
+    return runner.run(folder, todo, say)

@@ -1,0 +1,96 @@
+"""Is one model better than another on the same queries?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from genrec.errors import DataError
+from genrec.evaluation.report import HEADLINE, EvalReport
+from genrec.metrics.significance import (
+    Interval,
+    PairedTest,
+    bootstrap_mean,
+    paired_randomization_test,
+    paired_t_test,
+)
+
+_SAME_SETTINGS = ("exclude_seen", "history_cap")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A paired comparison of two reports on one metric.
+
+    mean_a, mean_b: over the queries that have a value in both. difference: of ``a - b`` with its bootstrap
+    interval. t_test, randomization: two-sided tests that it is zero. Stability: stable.
+    """
+
+    metric: str
+    a: str
+    b: str
+    mean_a: float
+    mean_b: float
+    difference: Interval
+    t_test: PairedTest
+    randomization: PairedTest
+
+
+def compare(
+    a: EvalReport, b: EvalReport, metric: str = "ndcg@10", *, n_resamples: int = 10_000, seed: int = 0
+) -> Comparison:
+    """Compare the per-query values of two models on one metric, query by query.
+
+    Raises DataError when the reports do not answer the same queries under the same rule, or lack the metric.
+    """
+    if a.queries != b.queries:
+        raise DataError(
+            f"{a.name!r} and {b.name!r} answered different queries (users, histories or targets differ)",
+            hint="evaluate both on the same split, part and order of ties",
+        )
+    for setting in _SAME_SETTINGS:
+        if a.settings[setting] != b.settings[setting]:
+            raise DataError(
+                f"{setting}: {a.name!r} was measured with {a.settings[setting]}, {b.name!r} with "
+                f"{b.settings[setting]}"
+            )
+    for report in (a, b):
+        if metric not in report.values:
+            raise DataError(
+                f"metric {metric!r}: no per-query values in the report of {report.name!r}",
+                hint=f"there are: {', '.join(sorted(report.values))}",
+            )
+    x, y = a.values[metric], b.values[metric]
+    both = ~np.isnan(x - y)
+    return Comparison(
+        metric=metric,
+        a=a.name,
+        b=b.name,
+        mean_a=float(x[both].mean()) if both.any() else float("nan"),
+        mean_b=float(y[both].mean()) if both.any() else float("nan"),
+        difference=bootstrap_mean(x - y, n_resamples=min(n_resamples, 1000), seed=seed),
+        t_test=paired_t_test(x, y),
+        randomization=paired_randomization_test(x, y, n_resamples=n_resamples, seed=seed),
+    )
+
+
+def comparison_table(
+    reports: Sequence[EvalReport], baseline: EvalReport, metrics: Sequence[str] = HEADLINE, *, seed: int = 0
+) -> str:
+    """Text: each report against ``baseline``, one line per metric, with difference, interval and p-values."""
+    lines = [
+        f"{'model':<24} {'metric':<12} {'model':>7} {'base':>7} {'diff':>8}  {'95 % interval':<19} "
+        f"{'p (t)':>8} {'p (rand)':>8}"
+    ]
+    for report in reports:
+        for metric in metrics:
+            c = compare(report, baseline, metric, seed=seed)
+            d = c.difference
+            lines.append(
+                f"{c.a:<24} {metric:<12} {c.mean_a:7.4f} {c.mean_b:7.4f} {d.mean:+8.4f}  "
+                f"{f'[{d.low:+.4f}, {d.high:+.4f}]':<19} "
+                f"{c.t_test.p_value:8.4f} {c.randomization.p_value:8.4f}"
+            )
+    return "\n".join([*lines, "", f"base: {baseline.name}. Paired over queries, two-sided."]) + "\n"

@@ -1,0 +1,71 @@
+"""From hidden states to log-probabilities of the codes of one level.
+
+Axes: B batch, W beams, D width, V vocabulary, S symbols of a level.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from genrec.decoding.types import Normalize
+from genrec.errors import ConfigError, FingerprintMismatch
+from genrec.vocab.token_map import TokenMap
+
+
+class OutputHead:
+    """The rows of a model's output layer that belong to each level.
+
+    Raises FingerprintMismatch if the model has too few rows or was built for another vocabulary. Internal.
+    """
+
+    def __init__(self, model: nn.Module, token_map: TokenMap, *, scale: float = 1.0) -> None:
+        layer = model.get_output_embeddings()  # type: ignore[operator]
+        if getattr(layer, "bias", None) is not None:
+            raise ConfigError("the model's output layer has a bias, which is not supported")
+        if layer.weight.shape[0] < token_map.vocab_size:
+            raise FingerprintMismatch(
+                f"expected {token_map.vocab_size} output rows or more (the tokens of the vocabulary), "
+                f"the model has {layer.weight.shape[0]}"
+            )
+        bound = getattr(model.config, "genrec_vocabulary", None)
+        if bound is not None and bound != token_map.fingerprint:
+            raise FingerprintMismatch(
+                f"the model was built for vocabulary {bound[:8]}, got {token_map.fingerprint[:8]}"
+            )
+        self._layer = layer
+        self._token_map = token_map
+        self._scale = scale
+
+    @property
+    def n_steps(self) -> int:
+        """Number of scored levels: L, or L + 1 when identifiers are ragged."""
+        return self._token_map.n_tokens_per_item
+
+    def tokens(self, level: int, codes: Tensor) -> Tensor:
+        """Token ids of codes of a level."""
+        return codes + self._token_map.level_offset[level]
+
+    def logp(self, hidden_BWD: Tensor, level: int, normalize: Normalize) -> Tensor:
+        """Float32 ``[B, W, S]`` as :meth:`genrec.decoding.scorer.Scorer.step` promises.
+
+        Only "vocab" computes all V rows; the others need the S rows of the level.
+        """
+        hidden = hidden_BWD * self._scale if self._scale != 1.0 else hidden_BWD
+        weight = self._layer.weight
+        if normalize == "vocab":
+            logits = F.linear(hidden, weight).float()
+            return self._take(logits.log_softmax(-1), level, dim=-1)
+        logits = F.linear(hidden, self._take(weight, level, dim=0)).float()
+        return logits.log_softmax(-1) if normalize == "level" else logits
+
+    def _take(self, values: Tensor, level: int, dim: int) -> Tensor:
+        """The codes of the level, and the end when ragged, along one axis."""
+        tokens = self._token_map
+        parts = []
+        if level < tokens.n_levels:
+            parts.append(values.narrow(dim, tokens.level_offset[level], tokens.level_sizes[level]))
+        if tokens.ragged:
+            parts.append(values.narrow(dim, tokens.eos_id, 1))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim)

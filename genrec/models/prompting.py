@@ -1,0 +1,102 @@
+"""Histories as model inputs (numpy only): the one place that knows how a prompt looks.
+
+Encoder-decoder:  ``[<u_7>] <a_3> <b_1> … </s>``, padded on the right; the decoder starts with ``<pad>``.
+Decoder-only:     ``<s> [<u_7>] <a_3> <b_1> …``, padded on the left; the next tokens are the next item's.
+Items stand oldest first, each as its codes; ragged identifiers keep their ``</s>``, which separates them.
+
+Axes: N items, U users (rows), T tokens, M tokens of an item.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from genrec.data.histories import Histories
+from genrec.decoding.scorer import Prompts
+from genrec.errors import DataError, FingerprintMismatch
+from genrec.item_tokenizers.codes import ItemCodes
+from genrec.vocab.token_map import TokenMap
+
+Layout = Literal["encoder", "decoder"]
+
+
+def item_tokens(codes: ItemCodes, token_map: TokenMap) -> npt.NDArray[np.int32]:
+    """Tokens of every item, int32 ``[N, M]``, ``<pad>`` behind short identifiers.
+
+    Raises FingerprintMismatch if the vocabulary was made for other level sizes.
+    """
+    expected = TokenMap.of(codes, n_user_tokens=token_map.n_user_tokens)
+    if expected.fingerprint != token_map.fingerprint:
+        raise FingerprintMismatch(
+            f"the token map has levels {token_map.level_sizes} (ragged: {token_map.ragged}), the codes have "
+            f"{codes.level_sizes} (ragged: {codes.ragged})",
+            hint="a model only understands the codes it was trained on",
+        )
+    return token_map.token_ids(codes.as_int()).astype(np.int32)
+
+
+def user_tokens(
+    token_map: TokenMap, users: npt.ArrayLike | Sequence[str], user_ids: Sequence[str] | None = None
+) -> npt.NDArray[np.int64] | None:
+    """Token of each user, int64 ``[U]``; None if the vocabulary has no user tokens.
+
+    users: user ids (strings), or user numbers, which are looked up in ``user_ids``. Tokens come from a hash
+    of the *id*, so they are the same in every data set version and process. Raises DataError for numbers
+    without ``user_ids``.
+    """
+    if not token_map.n_user_tokens:
+        return None
+    values = np.asarray(users)
+    if values.dtype.kind in "iu":
+        if user_ids is None:
+            raise DataError("users are numbers, and the model needs their ids", hint="pass user_ids")
+        return token_map.user_tokens(user_ids[int(u)] for u in values)
+    return token_map.user_tokens(str(u) for u in values)
+
+
+def build_prompts(
+    layout: Layout,
+    histories: Histories,
+    tokens_NM: npt.NDArray[np.integer],
+    token_map: TokenMap,
+    user_tokens_U: npt.NDArray[np.int64] | None = None,
+) -> Prompts:
+    """Token matrices of histories, as the module describes.
+
+    tokens_NM: see :func:`item_tokens`. user_tokens_U: required exactly where the vocabulary has user tokens.
+    Histories may be empty; they are not cut here (``histories.last(n)`` does that). Raises DataError for an
+    item number that does not exist.
+    """
+    items = histories.items
+    if len(items) and (items.min() < 0 or items.max() >= len(tokens_NM)):
+        raise DataError(f"item numbers: expected 0..{len(tokens_NM) - 1}, got {items.min()} .. {items.max()}")
+    if (user_tokens_U is None) == (token_map.n_user_tokens > 0):
+        raise DataError(
+            f"users: the vocabulary has {token_map.n_user_tokens} user tokens; pass users to match"
+        )
+    body = tokens_NM[items]
+    used = body != token_map.pad_id
+    row = np.repeat(histories.rows(), used.sum(axis=1))
+    n_rows = len(histories)
+    body_length = np.bincount(row, minlength=n_rows)
+    decoder = layout == "decoder"
+    n_head = int(decoder) + int(user_tokens_U is not None)
+    length = body_length + n_head + int(not decoder)
+    width = int(length.max(initial=0))
+    shift = width - length if decoder else np.zeros_like(length)
+    out = np.full((n_rows, width), token_map.pad_id, dtype=np.int64)
+    everyone = np.arange(n_rows)
+    if decoder:
+        out[everyone, shift] = token_map.bos_id
+    if user_tokens_U is not None:
+        out[everyone, shift + n_head - 1] = user_tokens_U
+    place = np.arange(len(row)) - (np.cumsum(body_length) - body_length)[row]
+    out[row, shift[row] + n_head + place] = body[used]
+    if not decoder:
+        out[everyone, length - 1] = token_map.eos_id
+    column = np.arange(width)
+    return Prompts(out, (column >= shift[:, None]) & (column < (shift + length)[:, None]))

@@ -1,0 +1,86 @@
+"""Stages of the baselines: train SASRec, evaluate each baseline under the run's rule."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from genrec.baselines import counting
+from genrec.baselines.sasrec import SasRec
+from genrec.data.catalog import ItemCatalog
+from genrec.data.splits import Split
+from genrec.decoding.types import DenseRecommender
+from genrec.embeddings.base import ItemEmbeddings
+from genrec.evaluation.run import evaluate
+from genrec.item_tokenizers.codes import ItemCodes
+from genrec.pipeline.recipe import PipelineRecipe, seeded
+
+log = logging.getLogger(__name__)
+
+
+def fit_sasrec(folder: Path, recipe: PipelineRecipe) -> None:
+    """Train SASRec on the train part, stopped by validation NDCG@10: artifact ``sasrec``."""
+    cut = Split.load(folder / "split")
+    model = SasRec.fit(cut.train(), cut.n_items, seeded(recipe.sasrec, recipe.seed), cut.queries("valid"))
+    model.save(folder / "sasrec", catalog=cut.catalog, overwrite=True)
+    if model.log:
+        best = max(line.get("ndcg@10", 0.0) for line in model.log)
+        log.info("%d evaluations, best validation ndcg@10 %.4f", len(model.log), best)
+
+
+def evaluate_baseline(folder: Path, recipe: PipelineRecipe, name: str) -> None:
+    """Evaluate one baseline on the test part: artifact ``eval/<name>``."""
+    cut = Split.load(folder / "split")
+    report = evaluate(
+        baseline(name, folder, cut, recipe),
+        cut.queries("test"),
+        settings=recipe.evaluate,
+        train=cut.train(),
+        name=name,
+        catalog=cut.catalog,
+        context=context(recipe, cut),
+    )
+    report.save(folder / "eval" / name, overwrite=True)
+    log.info("recall@10 %.4f, ndcg@10 %.4f", report.mean("recall@10"), report.mean("ndcg@10"))
+
+
+def baseline(name: str, folder: Path, cut: Split, recipe: PipelineRecipe) -> DenseRecommender:
+    """The fitted baseline called ``name`` (see ``genrec.pipeline.recipe.BASELINES``)."""
+    if name == "sasrec":
+        return SasRec.load(folder / "sasrec")
+    if name == "oracle":
+        from genrec.data.synthetic import Oracle, make
+
+        assert recipe.data.synthetic is not None
+        return Oracle(make(recipe.data.synthetic).truth)
+    model: Any
+    if name in ("content_knn", "content_knn_unseen"):
+        vectors = ItemEmbeddings.load(folder / "text_embeddings").vectors
+        candidates = "unseen" if name == "content_knn_unseen" else "all"
+        model = counting.ContentKnn(vectors, candidates=candidates)  # type: ignore[arg-type]
+    elif name == "item_knn_larger_id":
+        ids = ItemCatalog.load(folder / "catalog").ids
+        model = counting.LargerIdProbe(counting.ItemKnn(), counting.id_order(ids))
+    else:
+        classes = {
+            "popularity": counting.Popularity,
+            "copy_last": counting.CopyLast,
+            "markov": counting.Markov1,
+            "item_knn": counting.ItemKnn,
+        }
+        model = classes[name]()
+    fitted: DenseRecommender = model.fit(cut.train(), cut.n_items)
+    return fitted
+
+
+def context(recipe: PipelineRecipe, cut: Split) -> dict[str, Any]:
+    """What a report notes about the question it answers."""
+    return {"part": "test", "split": cut.rule, "ties": recipe.split.ties, "seed": recipe.seed}
+
+
+def identifier_of(codes: ItemCodes) -> np.ndarray[Any, np.dtype[np.int32]]:
+    """int32 ``[N]``, equal where items share an identifier."""
+    return codes.collision_ids()

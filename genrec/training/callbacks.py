@@ -1,0 +1,159 @@
+"""What happens after every optimiser step: averaging, validation, early stopping, saving, stopping on request."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+from transformers import TrainerCallback
+
+from genrec.errors import ConfigError
+from genrec.training.progress import Status, replaced, snapshot
+from genrec.training.settings import TrainSettings
+from genrec.training.trainer import SafeTrainer
+
+logger = logging.getLogger(__name__)
+
+Evaluate = Callable[[torch.nn.Module], dict[str, float]]
+
+
+class StopRequest:
+    """Set by SIGTERM or SIGINT (internal); a second SIGINT interrupts at once."""
+
+    def __init__(self) -> None:
+        self.received = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Handle the two signals in this block; threads other than the main one cannot."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        old = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = True
+        logger.warning("%s: stopping after this step, with a checkpoint", signal.Signals(number).name)
+
+
+class Loop(TrainerCallback):  # type: ignore[misc]
+    """Runs after every step (internal).
+
+    Order: count into the average, validate, decide whether to stop, ask for a checkpoint. A checkpoint
+    therefore holds the validation of its own step, and a resumed run never repeats or skips one.
+    """
+
+    def __init__(
+        self, trainer: SafeTrainer, steps_per_epoch: int, evaluate: Evaluate | None, request: StopRequest
+    ) -> None:
+        self.trainer, self.settings = trainer, trainer.settings
+        self.steps_per_epoch, self.evaluate, self.request = steps_per_epoch, evaluate, request
+        self.bar: tqdm[Any] | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Show the bar where somebody watches."""
+        if state.is_world_process_zero and sys.stderr.isatty():
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="train", unit="step")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Close the bar."""
+        if self.bar is not None:
+            self.bar.close()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """See the class."""
+        trainer, settings, step = self.trainer, self.settings, state.global_step
+        counters = trainer.train_state.counters
+        if settings.ema_decay is not None:
+            trainer.train_state.update_average(trainer.weights, settings.ema_decay, step)
+        last = step >= state.max_steps
+        if last or _due(settings, step, self.steps_per_epoch):
+            self._log(step)
+        counters.status = self._status(last)
+        control.should_training_stop = counters.status != "running"
+        control.should_save = control.should_training_stop or (
+            settings.save_every > 0 and step % settings.save_every == 0
+        )
+        if self.bar is not None:
+            self.bar.update(1)
+
+    def _status(self, last: bool) -> Status:
+        """All processes agree on the answer."""
+        counters = self.trainer.train_state.counters
+        if last:
+            return "finished"
+        if self.settings.patience and counters.waited >= self.settings.patience:
+            return "early_stopped"
+        limit = self.settings.max_seconds
+        late = limit is not None and self.trainer.clock.this_call >= limit
+        wishes = torch.tensor([int(self.request.received), int(late)])
+        if self.trainer.args.world_size > 1:
+            wishes = wishes.to(self.trainer.args.device)
+            dist.all_reduce(wishes, op=dist.ReduceOp.MAX)
+        interrupted, late = wishes.bool().tolist()
+        return "interrupted" if interrupted else "out_of_time" if late else "running"
+
+    def _log(self, step: int) -> None:
+        """One entry of the log, with the validation if there is one; keeps the best weights."""
+        state, counters = self.trainer.train_state, self.trainer.train_state.counters
+        metrics = self._metrics()
+        self.trainer.clock.stamp(counters)
+        loss = counters.losses / max(counters.n_losses, 1)
+        entry = {
+            "step": step,
+            "epoch": step / self.steps_per_epoch,
+            "seconds": round(counters.seconds, 3),
+            "cpu_seconds": round(counters.cpu_seconds, 3),
+            "loss": loss,
+            **metrics,
+        }
+        counters.log.append(entry)
+        counters.losses, counters.n_losses = 0.0, 0
+        logger.info("%s", "  ".join(f"{k} {v:.4g}" for k, v in entry.items()))
+        if self.bar is not None:
+            self.bar.set_postfix({"loss": f"{loss:.3f}", **{k: f"{v:.4f}" for k, v in metrics.items()}})
+        if metrics:
+            counters.waited += 1
+            value = metrics[self.settings.metric]
+            if counters.best is None or value > counters.best:
+                counters.best, counters.best_step, counters.waited = value, step, 0
+                state.best = snapshot(state.average or self.trainer.weights)
+
+    def _metrics(self) -> dict[str, float]:
+        """Validation by the first process, told to the others; draws from no random stream of the training."""
+        if self.evaluate is None:
+            return {}
+        trainer = self.trainer
+        answer: list[dict[str, float]] = [{}]
+        if trainer.is_world_process_zero():
+            model = trainer.model.model
+            with torch.random.fork_rng(), replaced(trainer.weights, trainer.train_state.average):
+                model.eval()
+                answer = [dict(self.evaluate(model))]
+                model.train()
+        if trainer.args.world_size > 1:
+            dist.broadcast_object_list(answer, src=0)
+        if self.settings.metric not in answer[0]:
+            raise ConfigError(f"metric: expected one of {sorted(answer[0])}, got {self.settings.metric!r}")
+        return answer[0]
+
+
+def _due(settings: TrainSettings, step: int, steps_per_epoch: int) -> bool:
+    every = settings.eval_every * (steps_per_epoch if settings.eval_unit == "epochs" else 1)
+    return every > 0 and step % every == 0

@@ -1,0 +1,77 @@
+"""The model and its loss as one module: what an optimiser step runs.
+
+Axes: B samples, T token columns, P positions that carry a loss, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from genrec.training.losses import CodeLoss
+
+
+class TrainingModule(nn.Module):
+    """``forward(batch of the collator) -> loss``, a scalar (internal).
+
+    Being one module, data-parallel wrappers see the forward pass that the gradients belong to. The output
+    layer is applied by the loss, to the positions and rows it needs only.
+    """
+
+    def __init__(self, model: nn.Module, loss: CodeLoss) -> None:
+        super().__init__()
+        self.model: Any = model
+        self.loss = loss
+
+    def forward(
+        self,
+        *,
+        positions: Tensor,
+        targets: Tensor,
+        nodes: Tensor,
+        level_counts: list[int],
+        scale: float,
+        **inputs: Tensor,
+    ) -> Tensor:
+        """Summed loss times ``scale``; the other arguments are those of :class:`genrec.training.collate.Collator`."""
+        hidden_BTD = self.hidden(**inputs)
+        hidden_PD = hidden_BTD.flatten(0, 1)[positions]
+        weight_VD = self.model.get_output_embeddings().weight
+        loss: Tensor = self.loss(hidden_PD, weight_VD, targets, nodes, level_counts) * scale
+        return loss
+
+    def hidden(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+    ) -> Tensor:
+        """What the output layer would be given, ``[B, T, D]``.
+
+        A T5 whose output layer is the embedding table scales it by D ** -0.5 first.
+        """
+        model = self.model
+        if not model.config.is_encoder_decoder:
+            decoded = model.get_decoder()(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+            return _tensor(decoded)
+        encoded = model.get_encoder()(input_ids=input_ids, attention_mask=attention_mask)
+        decoded = model.get_decoder()(
+            input_ids=decoder_input_ids,
+            encoder_hidden_states=_tensor(encoded),
+            encoder_attention_mask=attention_mask,
+            use_cache=False,
+        )
+        scaled = getattr(model.config, "scale_decoder_outputs", model.config.tie_word_embeddings)
+        return _tensor(decoded) * (model.config.d_model**-0.5 if scaled else 1.0)
+
+
+def trainable(module: nn.Module) -> dict[str, torch.nn.Parameter]:
+    """The parameters that training changes, by name; tied ones once."""
+    return {name: value for name, value in module.named_parameters() if value.requires_grad}
+
+
+def _tensor(output: Any) -> Tensor:
+    found: Tensor = output.last_hidden_state
+    return found

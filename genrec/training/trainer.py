@@ -1,0 +1,204 @@
+"""A Hugging Face Trainer whose batches, checkpoints and stopping are ours.
+
+What is kept: the loop, the devices, data parallelism, autocast, and reading optimiser and random state back. The
+data loader counts optimiser steps over all epochs as one pass, so that skipping to step s is all a resume needs.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from transformers import PrinterCallback, Trainer, TrainingArguments
+
+from genrec.errors import GenrecError
+from genrec.seeding import derive
+from genrec.training import checkpoints
+from genrec.training.collate import Collator
+from genrec.training.dataset import Plan, Samples
+from genrec.training.module import TrainingModule, trainable
+from genrec.training.progress import Clock, TrainState, save_weights
+from genrec.training.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from genrec.training.callbacks import Loop
+
+WEIGHTS = "weights.safetensors"
+
+
+class TrainingDiverged(GenrecError, ArithmeticError):
+    """The loss or its gradient is not finite; the last checkpoint is untouched (stable)."""
+
+
+class StepBatches(Dataset[dict[str, Any]]):
+    """Item s is this process's share of the batch of step s (internal).
+
+    Of ``world`` processes, process ``rank`` takes every world-th sample. The loss of a share is scaled so that
+    the mean over the processes is the mean over all symbols of the whole batch. A process that would be left
+    with nothing repeats one sample at weight zero, so that all take part in every step.
+    """
+
+    def __init__(self, plan: Plan, collator: Collator, n_steps: int, rank: int = 0, world: int = 1) -> None:
+        self.plan, self.collator, self.n_steps = plan, collator, n_steps
+        self.rank, self.world = rank, world
+
+    def __len__(self) -> int:
+        return self.n_steps
+
+    def __getitem__(self, step: int) -> dict[str, Any]:
+        whole = self.plan.batch(step)
+        share = _strided(whole, self.rank, self.world)
+        scale = self.world / self.collator.n_targets(whole)
+        if not len(share):
+            share, scale = _strided(whole, 0, len(whole)), 0.0
+        return {**self.collator(share), "scale": scale}
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[step] for step in range(len(self)))
+
+
+def _strided(samples: Samples, first: int, step: int) -> Samples:
+    return Samples(samples.starts[first::step], samples.ends[first::step], samples.rows[first::step])
+
+
+def _only(batch: list[dict[str, Any]]) -> dict[str, Any]:
+    return batch[0]
+
+
+def arguments(settings: TrainSettings, n_steps: int, folder: Path) -> TrainingArguments:
+    """Arguments of the Trainer (internal): everything that it would do on its own is off."""
+    cuda = torch.cuda.is_available()
+    wants_bf16 = settings.bf16 if settings.bf16 is not None else cuda and torch.cuda.is_bf16_supported()
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=n_steps,
+        per_device_train_batch_size=1,  # a loader item is a whole batch already
+        seed=derive(settings.seed, "finetune") % 2**32,
+        bf16=bool(wants_bf16),
+        use_cpu=not cuda,
+        max_grad_norm=0.0,  # clipped in training_step, where a bad gradient is noticed
+        dataloader_num_workers=settings.n_workers,
+        ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,
+        logging_strategy="no",
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        eval_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+    )
+
+
+class SafeTrainer(Trainer):  # type: ignore[misc]
+    """One optimiser step at a time, with checkpoints that are complete or absent (internal)."""
+
+    def __init__(
+        self,
+        module: TrainingModule,
+        args: TrainingArguments,
+        settings: TrainSettings,
+        optimizers: tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR],
+    ) -> None:
+        super().__init__(model=module, args=args, optimizers=optimizers)
+        self.remove_callback(PrinterCallback)
+        # several visible devices in one process would mean nn.DataParallel, which cannot split our batches
+        args._n_gpu = min(args.n_gpu, 1)
+        self.settings = settings
+        self.weights = trainable(module)
+        self.batches: StepBatches | None = None
+        self.loop: Loop | None = None
+        self.train_state = TrainState()
+        self.clock = Clock(self.train_state.counters)
+        self.recipe: Mapping[str, Any] = {}
+
+    # --- batches and steps ---------------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Batches in step order."""
+        assert self.batches is not None
+        return DataLoader(
+            self.batches,
+            batch_size=1,
+            collate_fn=_only,
+            num_workers=self.args.dataloader_num_workers,
+            generator=torch.Generator(),  # so that starting an epoch draws nothing from the global stream
+        )
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Tensor:
+        """The module's own loss."""
+        loss: Tensor = model(**inputs)
+        return loss
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """Forward, backward and gradient clipping; raises TrainingDiverged before a bad step is taken."""
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        norm = nn.utils.clip_grad_norm_(self.weights.values(), self.settings.max_grad_norm)
+        value, size = torch.stack([loss.detach().float(), norm.float()]).tolist()
+        if not (math.isfinite(value) and math.isfinite(size)):
+            raise self._diverged(value, size)
+        self.train_state.counters.losses += value
+        self.train_state.counters.n_losses += 1
+        return loss
+
+    def _diverged(self, loss: float, norm: float) -> TrainingDiverged:
+        step = self.state.global_step + 1
+        return TrainingDiverged(
+            f"step {step}: loss {loss}, gradient norm {norm}; the weights of step {step - 1} were not changed",
+            hint="a lower learning_rate or more warmup_steps; the last checkpoint in "
+            f"{self.args.output_dir} is complete and training goes on from it",
+        )
+
+    # --- checkpoints ---------------------------------------------------------------------------------------
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
+        random_states = self._random_states()
+        if self.args.should_save:
+            self.clock.stamp(self.train_state.counters)
+
+            def write(folder: Path) -> None:
+                save_weights(self.weights, folder / WEIGHTS)
+                self._save_optimizer_and_scheduler(str(folder))
+                self.state.save_to_json(str(folder / "trainer_state.json"))
+                self.train_state.save(folder)
+                for name, content in random_states.items():
+                    (folder / name).write_bytes(content)
+
+            meta = {"step": self.state.global_step, "status": self.train_state.counters.status}
+            folder = Path(self.args.output_dir)
+            checkpoints.save(folder, self.state.global_step, write, recipe=self.recipe, meta=meta)
+        if self.args.world_size > 1:
+            dist.barrier()
+
+    def _random_states(self) -> dict[str, bytes]:
+        """File name → content of the random state of every process."""
+        with tempfile.TemporaryDirectory() as folder:
+            self._save_rng_state(folder)
+            own = {file.name: file.read_bytes() for file in Path(folder).iterdir()}
+        if self.args.world_size == 1:
+            return own
+        parts: list[dict[str, bytes]] = [{} for _ in range(self.args.world_size)]
+        dist.all_gather_object(parts, own)
+        return {name: content for part in parts for name, content in part.items()}
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        values = load_file(Path(resume_from_checkpoint) / WEIGHTS, device="cpu")
+        with torch.no_grad():
+            for name, weight in self.weights.items():
+                weight.copy_(values[name])
+        self.train_state = TrainState.load(Path(resume_from_checkpoint), self.args.device)
+        self.clock = Clock(self.train_state.counters)

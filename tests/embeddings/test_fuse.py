@@ -1,0 +1,70 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from genrec.embeddings.base import ItemEmbeddings
+from genrec.embeddings.fuse import fuse
+from genrec.errors import ConfigError, DataError, FingerprintMismatch
+
+
+def block(seed: int, n: int = 20, dim: int = 6, catalog: str = "x") -> ItemEmbeddings:
+    draw = np.random.default_rng(seed)
+    vectors = draw.normal(3.0, draw.uniform(0.1, 30), size=(n, dim)) * draw.uniform(0.2, 5, size=dim)
+    vectors[draw.random(n) < 0.2] = 0.0
+    return ItemEmbeddings(vectors, catalog, {"kind": f"block {seed}"})
+
+
+@given(st.integers(0, 1000), st.sampled_from([None, 2, 6]), st.sampled_from([0.25, 1.0, 3.0]))
+@settings(max_examples=30, deadline=None)
+def test_each_block_is_centred_scaled_and_kept_apart(seed, dim, weight):
+    a, b = block(seed), block(seed + 1, dim=4)
+    made = fuse([a, b], [dim, None], [weight, 1.0])
+    width = dim or 6
+    assert made.dim == width + 4
+    for part, source, share in ((made.vectors[:, :width], a, weight), (made.vectors[:, width:], b, 1.0)):
+        assert not part[~source.known].any()
+        rows = part[source.known].astype(np.float64)
+        np.testing.assert_allclose(rows.mean(axis=0), 0.0, atol=1e-5)
+        np.testing.assert_allclose((rows**2).sum(axis=1).mean(), share, rtol=1e-5)
+
+
+def test_all_directions_keep_distances_up_to_scale():
+    a = block(3)
+    rows = a.vectors[a.known].astype(np.float64)
+    made = fuse([a], [6]).vectors[a.known].astype(np.float64)
+    before, after = np.linalg.norm(rows - rows[0], axis=1)[1:], np.linalg.norm(made - made[0], axis=1)[1:]
+    np.testing.assert_allclose(after / before, (after / before)[0], rtol=1e-4)
+
+
+def test_fewer_directions_are_those_of_most_variance():
+    a = block(4)
+    rows = a.vectors[a.known].astype(np.float64)
+    rows -= rows.mean(axis=0)
+    values = np.linalg.svd(rows, compute_uv=False)
+    made = fuse([a], [2]).vectors[a.known].astype(np.float64)
+    share = (made**2).sum(axis=0)
+    np.testing.assert_allclose(share[0] / share[1], (values[0] / values[1]) ** 2, rtol=1e-4)
+
+
+def test_recipe_says_what_was_put_together():
+    made = fuse([block(0), block(1)], [3, None], [1, 2])
+    assert made.recipe["blocks"] == [{"kind": "block 0"}, {"kind": "block 1"}]
+    assert made.recipe["dims"] == [3, None] and made.recipe["weights"] == [1, 2]
+
+
+def test_options_that_do_not_fit_are_refused():
+    with pytest.raises(ConfigError, match="at least one"):
+        fuse([])
+    with pytest.raises(ConfigError, match="one dim and one weight"):
+        fuse([block(0)], [1, 2])
+    with pytest.raises(ConfigError, match=r"dims\[0\]"):
+        fuse([block(0)], [7])
+    with pytest.raises(ConfigError, match=r"weights\[0\]"):
+        fuse([block(0)], None, [0.0])
+    with pytest.raises(FingerprintMismatch, match="block 1"):
+        fuse([block(0), block(1, catalog="y")])
+    with pytest.raises(DataError, match="block 0: all known vectors are equal"):
+        fuse([ItemEmbeddings(np.full((4, 3), 0.1), "x")])
+    with pytest.raises(DataError, match="block 0"):
+        fuse([ItemEmbeddings(np.zeros((4, 3)), "x")])
