@@ -42,7 +42,7 @@ def files(folder: Path | None = None) -> list[str]:
 
 
 def find(name: str) -> Path:
-    """The file called ``name`` (``"tokenizers/rqkmeans.yaml"``). Raises ConfigError with the nearest names."""
+    """The file called ``name`` (``"tokenizers/rqkmeans.yaml"``). Raises ConfigError naming near ones."""
     known = files()
     if name not in known:
         near = get_close_matches(name, known, n=3, cutoff=0.4)
@@ -53,9 +53,9 @@ def find(name: str) -> Path:
 
 
 def copy(folder: str | Path) -> list[Path]:
-    """Copy the workbench into ``folder``; returns the new files. Raises ConfigError if one of its folders exists.
+    """Copy the workbench into ``folder`` and return the new files.
 
-    Nothing is ever overwritten.
+    Nothing is ever overwritten: raises ConfigError if one of the folders exists already.
     """
     target, source = Path(folder), root()
     if os.path.lexists(target) and not target.is_dir():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from genrec.cli.console import announce, estimate_table
+from genrec.cli.console import announce, estimate_table, finish
 
 
 def register(app: typer.Typer) -> None:
@@ -30,8 +30,10 @@ def run(
     given = [*overrides, *([f"data.reader.path={data}"] if data is not None else [])]
     resolved = load_recipe(pipeline, given)
     folder = out or Path("runs") / resolved.value.name
-    todo = stages_until(stages(resolved.value), until)
+    todo = stages_until(stages(resolved.value, folder), until)
     if plan:
         print(estimate_table(runner.plan(folder, todo), folder))
         return
     announce(folder, resolved, todo)
+    if until is None or until == todo[-1].name == "report":
+        finish(folder, resolved.value)

@@ -63,3 +63,21 @@ def announce(folder: Path, resolved: Resolved[PipelineRecipe], todo: Sequence[ru
             print(f"    done in {took}", flush=True)
 
     return runner.run(folder, todo, say)
+
+
+def finish(folder: Path, recipe: PipelineRecipe) -> None:
+    """Print the results of a finished run: the table, how to read it, a few lists, where the rest is."""
+    from genrec.evaluation.report import results_table
+    from genrec.models.bundle import load_bundle
+    from genrec.pipeline.report_stage import TABLE, example_lists, headline, load_reports
+
+    reports = load_reports(folder, recipe)
+    print()
+    print(results_table(reports, TABLE))
+    for line in headline(reports, recipe.model.kind):
+        print(line)
+    print()
+    print(example_lists(folder, load_bundle(folder / "bundle")))
+    print()
+    print(f"report: {folder / 'report' / 'report.md'}")
+    print(f"try:    genrec recommend {folder} --user USER   (or --history ID,ID,...)")

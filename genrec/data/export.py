@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -33,14 +33,13 @@ def export_neutral(folder: Path | str, catalog: ItemCatalog, interactions: Inter
             row |= {name: v[n] for name, v in catalog.fields.items() if v[n] is not None}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     names = list(interactions.columns)
-    rows = _event_rows(catalog, interactions, [interactions.columns[name].tolist() for name in names])
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["user_id", "item_id", "timestamp", *names])
-    writer.writerows(rows)
+    rows = list(_event_rows(catalog, interactions, [interactions.columns[name].tolist() for name in names]))
+    header = ["user_id", "item_id", "timestamp", *names]
+    text = _csv(header, rows, csv.QUOTE_MINIMAL)
+    if "\r" in text:  # minimal quoting leaves a carriage return bare, which no reader takes back
+        text = _csv(header, rows, csv.QUOTE_NONNUMERIC)
     # no name and no time in the gzip header: equal data, equal bytes
-    packed = gzip.compress(text.getvalue().encode(), mtime=0)
-    (target / "interactions.csv.gz").write_bytes(packed)
+    (target / "interactions.csv.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
 
 
 def export_recbole(folder: Path | str, name: str, catalog: ItemCatalog, interactions: Interactions) -> None:
@@ -90,6 +89,14 @@ def _event_rows(
     events = zip(inter.user.tolist(), inter.item.tolist(), inter.time.tolist(), *columns, strict=True)
     for user, item, time, *extra in events:
         yield [users[user], ids[item], time, *("" if v is None or v != v else v for v in extra)]
+
+
+def _csv(header: Sequence[str], rows: Iterable[Sequence[Any]], quoting: Literal[0, 2]) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n", quoting=quoting)
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def _write_tabs(path: Path, header: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:

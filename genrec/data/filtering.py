@@ -12,13 +12,13 @@ from genrec.errors import ConfigError, FingerprintMismatch
 
 
 def k_core(interactions: Interactions, user_min: int, item_min: int) -> Interactions:
-    """The largest part in which every user has ``user_min`` events and every item ``item_min``.
+    """The largest part in which every user has ``user_min`` events and every item ``item_min`` (0: any number).
 
     Repeat until nothing changes: drop the events of users and of items with too few (the order of dropping
     does not matter). Users without events go; items keep their numbers, since the catalog stays.
     """
-    if user_min < 1 or item_min < 1:
-        raise ConfigError(f"k-core: expected minimums of at least 1, got users {user_min}, items {item_min}")
+    if user_min < 0 or item_min < 0:
+        raise ConfigError(f"k-core: expected minimums of at least 0, got users {user_min}, items {item_min}")
     kept = np.ones(len(interactions), np.bool_)
     while True:
         per_user = np.bincount(interactions.user[kept], minlength=interactions.n_users)

@@ -38,17 +38,17 @@ class SyntheticSettings:
     """
 
     n_items: int = 2000
-    n_users: int = 4000
+    n_users: int = 5000
     seed: int = 0
     n_departments: int = 8  # top level of the categories, at most 8
-    n_subcategories: int = 5  # leaf categories per department, at most 5
-    n_brands: int = 20  # at most 40; every brand may appear in every category
-    n_tastes: int = 12  # hidden kinds of users
+    n_subcategories: int = 3  # leaf categories per department, at most 5
+    n_brands: int = 10  # at most 40; every brand may appear in every category
+    n_tastes: int = 5  # hidden kinds of users
     brands_per_taste: int = 2  # preferred brands of a taste
-    loyalty: float = 0.7  # chance that a pick inside a cluster is restricted to the preferred brands
-    stay: float = 0.3  # chance that the walk stays in its category
+    loyalty: float = 0.8  # chance that a pick inside a cluster is restricted to the preferred brands
+    stay: float = 0.6  # chance that the walk stays in its category
     successors: tuple[float, ...] = (0.5, 0.25, 0.15, 0.1)  # otherwise: chances of the categories that follow
-    zipf: float = 1.0  # popularity falls with rank**-zipf inside a (cluster, brand); 0 = equal
+    zipf: float = 0.7  # popularity falls with rank**-zipf inside a (cluster, brand); 0 = equal
     noise: float = 0.1  # chance of a random item, which does not move the walk
     min_length: int = 5  # shortest history (events)
     mean_length: float = 12.0  # mean history before the cut at max_length (events)
@@ -62,9 +62,8 @@ class SyntheticSettings:
         _check(1 <= self.n_departments <= len(DEPARTMENTS), "n_departments", "1 to 8", self.n_departments)
         _check(1 <= self.n_subcategories <= widest, "n_subcategories", f"1 to {widest}", self.n_subcategories)
         _check(1 <= self.n_brands <= len(BRANDS), "n_brands", f"1 to {len(BRANDS)}", self.n_brands)
-        _check(
-            self.brands_per_taste <= self.n_brands, "brands_per_taste", "<= n_brands", self.brands_per_taste
-        )
+        dealt = self.n_tastes * self.brands_per_taste
+        _check(dealt <= self.n_brands, "n_brands", f">= n_tastes * brands_per_taste = {dealt}", self.n_brands)
         _check(0 <= self.loyalty <= 1, "loyalty", "0 to 1", self.loyalty)
         _check(0 < self.noise <= 1, "noise", "above 0, at most 1 (every item must be reachable)", self.noise)
         _check(0 <= self.stay < 1, "stay", "0 up to but not 1", self.stay)
@@ -122,7 +121,8 @@ def make(settings: SyntheticSettings) -> SyntheticData:
     catalog = _catalog(s, cluster, brand)
     base = _popularity(s, cluster, brand)
     draw = rng(s.seed, "synthetic", "tastes")
-    preferred = np.stack([draw.permutation(s.n_brands)[: s.brands_per_taste] for _ in range(s.n_tastes)])
+    dealt = draw.permutation(s.n_brands)[: s.n_tastes * s.brands_per_taste]
+    preferred = dealt.reshape(s.n_tastes, s.brands_per_taste)  # no brand is preferred by two tastes
     taste = rng(s.seed, "synthetic", "users").integers(s.n_tastes, size=s.n_users).astype(np.int32)
     names = [(top, leaf) for top, leaves in DEPARTMENTS.items() for leaf in list(leaves)[: s.n_subcategories]]
     truth = SyntheticTruth(

@@ -149,6 +149,7 @@ def sentence_embeddings(
     a grown catalog, encodes only new texts, and an interrupted run goes on where it stopped. ``embedder`` is
     any object with ``encode(texts, batch_size=...) -> [n, D]`` and replaces the model; ``settings.model``
     then only names it, in the recipe and the cache.
+    Vectors may differ in the last bits from those of a run that put other texts into the same batch.
     Raises ConfigError if the model cannot be loaded, MissingExtra if a package is missing.
     """
     texts = item_text(catalog, settings.text)

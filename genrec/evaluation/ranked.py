@@ -47,7 +47,7 @@ def ranked_batches(
     Each batch's arrays are in the order of its targets and queries. Raises ConfigError when the model cannot
     be asked in the way the settings want, DataError for a malformed answer.
     """
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     dense = settings.method == "dense" or (settings.method == "auto" and isinstance(model, DenseRecommender))
     if not isinstance(model, DenseRecommender if dense else Recommender):

@@ -6,7 +6,7 @@ Axes: N items, L levels, D embedding width.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
 
@@ -146,31 +146,29 @@ def load_state(path: str | Path, *, kind: str, catalog: str | None) -> Tokenizer
     Raises ConfigError when the artifact holds another kind of item tokenizer, FingerprintMismatch when it was
     fitted on another catalog than ``catalog`` (None = any).
     """
-    manifest = artifacts.read(Path(path), kind=KIND, schema=SCHEMA)
-    found = manifest.recipe.get("kind")
-    if found != kind:
-        raise ConfigError(
-            f"{manifest.path}: expected an item tokenizer of kind {kind!r}, got {found!r}",
-            hint="genrec.item_tokenizers.registry.load_tokenizer picks the class by itself",
-        )
-    if catalog is not None and manifest.catalog != catalog:
-        raise FingerprintMismatch(
-            f"the item tokenizer was fitted on catalog {(manifest.catalog or '')[:8]}, got {catalog[:8]}",
-            hint="re-run `genrec tokenize` on this catalog, or load with catalog=None to encode new items",
-        )
-    history = manifest.path / "history.json"
-    return TokenizerState(
-        settings=dict(manifest.recipe),
-        catalog=manifest.catalog or "",
-        arrays=artifacts.load_arrays(manifest.path / "state.safetensors"),
-        meta=dict(manifest.meta),
-        history=artifacts.load_json(history) if history.exists() else [],
-    )
 
+    def read(manifest: artifacts.Manifest) -> TokenizerState:
+        found = manifest.recipe.get("kind")
+        if found != kind:
+            raise ConfigError(
+                f"{manifest.path}: expected an item tokenizer of kind {kind!r}, got {found!r}",
+                hint="genrec.item_tokenizers.registry.load_tokenizer picks the class by itself",
+            )
+        if catalog is not None and manifest.catalog != catalog:
+            raise FingerprintMismatch(
+                f"the item tokenizer was fitted on catalog {(manifest.catalog or '')[:8]}, got {catalog[:8]}",
+                hint="re-run `genrec tokenize` on this catalog, or load with catalog=None",
+            )
+        history = manifest.path / "history.json"
+        return TokenizerState(
+            settings=dict(manifest.recipe),
+            catalog=manifest.catalog or "",
+            arrays=artifacts.load_arrays(manifest.path / "state.safetensors"),
+            meta=dict(manifest.meta),
+            history=artifacts.load_json(history) if history.exists() else [],
+        )
 
-def settings_dict(settings: Any) -> dict[str, Any]:
-    """A settings dataclass as plain JSON values (tuples become lists)."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(settings).items()}
+    return artifacts.load(path, read, kind=KIND, schema=SCHEMA)
 
 
 def check_at_least(settings: Any, limits: Mapping[str, float]) -> None:

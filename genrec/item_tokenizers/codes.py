@@ -194,16 +194,18 @@ class ItemCodes:
         """
         from genrec import artifacts
 
-        manifest = artifacts.read(Path(path), kind=KIND, schema=SCHEMA)
-        check_catalog("codes", manifest.catalog or "", catalog)
-        arrays = artifacts.load_arrays(manifest.path / "codes.safetensors")
-        return cls(
-            codes=arrays["codes"],
-            level_sizes=tuple(manifest.meta["level_sizes"]),
-            catalog=manifest.catalog or "",
-            lengths=arrays.get("lengths"),
-            shared_vocabulary=bool(manifest.meta["shared_vocabulary"]),
-        )
+        def read(manifest: artifacts.Manifest) -> ItemCodes:
+            check_catalog("codes", manifest.catalog or "", catalog)
+            arrays = artifacts.load_arrays(manifest.path / "codes.safetensors")
+            return cls(
+                codes=arrays["codes"],
+                level_sizes=tuple(manifest.meta["level_sizes"]),
+                catalog=manifest.catalog or "",
+                lengths=arrays.get("lengths"),
+                shared_vocabulary=bool(manifest.meta["shared_vocabulary"]),
+            )
+
+        return artifacts.load(path, read, kind=KIND, schema=SCHEMA)
 
 
 def narrowest(size: int) -> npt.DTypeLike:

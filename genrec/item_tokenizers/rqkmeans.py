@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from genrec import recipes
 from genrec.errors import NotFitted
 from genrec.item_tokenizers.base import (
     Scaling,
@@ -20,7 +21,6 @@ from genrec.item_tokenizers.base import (
     check_at_least,
     load_state,
     save_state,
-    settings_dict,
 )
 from genrec.item_tokenizers.codes import ItemCodes
 from genrec.item_tokenizers.collisions import CollisionPolicy, Quantized, check_policy, resolve
@@ -41,7 +41,7 @@ class RqKMeansSettings:
     all). max_iterations: of Lloyd's algorithm, per level.
     """
 
-    kind: str = "rqkmeans"
+    kind: Literal["rqkmeans"] = "rqkmeans"
     n_levels: int = 3
     level_size: int = 256
     collisions: CollisionPolicy = "suffix"
@@ -123,14 +123,14 @@ class RqKMeans:
         if self._scaling is None or self._codebooks_LKD is None:
             raise NotFitted("this item tokenizer has not been fitted", hint="call fit first")
         arrays = {"codebooks": self._codebooks_LKD, "mean": self._scaling.mean, "scale": self._scaling.scale}
-        state = TokenizerState(settings_dict(self.settings), self._catalog, arrays, self.report, [])
+        state = TokenizerState(recipes.to_json(self.settings), self._catalog, arrays, self.report, [])
         save_state(path, state, overwrite=overwrite)
 
     @classmethod
     def load(cls, path: str | Path, *, catalog: str | None = None) -> Self:
         """Read an ``item_tokenizer`` artifact of kind ``rqkmeans``."""
-        state = load_state(path, kind="rqkmeans", catalog=catalog)
-        tokenizer = cls(RqKMeansSettings(**state.settings))
+        state = load_state(path, kind=cls.Settings.kind, catalog=catalog)
+        tokenizer = cls(recipes.from_dict(cls.Settings, state.settings))
         tokenizer._catalog, tokenizer.report = state.catalog, state.meta
         tokenizer._scaling = Scaling(state.arrays["mean"], state.arrays["scale"])
         tokenizer._codebooks_LKD = state.arrays["codebooks"]

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from genrec import recipes
 from genrec.errors import ConfigError, NotFitted
 from genrec.item_tokenizers.base import (
     Scaling,
@@ -22,7 +23,6 @@ from genrec.item_tokenizers.base import (
     check_at_least,
     load_state,
     save_state,
-    settings_dict,
 )
 from genrec.item_tokenizers.codes import ItemCodes
 from genrec.item_tokenizers.collisions import CollisionPolicy, Quantized, check_policy, resolve
@@ -38,14 +38,16 @@ class RqVaeSettings:
     """Settings of :class:`RqVae`; ConfigError for values out of range.
 
     n_levels, level_size: L levels of K codes. dim: width of the bottleneck; hidden: widths between input and
-    bottleneck (the decoder mirrors them). epochs, batch_size, learning_rate, weight_decay: AdamW; codebooks
-    are not decayed. commitment: weight of the commitment loss (beta). standardize: scale every dimension to
-    zero mean and unit variance. revive_every: every that many epochs move codes no item uses onto residuals
-    drawn at random, during the first ``revive_share`` of the epochs (0 = never). device: auto = CUDA where
-    there is one.
+    bottleneck (the decoder mirrors them). collisions: suffix | reassign | shared. suffix_limit: largest group
+    the suffix level may hold. epochs, batch_size, learning_rate, weight_decay: AdamW; codebooks are not
+    decayed. warmup_epochs: how many of the epochs come first and train the plain autoencoder. commitment:
+    weight of the commitment loss (beta). standardize: scale every dimension to unit variance (vectors are
+    always centred). revive_every: every that many epochs move codes no item uses onto residuals drawn at
+    random, during the first ``revive_share`` of the epochs (0 = never). device: auto = CUDA where there is
+    one.
     """
 
-    kind: str = "rqvae"
+    kind: Literal["rqvae"] = "rqvae"
     n_levels: int = 3
     level_size: int = 256
     dim: int = 32
@@ -67,10 +69,15 @@ class RqVaeSettings:
         object.__setattr__(self, "hidden", tuple(self.hidden))
         check_policy(self.collisions)
         positive = dict.fromkeys(("n_levels", "suffix_limit", "dim", "epochs", "batch_size"), 1.0)
-        zero = dict.fromkeys(("weight_decay", "commitment", "revive_every", "revive_share"), 0.0)
+        zero = dict.fromkeys(
+            ("weight_decay", "commitment", "revive_every", "revive_share", "warmup_epochs"), 0.0
+        )
         check_at_least(self, {**positive, **zero, "level_size": 2})
         if not self.learning_rate > 0:
             raise ConfigError(f"learning_rate: expected more than 0, got {self.learning_rate}")
+        if self.warmup_epochs >= self.epochs:
+            found = self.warmup_epochs
+            raise ConfigError(f"warmup_epochs: expected less than epochs ({self.epochs}), got {found}")
         if self.revive_share > 1:
             raise ConfigError(f"revive_share: expected 0..1, got {self.revive_share}")
         if any(width < 1 for width in self.hidden):
@@ -88,10 +95,12 @@ class RqVae:
         loss = |x - x'|² + sum over levels ( |sg(r) - e|² + beta |r - sg(e)|² )
 
     Every ``|.|²`` is a sum over dimensions and a mean over the batch. Codebooks start from k-means on the
-    residuals of the encoder's outputs, level by level. Differences from the paper: inputs are standardised
-    per dimension (text vectors of unit norm otherwise give a reconstruction loss so small that the codes
-    collapse), AdamW in place of Adagrad at 0.4, unused codes are revived. ``history`` has a row per epoch;
-    compare its ``reconstruction`` with ``floor``, the error of always predicting the mean.
+    residuals of the encoder's outputs, level by level, after some epochs of the plain autoencoder (the
+    outputs of an untrained encoder grow tenfold in the first epochs and leave the codebooks behind).
+    Differences from the paper: that warm-up; inputs standardised per dimension (text vectors of unit norm
+    otherwise give so small a reconstruction loss that all items end in one code); AdamW in place of Adagrad
+    at 0.4; revival of unused codes. ``history`` has a row per epoch; compare its ``reconstruction`` with
+    ``floor``, the error of always predicting the mean.
 
     On the CPU the same source, settings and seed give the same bytes.
     """
@@ -141,14 +150,16 @@ class RqVae:
             raise NotFitted("this item tokenizer has not been fitted", hint="call fit first")
         weights = {f"model.{k}": v.cpu().numpy() for k, v in self._model.state_dict().items()}
         arrays = {**weights, "mean": self._scaling.mean, "scale": self._scaling.scale}
-        state = TokenizerState(settings_dict(self.settings), self._catalog, arrays, self.report, self.history)
+        state = TokenizerState(
+            recipes.to_json(self.settings), self._catalog, arrays, self.report, self.history
+        )
         save_state(path, state, overwrite=overwrite)
 
     @classmethod
     def load(cls, path: str | Path, *, catalog: str | None = None) -> Self:
         """Read an ``item_tokenizer`` artifact of kind ``rqvae``; the model is put on the CPU."""
-        state = load_state(path, kind="rqvae", catalog=catalog)
-        tokenizer = cls(RqVaeSettings(**state.settings))
+        state = load_state(path, kind=cls.Settings.kind, catalog=catalog)
+        tokenizer = cls(recipes.from_dict(cls.Settings, state.settings))
         tokenizer._catalog, tokenizer.report, tokenizer.history = state.catalog, state.meta, state.history
         tokenizer._scaling = Scaling(state.arrays["mean"], state.arrays["scale"])
         model = RqVaeModel(len(state.arrays["mean"]), tokenizer.settings)

@@ -6,6 +6,7 @@ Axes: N items, B batch, L levels, K codes of a level, D width of the bottleneck.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
+from torch.optim import Optimizer
 from tqdm import tqdm
 
 from genrec.item_tokenizers.quantizers.kmeans import kmeans
@@ -52,8 +54,8 @@ def train(x_ND: Floats, settings: RqVaeSettings, *, seed: int, progress: bool = 
     """Train on scaled item vectors float32 ``[N, width]``; see :class:`genrec.item_tokenizers.rqvae.RqVae`.
 
     No global random state is touched. Rows of the history: epoch, loss, reconstruction (sum over dimensions,
-    mean over items), floor (the same for predicting the mean), commitment, usage and perplexity per level,
-    revived (codes moved after this epoch).
+    mean over items), floor (the same for predicting the mean), commitment, usage and perplexity per level
+    (empty while warming up), revived (codes moved after this epoch).
     """
     device = torch.device(settings.device if settings.device != "auto" else _best_device())
     with torch.random.fork_rng(devices=[]):
@@ -66,14 +68,18 @@ def train(x_ND: Floats, settings: RqVaeSettings, *, seed: int, progress: bool = 
     optimizer = _optimizer(model, settings)
     history: list[dict[str, Any]] = []
     for epoch in tqdm(range(1, settings.epochs + 1), desc="rqvae", unit="epoch", disable=not progress):
-        if epoch == settings.warmup_epochs + 1:
-            start_codebooks(model, x, seed)
-        row = _epoch(model, x, settings, optimizer, order_rng, epoch > settings.warmup_epochs)
+        if epoch <= settings.warmup_epochs:
+            row = _warm_up_epoch(model, x, settings.batch_size, optimizer, order_rng)
+        else:
+            if epoch == settings.warmup_epochs + 1:
+                start_codebooks(model, x, seed)
+            row = _epoch(model, x, settings, optimizer, order_rng)
         row = {"epoch": epoch, **row, "floor": floor, "revived": 0}
         if _revives(epoch, settings):
             row["revived"] = revive(model, x, optimizer, revive_rng)
         history.append({k: _rounded(v) for k, v in row.items()})
-        _LOG.debug("rqvae epoch %s", history[-1])
+        if epoch % max(1, settings.epochs // 10) == 0:
+            _LOG.info("rqvae %s", history[-1])
     if history[-1]["reconstruction"] > 0.99 * floor:
         _LOG.warning(
             "the RQ-VAE reconstructs no better than predicting the mean: its codes carry no information"
@@ -93,9 +99,7 @@ def start_codebooks(model: RqVaeModel, x: torch.Tensor, seed: int) -> None:
             residual = residual - found.centroids_KD[found.labels]
 
 
-def revive(
-    model: RqVaeModel, x: torch.Tensor, optimizer: torch.optim.Optimizer, generator: torch.Generator
-) -> int:
+def revive(model: RqVaeModel, x: torch.Tensor, optimizer: Optimizer, generator: torch.Generator) -> int:
     """Move every code that no item uses onto a residual drawn at random; returns how many moved.
 
     Levels go in order, because a moved code changes the residuals of the levels after it. The optimizer
@@ -120,32 +124,42 @@ def revive(
     return n_moved
 
 
+def _warm_up_epoch(
+    model: RqVaeModel, x: torch.Tensor, batch_size: int, optimizer: Optimizer, generator: torch.Generator
+) -> dict[str, Any]:
+    """One epoch of the plain autoencoder."""
+    total = torch.zeros((), device=x.device)
+    for batch in _batches(x, batch_size, generator):
+        reconstruction = _sum_square(batch - model.decoder(model.encoder(batch)))
+        _step(optimizer, reconstruction)
+        total += reconstruction.detach() * (len(batch) / len(x))
+    return {
+        "loss": float(total),
+        "reconstruction": float(total),
+        "commitment": [],
+        "usage": [],
+        "perplexity": [],
+    }
+
+
 def _epoch(
     model: RqVaeModel,
     x: torch.Tensor,
     settings: RqVaeSettings,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     generator: torch.Generator,
-    quantizes: bool,
 ) -> dict[str, Any]:
     counts_LK = torch.zeros(settings.n_levels, settings.level_size, dtype=torch.int64, device=x.device)
     total = torch.zeros(2 + settings.n_levels, device=x.device)  # loss, reconstruction, commitment per level
-    order = torch.randperm(len(x), generator=generator).to(x.device)
-    for start in range(0, len(x), settings.batch_size):
-        batch = x[order[start : start + settings.batch_size]]
-        z=model.encoder(batch)
-        found = model.quantizer(z)
-        reconstruction = (batch - model.decoder(found.quantized_BD if quantizes else z)).square().sum(dim=1).mean()
-        quantization = found.codebook_L.sum() + settings.commitment * found.commitment_L.sum()
-        loss = reconstruction + (quantization if quantizes else 0)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        with torch.no_grad():
-            parts = torch.cat([torch.stack([loss, reconstruction]), found.commitment_L])
-            total += parts.detach() * (len(batch) / len(x))
-            for level in range(settings.n_levels):
-                counts_LK[level] += torch.bincount(found.codes_BL[:, level], minlength=settings.level_size)
+    for batch in _batches(x, settings.batch_size, generator):
+        found = model.quantizer(model.encoder(batch))
+        reconstruction = _sum_square(batch - model.decoder(found.quantized_BD))
+        loss = reconstruction + found.codebook_L.sum() + settings.commitment * found.commitment_L.sum()
+        _step(optimizer, loss)
+        parts = torch.cat([torch.stack([loss, reconstruction]), found.commitment_L])
+        total += parts.detach() * (len(batch) / len(x))
+        for level in range(settings.n_levels):
+            counts_LK[level] += torch.bincount(found.codes_BL[:, level], minlength=settings.level_size)
     share = counts_LK.double() / counts_LK.sum(dim=1, keepdim=True)
     entropy = -torch.special.xlogy(share, share).sum(dim=1)
     return {
@@ -157,7 +171,23 @@ def _epoch(
     }
 
 
-def _optimizer(model: RqVaeModel, settings: RqVaeSettings) -> torch.optim.Optimizer:
+def _batches(x: torch.Tensor, batch_size: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
+    order = torch.randperm(len(x), generator=generator).to(x.device)
+    for start in range(0, len(x), batch_size):
+        yield x[order[start : start + batch_size]]
+
+
+def _step(optimizer: Optimizer, loss: torch.Tensor) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+
+
+def _sum_square(gap_BD: torch.Tensor) -> torch.Tensor:
+    return gap_BD.square().sum(dim=1).mean()
+
+
+def _optimizer(model: RqVaeModel, settings: RqVaeSettings) -> Optimizer:
     networks = [*model.encoder.parameters(), *model.decoder.parameters()]
     groups = [
         {"params": networks, "weight_decay": settings.weight_decay},
@@ -176,7 +206,11 @@ def _mlp(widths: tuple[int, ...]) -> nn.Sequential:
 
 def _revives(epoch: int, settings: RqVaeSettings) -> bool:
     every = settings.revive_every
-    return every > 0 and epoch % every == 0 and epoch <= settings.revive_share * settings.epochs
+    return (
+        every > 0
+        and epoch % every == 0
+        and settings.warmup_epochs < epoch <= settings.revive_share * settings.epochs
+    )
 
 
 def _best_device() -> str:

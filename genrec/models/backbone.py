@@ -32,9 +32,9 @@ class T5Settings:
     """An encoder-decoder of the size of TIGER (Rajput et al. 2023, arXiv:2305.05065).
 
     d_model: width D. n_layers: of the encoder and of the decoder. d_kv: width of one head. d_ff: width of the
-    feed-forward layer (ReLU). dropout: of T5 itself. embedding_std: standard deviation of new embeddings;
-    input and output share them, and T5's own value of 1 starts far from a uniform prediction (the model
-    predicts the token it was just given), while 0.05 starts at a cross-entropy of ln V.
+    feed-forward layer (ReLU). dropout: of T5 itself. embedding_std: standard deviation of new embeddings,
+    which input and output share. T5's own 1.0 starts about 0.5 nat above the cross-entropy ln V of a uniform
+    prediction, 0.05 starts at it; on a toy task 1.0 learned faster at every learning rate tried.
 
     Raises ConfigError for values out of range. Stability: stable.
     """
@@ -46,7 +46,7 @@ class T5Settings:
     d_kv: int = 64
     d_ff: int = 1024
     dropout: float = 0.1
-    embedding_std: float = 0.05
+    embedding_std: float = 1.0
 
     def __post_init__(self) -> None:
         _positive(self, "d_model", "n_layers", "n_heads", "d_kv", "d_ff", "embedding_std")

@@ -9,6 +9,7 @@ from genrec import recipes
 from genrec.data.catalog import ItemCatalog
 from genrec.data.interactions import Interactions
 from genrec.data.splits import Split, held_out_items, leave_one_out, predefined_split, time_split
+from genrec.decoding.index import CatalogIndex
 from genrec.embeddings.base import ItemEmbeddings, load_vectors
 from genrec.embeddings.collaborative import ppmi, svd
 from genrec.embeddings.fuse import fuse
@@ -72,7 +73,10 @@ def _cut(events: Interactions, settings: SplitSettings, seed: int) -> Split:
 
 
 def embed(folder: Path, recipe: PipelineRecipe) -> None:
-    """Item vectors from every block, fused: artifact ``embeddings``."""
+    """Item vectors from every block, fused: artifact ``embeddings``.
+
+    Where a content baseline needs them, the vectors of the first text block alone: ``text_embeddings``.
+    """
     catalog = ItemCatalog.load(folder / "catalog")
     cut = Split.load(folder / "split")
     blocks = [_vectors(block, catalog, cut, folder, recipe.seed) for block in recipe.embeddings]
@@ -81,6 +85,8 @@ def embed(folder: Path, recipe: PipelineRecipe) -> None:
     else:
         made = fuse(blocks, [b.dim for b in recipe.embeddings], [b.weight for b in recipe.embeddings])
     made.save(folder / "embeddings", overwrite=True)
+    if recipe.needs_text_vectors:
+        blocks[recipe.text_block].save(folder / "text_embeddings", overwrite=True)
     log.info("item vectors: %d x %d", *made.vectors.shape)
 
 
@@ -102,7 +108,7 @@ def _vectors(block: Block, catalog: ItemCatalog, cut: Split, folder: Path, seed:
 
 
 def tokenize(folder: Path, recipe: PipelineRecipe) -> None:
-    """Choose every item's identifier: artifacts ``item_tokenizer`` and ``codes``."""
+    """Choose every item's identifier: artifacts ``item_tokenizer``, ``codes`` and ``index``."""
     catalog = ItemCatalog.load(folder / "catalog")
     source = TokenizerSource.of(
         catalog,
@@ -117,6 +123,7 @@ def tokenize(folder: Path, recipe: PipelineRecipe) -> None:
     codes = tokenizer.fit(source, seed=recipe.seed)
     tokenizer.save(folder / "item_tokenizer", overwrite=True)
     codes.save(folder / "codes", overwrite=True)
+    CatalogIndex.build(codes, source.item_keys).save(folder / "index", overwrite=True)
     log.info("%s", describe_codes(codes))
 
 

@@ -127,6 +127,19 @@ class PipelineRecipe:
         if not isinstance(self.tokenizer.get("kind"), str):
             raise ConfigError("tokenizer: expected a 'kind', such as rqkmeans, rqvae or my_module:MyTokenizer")
 
+        if self.needs_text_vectors and self.text_block < 0:
+            raise ConfigError("baselines: content_knn needs an lsa, sentence or file block in embeddings")
+
+    @property
+    def text_block(self) -> int:
+        """Position of the first block that knows item content; -1 if there is none."""
+        return next((n for n, b in enumerate(self.embeddings) if b.lsa or b.sentence or b.file), -1)
+
+    @property
+    def needs_text_vectors(self) -> bool:
+        """Whether a content baseline is asked for."""
+        return any(name.startswith("content_knn") for name in self.baselines)
+
     @property
     def needs_sasrec(self) -> bool:
         """Whether SASRec is trained: as a baseline or as a source of item vectors."""

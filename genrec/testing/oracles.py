@@ -144,3 +144,22 @@ def _token_trie(trie: Trie, token_of: Callable[[int, int], int], level: int) -> 
         else _token_trie(below, token_of, level + 1)
         for key, below in trie.items()
     }
+
+
+def beam_scores(
+    trie: Trie, n_levels: int, logp: LogProbs, *, row: int, n_beams: int
+) -> list[tuple[tuple[int, ...], float]]:
+    """Beam search in Python for identifiers of fixed length: (codes, score), best first.
+
+    Ties go to the earlier beam, then to the lower code.
+    """
+    beams: list[tuple[tuple[int, ...], float]] = [((), 0.0)]
+    for _ in range(n_levels):
+        found = []
+        for place, (prefix, score) in enumerate(beams):
+            values = logp(row, prefix)
+            node = walk(trie, prefix)
+            assert node is not None
+            found += [(-(score + float(values[code])), place, code) for code in node]
+        beams = [((*beams[place][0], code), -score) for score, place, code in sorted(found)[:n_beams]]
+    return beams

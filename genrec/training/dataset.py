@@ -5,6 +5,7 @@ Axes: U users, E items of all histories together, R samples, N items, B samples 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,8 +28,8 @@ class TrainingData:
     """What a fine-tune may read (stable).
 
     histories: the training part, one row per user. codes: identifiers of all items. token_map: their tokens.
-    valid: validation queries, for early stopping. user_tokens: int64 ``[U]``, the user token of each history,
-    for models that know users.
+    valid: validation queries, for early stopping. user_ids: the id of the user of each history (and of each
+    user number in ``valid``), needed if the vocabulary has user tokens.
 
     Raises DataError if the parts do not fit together.
     """
@@ -37,7 +38,7 @@ class TrainingData:
     codes: ItemCodes
     token_map: TokenMap
     valid: EvalSet | None = None
-    user_tokens: Int64 | None = None
+    user_ids: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         items, n_items = self.histories.items, self.codes.n_items
@@ -49,9 +50,10 @@ class TrainingData:
             raise DataError(
                 f"token map: expected level sizes {self.codes.level_sizes}, got {self.token_map.level_sizes}"
             )
-        if self.user_tokens is not None and len(self.user_tokens) != len(self.histories):
+        if self.token_map.n_user_tokens and len(self.user_ids or ()) != len(self.histories):
             raise DataError(
-                f"user_tokens: expected one per history ({len(self.histories)}), got {len(self.user_tokens)}"
+                f"user_ids: the vocabulary has user tokens, so expected one id per history "
+                f"({len(self.histories)}), got {len(self.user_ids or ())}"
             )
 
 

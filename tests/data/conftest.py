@@ -24,3 +24,20 @@ def data_set(data_folder):
         return data_folder / name
 
     return find
+
+
+@pytest.fixture(scope="session")
+def loaded_set(data_folder):
+    """A data set in the neutral format, read once for all tests."""
+    from genrec.data.readers import ReaderSettings, read
+
+    cache = {}
+
+    def load(name):
+        if not (data_folder / name).exists():
+            pytest.skip(f"{data_folder} has no {name}")
+        if name not in cache:
+            cache[name] = read(ReaderSettings("neutral", data_folder / name))
+        return cache[name]
+
+    return load

@@ -91,11 +91,11 @@ def test_oracle_does_not_depend_on_the_other_rows():
 
 
 def test_generated_events_are_as_frequent_as_the_oracle_says():
-    truth = replace(small_truth(5), taste=np.zeros(0, np.int32))
-    n = 20_000
+    truth = replace(small_truth(5, n_items=8, n_clusters=4), transitions=np.roll(np.eye(4), 1, axis=1))
+    n = 100_000
     taste = rng(1, "taste").choice(2, size=n, p=truth.taste_prior).astype(np.int32)
     items = walk(replace(truth, taste=taste), 3, rng(1, "walk"))
-    for start in ([], [0], [0, 1]):
+    for start in ([], [0], *([0, i] for i in range(1, 8))):
         rows = (items[:, : len(start)] == start).all(axis=1)
         found = np.bincount(items[rows, len(start)], minlength=truth.n_items)
         expected = oracle_scores(truth, Histories.from_lists([start]))[0]

@@ -37,7 +37,12 @@ def test_ppmi_equals_the_formula(histories, window, shift):
     matrix = dense_ppmi(histories, window, 0.7, shift)
     if matrix.max() < 1e-9:
         return
-    made = ppmi(Histories.from_lists(histories), N, PpmiSettings(dim=N, window=window, shift=shift, value_power=1), "x")
+    made = ppmi(
+        Histories.from_lists(histories),
+        N,
+        PpmiSettings(dim=N, window=window, shift=shift, value_power=1),
+        "x",
+    )
     # with all directions and power 1, P diag(s): inner products are those of the rows of M
     np.testing.assert_allclose(made.vectors @ made.vectors.T, matrix @ matrix.T, atol=1e-4)
     assert not made.vectors[N - 1].any()

@@ -5,7 +5,14 @@ import pytest
 
 from genrec.data.catalog import ItemCatalog
 from genrec.data.synthetic import make, tiny
-from genrec.embeddings.text import DEFAULT_TEXT, LsaSettings, SentenceSettings, item_text, lsa, sentence_embeddings
+from genrec.embeddings.text import (
+    DEFAULT_TEXT,
+    LsaSettings,
+    SentenceSettings,
+    item_text,
+    lsa,
+    sentence_embeddings,
+)
 from genrec.errors import ConfigError, DataError
 
 SHOP = ItemCatalog(
@@ -53,7 +60,9 @@ def test_own_parts_and_fields():
         item_text(only_titles, ["{colour}"])
 
 
-@pytest.mark.parametrize("parts", [(), "title", ("title",), ("{title",), ("{}",), ("{title.upper}",), ("{0}",)])
+@pytest.mark.parametrize(
+    "parts", [(), "title", ("title",), ("{title",), ("{}",), ("{title.upper}",), ("{0}",)]
+)
 def test_malformed_parts_are_refused(parts):
     with pytest.raises(ConfigError, match="text"):
         LsaSettings(text=parts)
@@ -112,7 +121,9 @@ def test_any_object_with_encode_is_an_embedder():
 
 
 def test_normalize_leaves_zero_vectors_alone():
-    made = sentence_embeddings(SHOP, SentenceSettings(normalize=True), embedder=CountingEmbedder(), progress=False)
+    made = sentence_embeddings(
+        SHOP, SentenceSettings(normalize=True), embedder=CountingEmbedder(), progress=False
+    )
     np.testing.assert_allclose(np.linalg.norm(made.vectors, axis=1), [1, 1, 1, 0])
 
 
@@ -176,7 +187,10 @@ def test_bad_embedders_are_refused(tmp_path):
         def encode(self, texts, *, batch_size):
             return self.result
 
-    for result, message in ((np.zeros((1, 2)), r"expected \[4, D\]"), (np.full((4, 2), np.nan), "not finite")):
+    for result, message in (
+        (np.zeros((1, 2)), r"expected \[4, D\]"),
+        (np.full((4, 2), np.nan), "not finite"),
+    ):
         with pytest.raises(DataError, match=message):
             sentence_embeddings(SHOP, SentenceSettings(), embedder=Broken(result), progress=False)
     with pytest.raises(ConfigError, match="max_tokens"):

@@ -100,6 +100,18 @@ class Rejected:
         """Number of rows left out."""
         return sum(self.counts.values())
 
+    def __bool__(self) -> bool:
+        """Whether anything was left out."""
+        return self.total > 0
+
+    def __str__(self) -> str:
+        lines = [f"{file}: {n} x {reason}" for (file, reason), n in self.counts.items()]
+        first = {(e.file, e.reason): e for e in reversed(self.examples)}
+        places = [
+            f"; first: line {first[k].line}: {first[k].message}" if k in first else "" for k in self.counts
+        ]
+        return "\n".join([f"left out {self.total} rows", *map(str.__add__, lines, places)])
+
 
 @dataclass(frozen=True, eq=False)
 class Loaded:

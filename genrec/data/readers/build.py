@@ -179,6 +179,8 @@ def timestamp(value: Any, field: str, scale: float = 1.0) -> int:
 def number(text: str, field: str) -> float:
     """A finite number written as text."""
     try:
+        if "_" in text or not text.isascii():  # float() takes 1_000 and digits of any script
+            raise ValueError
         value = float(text)
     except ValueError:
         raise RowError("wrong type", field, f"expected a number, got {short(text)}") from None

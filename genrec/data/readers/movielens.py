@@ -18,8 +18,8 @@ RATINGS = ("u.data", "ratings.dat", "ratings.csv", "ratings.csv.gz")
 MOVIES = ("u.item", "movies.dat", "movies.csv", "movies.csv.gz")
 NO_GENRES = "(no genres listed)"
 GENRES = ["unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary",
-          "Drama", "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War",
-          "Western"]  # fmt: skip
+          "Drama", "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller",
+          "War", "Western"]  # fmt: skip
 
 Rows = Iterator[tuple[int, "list[str] | RowError"]]
 

@@ -1,0 +1,144 @@
+"""A trained recommender as one folder.
+
+bundle/
+  genrec.json                  manifest
+  model/                       plain Hugging Face folder: weights, config, text tokenizer
+  codes/  index/  catalog/     artifacts of their own; the catalog is optional
+  token_map.json  decoding.json
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
+
+from genrec import artifacts
+from genrec.decoding.index import CatalogIndex
+from genrec.errors import ArtifactError, FingerprintMismatch
+from genrec.item_tokenizers.codes import ItemCodes
+from genrec.models.backbone import layout_of
+from genrec.models.recommender import DecodingSettings, GenerativeRecommender
+from genrec.vocab.token_map import TokenMap
+
+if TYPE_CHECKING:
+    from genrec.data.catalog import ItemCatalog
+
+KIND = "bundle"
+SCHEMA = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """A recommender with what is needed to print its lists, and the manifest it was loaded under."""
+
+    recommender: GenerativeRecommender
+    catalog: ItemCatalog | None
+    manifest: artifacts.Manifest
+
+
+def save_bundle(
+    path: str | Path,
+    recommender: GenerativeRecommender,
+    *,
+    catalog: ItemCatalog | None = None,
+    recipe: dict[str, Any] | None = None,
+    parents: dict[str, str] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write a bundle. ``model/`` is a plain Hugging Face folder, usable without genrec.
+
+    catalog: stored too (needs pyarrow), so that lists can be printed. Raises FingerprintMismatch if it is not
+    the catalog of the codes, ArtifactError as every writer does. Stability: stable.
+    """
+    codes = recommender.codes
+    if catalog is not None and catalog.fingerprint != codes.catalog:
+        raise FingerprintMismatch(
+            f"codes belong to catalog {codes.catalog[:8]}, got catalog {catalog.fingerprint[:8]}"
+        )
+    meta = {
+        "vocabulary": recommender.token_map.fingerprint,
+        "codes": codes.fingerprint,
+        "layout": layout_of(recommender.model),
+    }
+    with artifacts.write(
+        Path(path),
+        kind=KIND,
+        schema=SCHEMA,
+        recipe=recipe,
+        catalog=codes.catalog,
+        parents=parents,
+        meta=meta,
+        overwrite=overwrite,
+    ) as draft:
+        _save_model(draft.dir / "model", recommender.model, recommender.token_map)
+        codes.save(draft.dir / "codes")
+        recommender.index.save(draft.dir / "index")
+        if catalog is not None:
+            catalog.save(draft.dir / "catalog")
+        artifacts.save_json(draft.dir / "token_map.json", recommender.token_map.to_dict())
+        artifacts.save_json(draft.dir / "decoding.json", asdict(recommender.settings))
+
+
+def load_bundle(
+    path: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    user_ids: Sequence[str] | None = None,
+) -> Bundle:
+    """Read a bundle; nothing is looked up on a hub.
+
+    dtype: None = as stored. Raises ArtifactError for a damaged folder, FingerprintMismatch if its parts do
+    not belong together. Stability: stable.
+    """
+
+    def read(manifest: artifacts.Manifest) -> Bundle:
+        folder = manifest.path
+        token_map = TokenMap.from_dict(artifacts.load_json(folder / "token_map.json"))
+        if token_map.fingerprint != manifest.meta["vocabulary"]:
+            raise FingerprintMismatch(
+                f"{folder}: the model was trained on vocabulary {manifest.meta['vocabulary'][:8]}, "
+                f"token_map.json has {token_map.fingerprint[:8]}"
+            )
+        codes = ItemCodes.load(folder / "codes", catalog=manifest.catalog)
+        recommender = GenerativeRecommender(
+            _load_model(folder / "model", dtype).to(device),
+            token_map,
+            codes,
+            CatalogIndex.load(folder / "index", codes=codes),
+            DecodingSettings(**artifacts.load_json(folder / "decoding.json")),
+            user_ids=user_ids,
+        )
+        return Bundle(recommender, _load_catalog(folder), manifest)
+
+    return artifacts.load(path, read, kind=KIND, schema=SCHEMA)
+
+
+def _save_model(folder: Path, model: PreTrainedModel, token_map: TokenMap) -> None:
+    model.save_pretrained(folder)
+    tokenizer = token_map.text_tokenizer()
+    tokenizer.padding_side = "right" if layout_of(model) == "encoder" else "left"
+    tokenizer.save_pretrained(folder)
+
+
+def _load_model(folder: Path, dtype: torch.dtype | None) -> PreTrainedModel:
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        model = auto.from_pretrained(folder, local_files_only=True, dtype=dtype or "auto")
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{folder}: not a loadable Hugging Face model ({error})") from error
+    return model.eval()
+
+
+def _load_catalog(folder: Path) -> ItemCatalog | None:
+    if not (folder / "catalog").is_dir():
+        return None
+    from genrec.data.catalog import ItemCatalog
+
+    return ItemCatalog.load(folder / "catalog")

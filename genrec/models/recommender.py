@@ -1,0 +1,256 @@
+"""A generative model as a recommender: histories in, lists of items out.
+
+Axes: U users, B users of a batch, M items asked for.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import PreTrainedModel
+
+from genrec.data.histories import Histories
+from genrec.decoding.beam import Found, beam_search
+from genrec.decoding.exact import score_items
+from genrec.decoding.index import CatalogIndex
+from genrec.decoding.listing import list_items
+from genrec.decoding.scorer import Prompts, Scorer, check_normalize
+from genrec.decoding.select import DeviceIndex
+from genrec.decoding.types import Normalize, Recommendations, SearchOptions
+from genrec.errors import ConfigError, DataError, FingerprintMismatch
+from genrec.item_tokenizers.codes import ItemCodes
+from genrec.models.backbone import evaluating, layout_of, scorer_of
+from genrec.models.prompting import build_prompts, item_tokens, user_tokens
+from genrec.vocab.token_map import TokenMap
+
+logger = logging.getLogger(__name__)
+
+Loss = Literal["vocab", "level"]
+SCORED_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class DecodingSettings:
+    """How a model is decoded unless a request says otherwise; stored with it (``decoding.json``).
+
+    n_beams: identifiers kept per step. normalize: None = as in training (``loss``). loss: the softmax of the
+    training loss, over the whole vocabulary or over the level's codes. max_items: newest items of a history
+    that enter the prompt (all items count as seen). batch_size: users searched at once.
+
+    Raises ConfigError for values out of range. Stability: stable.
+    """
+
+    n_beams: int = 50
+    normalize: Normalize | None = None
+    loss: Loss = "vocab"
+    max_items: int = 20
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("n_beams", "max_items", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: expected a positive integer, got {getattr(self, name)}")
+        if self.loss not in ("vocab", "level"):
+            raise ConfigError(f"loss: expected 'vocab' or 'level', got {self.loss!r}")
+        if self.normalize is not None:
+            check_normalize(self.normalize)
+
+
+class GenerativeRecommender:
+    """Recommends by beam search inside the catalog; a :class:`~genrec.decoding.types.Recommender`.
+
+    Users are batched by the length of their prompts; the answer for a batch equals the answers one by one.
+    The model's own ``generation_config`` (sampling, penalties, …) plays no part.
+
+    model: T5, Llama, Qwen2 or Qwen3. index: built from ``codes``. user_ids: the ids behind user numbers,
+    needed if the vocabulary has user tokens and users are given as numbers. Raises FingerprintMismatch if
+    model, vocabulary, codes and index do not belong together. Stability: stable.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        token_map: TokenMap,
+        codes: ItemCodes,
+        index: CatalogIndex,
+        settings: DecodingSettings | None = None,
+        *,
+        user_ids: Sequence[str] | None = None,
+    ) -> None:
+        if index.codes != codes.fingerprint:
+            raise FingerprintMismatch(
+                f"index was built from codes {index.codes[:8]}, got codes {codes.fingerprint[:8]}",
+                hint="build the index again with CatalogIndex.build",
+            )
+        self.model = model
+        self.token_map = token_map
+        self.codes = codes
+        self.index = index
+        self.settings = settings or DecodingSettings()
+        self.user_ids = user_ids
+        self._tokens_NM = item_tokens(codes, token_map)
+        self._scorer: Scorer = scorer_of(model, token_map)
+        self._device_index: DeviceIndex | None = None
+        _say_what_is_ignored(model)
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+    ) -> GenerativeRecommender:
+        """Load a bundle folder; see :func:`genrec.models.bundle.load_bundle`."""
+        from genrec.models.bundle import load_bundle
+
+        return load_bundle(path, device=device, dtype=dtype).recommender
+
+    @property
+    def n_items(self) -> int:
+        """Number of items N of the catalog."""
+        return self.codes.n_items
+
+    def recommend(
+        self,
+        histories: Histories | Sequence[Sequence[int]],
+        options: SearchOptions | None = None,
+        users: npt.ArrayLike | Sequence[str] | None = None,
+        *,
+        top_k: int | None = 10,
+    ) -> Recommendations:
+        """Lists for all histories, in their order.
+
+        options: None = ``top_k`` items with the model's own number of beams. users: ids, or numbers into
+        ``user_ids``; needed only by vocabularies with user tokens. Warns when decoding with another
+        normaliser than the model was trained with; raises DataError for unknown items.
+        """
+        wanted = options or SearchOptions(top_k=top_k, n_beams=self.settings.n_beams)
+        normalize = self._normalize(wanted.normalize)
+        rows = _histories(histories)
+        deny = rows if wanted.exclude_seen else None
+        found: list[Found] = []
+        order: list[npt.NDArray[np.int64]] = []
+        with evaluating(self.model):
+            for batch, prompts in self._batches(rows, users):
+                found.append(
+                    beam_search(
+                        self._scorer,
+                        self._on_device(),
+                        prompts,
+                        n_beams=wanted.n_beams,
+                        normalize=normalize,
+                        deny=None if deny is None else deny.take(batch),
+                    )
+                )
+                order.append(batch)
+        back = np.argsort(np.concatenate(order)) if order else np.zeros(0, dtype=np.int64)
+        return list_items(
+            self.index,
+            _joined([f.leaves for f in found], back, np.int64),
+            _joined([f.scores for f in found], back, np.float32),
+            top_k=wanted.top_k,
+            normalize=normalize,
+            deny=deny,
+            pruned=_joined([f.pruned for f in found], back, np.float32),
+        )
+
+    def score(
+        self,
+        histories: Histories | Sequence[Sequence[int]],
+        items: npt.ArrayLike,
+        users: npt.ArrayLike | Sequence[str] | None = None,
+        *,
+        normalize: Normalize | None = None,
+    ) -> npt.NDArray[np.float32]:
+        """Log-probability of given items after each history, float32 ``[U, M]``.
+
+        items: int ``[U, M]`` (-1 = padding, scored -inf), or ``[M]`` for the same items for everyone. Seen
+        items are scored like others. Equal to the scores of :meth:`recommend` where both exist.
+        """
+        rows = _histories(histories)
+        asked = np.broadcast_to(np.asarray(items, dtype=np.int64), (len(rows), np.shape(items)[-1]))
+        how = self._normalize(normalize)
+        out = np.full(asked.shape, -np.inf, dtype=np.float32)
+        with evaluating(self.model):
+            for batch, prompts in self._batches(rows, users):
+                for start in range(0, asked.shape[1], SCORED_AT_ONCE):
+                    part = slice(start, start + SCORED_AT_ONCE)
+                    out[batch, part] = score_items(
+                        self._scorer, self._on_device(), prompts, asked[batch, part], normalize=how
+                    )
+        return out
+
+    def _normalize(self, asked: Normalize | None) -> Normalize:
+        chosen = asked or self.settings.normalize or self.settings.loss
+        if chosen != self.settings.loss:
+            warnings.warn(
+                f"decoding with normalize={chosen!r} a model trained with the softmax over "
+                f"{self.settings.loss!r}: scores and ranks differ from those it was trained for",
+                stacklevel=3,
+            )
+        return check_normalize(chosen)
+
+    def _batches(
+        self, histories: Histories, users: npt.ArrayLike | Sequence[str] | None
+    ) -> Iterator[tuple[npt.NDArray[np.int64], Prompts]]:
+        """Row numbers and prompts of users with prompts of like length."""
+        if users is not None and len(np.asarray(users)) != len(histories):
+            raise DataError(
+                f"users: expected {len(histories)}, one per history, got {len(np.asarray(users))}"
+            )
+        of_user = None if users is None else user_tokens(self.token_map, users, self.user_ids)
+        recent = histories.last(self.settings.max_items)
+        order = np.argsort(recent.lengths, kind="stable")
+        for start in range(0, len(order), self.settings.batch_size):
+            batch = order[start : start + self.settings.batch_size]
+            yield (
+                batch,
+                build_prompts(
+                    layout_of(self.model),
+                    recent.take(batch),
+                    self._tokens_NM,
+                    self.token_map,
+                    None if of_user is None else of_user[batch],
+                ),
+            )
+
+    def _on_device(self) -> DeviceIndex:
+        device = self._scorer.device
+        if self._device_index is None or self._device_index.device != device:
+            self._device_index = DeviceIndex(self.index, device)
+        return self._device_index
+
+
+def _histories(given: Histories | Sequence[Sequence[int]]) -> Histories:
+    return given if isinstance(given, Histories) else Histories.from_lists(given)
+
+
+def _joined(parts: list[npt.NDArray[Any]], back: npt.NDArray[np.int64], dtype: npt.DTypeLike) -> Any:
+    """Batches below each other, in the order of the request."""
+    return np.concatenate(parts)[back] if parts else np.zeros((0, 0), dtype=dtype)
+
+
+def _say_what_is_ignored(model: PreTrainedModel) -> None:
+    config = getattr(model, "generation_config", None)
+    if config is None:
+        return
+    changed = {
+        name: value
+        for name, neutral in (
+            ("do_sample", False),
+            ("temperature", 1.0),
+            ("top_k", 50),
+            ("top_p", 1.0),
+            ("repetition_penalty", 1.0),
+            ("length_penalty", 1.0),
+            ("no_repeat_ngram_size", 0),
+        )
+        if (value := getattr(config, name, None)) not in (None, neutral)
+    }
+    if changed:
+        logger.info("the model's generation_config is not used; ignored: %s", changed)

@@ -1,0 +1,132 @@
+"""What stages are expected to cost on this machine: rough, from sizes and a measured matrix product.
+
+The figures are for planning ("minutes or hours?"): within a factor of two or three.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import cached_property
+from pathlib import Path
+
+from genrec import artifacts
+from genrec.models.backbone import T5Settings
+from genrec.pipeline.recipe import PipelineRecipe
+from genrec.pipeline.runner import Estimate
+
+BASE = 6e8  # bytes of a process with torch and transformers loaded
+MINILM_FLOPS = 2 * 2.2e7 * 40  # per text: weights x tokens of a usual title with brand and category
+EFFICIENCY = 0.35  # share of a large matrix product's speed that small layers reach
+
+
+class Costs:
+    """Estimates of every stage of ``recipe``, from artifacts in ``folder`` where they exist."""
+
+    def __init__(self, recipe: PipelineRecipe, folder: Path) -> None:
+        self.recipe, self.folder = recipe, folder
+
+    @cached_property
+    def sizes(self) -> tuple[int, int, int]:
+        """Items, users, events: known after ``prepare``, guessed from file sizes before."""
+        if artifacts.exists(self.folder / "catalog") and artifacts.exists(self.folder / "interactions"):
+            items = artifacts.read(self.folder / "catalog", verify=False).meta["n_items"]
+            log = artifacts.read(self.folder / "interactions", verify=False).meta
+            return int(items), int(log["n_users"]), int(log["n_events"])
+        synthetic = self.recipe.data.synthetic
+        if synthetic is not None:
+            return synthetic.n_items, synthetic.n_users, int(synthetic.n_users * synthetic.mean_length)
+        events = max(1, self._input_bytes // 60)
+        return max(1, events // 15), max(1, events // 9), events
+
+    @cached_property
+    def _input_bytes(self) -> int:
+        """Bytes of the input once decompressed, guessed."""
+        reader = self.recipe.data.reader
+        path = Path(reader.path) if reader is not None else None
+        if path is None or not path.exists():
+            return 0
+        files = [f for f in path.iterdir() if f.is_file()] if path.is_dir() else [path]
+        return sum(f.stat().st_size * (4 if f.suffix in (".gz", ".parquet") else 1) for f in files)
+
+    @cached_property
+    def flops(self) -> float:
+        """Multiply-adds per second of one 512 x 512 product here, times two."""
+        import torch
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        x = torch.randn(512, 512, device=device)
+        x @ x
+        if device == "cuda":
+            torch.cuda.synchronize()
+        start, n = time.perf_counter(), 20
+        for _ in range(n):
+            y = x @ x
+        y.sum().item()
+        return EFFICIENCY * n * 2 * 512**3 / (time.perf_counter() - start)
+
+    def prepare(self) -> Estimate:
+        """Reading, or making, the data."""
+        items, users, events = self.sizes
+        return Estimate(0.5 + self._input_bytes / 2e7 + events * 3e-6, BASE + 400.0 * (items + events))
+
+    def split(self) -> Estimate:
+        """Sorting and cutting."""
+        _, _, events = self.sizes
+        return Estimate(0.3 + events * 5e-7, BASE + 200.0 * events)
+
+    def sasrec(self) -> Estimate:
+        """Full softmax at every position, at most all epochs."""
+        items, _, events = self.sizes
+        settings = self.recipe.sasrec
+        per_event = 6 * settings.dim * items + 6 * 12 * settings.n_layers * settings.dim**2
+        memory = BASE + 16.0 * items * settings.dim + 12.0 * items * settings.batch_size * 8
+        return Estimate(settings.epochs * events * per_event / self.flops, memory)
+
+    def embed(self) -> Estimate:
+        """The slowest block decides."""
+        items, _, events = self.sizes
+        seconds = 1.0
+        for block in self.recipe.embeddings:
+            if block.sentence is not None:
+                seconds += items * MINILM_FLOPS / self.flops
+            else:
+                seconds += 2e-4 * items + 1e-6 * events
+        return Estimate(seconds, BASE + 4e3 * items)
+
+    def tokenize(self) -> Estimate:
+        """Lloyd iterations of every level; an RQ-VAE adds its epochs."""
+        items, _, _ = self.sizes
+        settings = self.recipe.tokenizer
+        width, levels = 384, int(settings.get("n_levels", 3))
+        work = 25 * levels * items * int(settings.get("level_size", 256)) * width * 2.0
+        if settings.get("kind") == "rqvae":
+            work += int(settings.get("epochs", 200)) * items * 6 * 6e5
+        return Estimate(0.5 + work / self.flops, BASE + 12.0 * width * items)
+
+    def train(self) -> Estimate:
+        """Six flops per weight and token."""
+        _, _, events = self.sizes
+        train, model = self.recipe.train, self.recipe.model
+        levels = int(self.recipe.tokenizer.get("n_levels", 3)) + 1
+        if isinstance(model, T5Settings):
+            weights = model.n_layers * (20 * model.d_model * model.d_kv * model.n_heads // 3 + 4 * model.d_model * model.d_ff)
+            tokens = events * levels * min(6, train.max_items)
+        else:
+            weights = model.n_layers * (4 * model.hidden_size**2 + 3 * model.hidden_size * model.d_ff)
+            tokens = events * levels
+        seconds = train.epochs * 6 * weights * tokens / self.flops
+        return Estimate(1.2 * seconds, BASE + 40.0 * weights + 2e4 * train.batch_size * levels * train.max_items)
+
+    def evaluate(self) -> Estimate:
+        """A beam search per test user: about as many tokens as beams times levels."""
+        _, users, _ = self.sizes
+        return Estimate(users * 6e-4 * self.recipe.evaluate.n_beams, BASE + 1e9)
+
+    def dense(self) -> Estimate:
+        """Scores of every item for every user."""
+        items, users, _ = self.sizes
+        return Estimate(0.5 + users * items * 1e-7, BASE + 24.0 * 256 * items)
+
+    def report(self) -> Estimate:
+        """Tables and pictures."""
+        return Estimate(5.0, BASE + 2e8)

@@ -1,0 +1,107 @@
+"""Stages of the generative model: train it, evaluate it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+from genrec import artifacts, recipes
+from genrec.data.catalog import ItemCatalog
+from genrec.data.splits import Split
+from genrec.decoding.index import CatalogIndex
+from genrec.errors import GenrecError
+from genrec.evaluation.run import evaluate
+from genrec.item_tokenizers.codes import ItemCodes
+from genrec.models.backbone import build
+from genrec.models.bundle import load_bundle, save_bundle
+from genrec.models.recommender import GenerativeRecommender
+from genrec.pipeline.baseline_stages import context
+from genrec.pipeline.recipe import PipelineRecipe, seeded
+from genrec.training.dataset import TrainingData
+from genrec.training.finetune import TrainResult, finetune
+from genrec.training.validation import decoding_settings
+from genrec.vocab.token_map import TokenMap
+
+log = logging.getLogger(__name__)
+
+
+class TrainingPaused(GenrecError):
+    """Training stopped before its end, with a checkpoint: by a signal, or at ``max_seconds``."""
+
+
+def train(folder: Path, recipe: PipelineRecipe) -> None:
+    """Train the model to write identifiers: artifacts ``training`` (the log) and ``bundle`` (the model).
+
+    Goes on from ``checkpoints/`` in the run folder. Raises :class:`TrainingPaused` when it is not finished.
+    Runs from artifacts alone: ``split``, ``codes`` and, if it is there, ``catalog``.
+    """
+    cut, codes = Split.load(folder / "split"), ItemCodes.load(folder / "codes")
+    token_map = TokenMap.of(codes)
+    settings = seeded(recipe.train, recipe.seed)
+    data = TrainingData(cut.train(), codes, token_map, valid=cut.queries("valid"))
+    model = build(recipe.model, token_map, seed=recipe.seed)
+    n_weights = sum(w.numel() for w in model.parameters())
+    log.info("%s, %.2f M weights, vocabulary %d", type(model).__name__, n_weights / 1e6, token_map.vocab_size)
+    result = finetune(model, data, settings, folder / "checkpoints")
+    if not result.complete:
+        raise TrainingPaused(
+            f"training stopped at step {result.steps} ({result.status})",
+            hint="the checkpoint is complete; run the same command to go on",
+        )
+    _save_training(folder, recipe, result)
+    index = CatalogIndex.load(folder / "index", codes=codes)
+    search = replace(decoding_settings(settings), n_beams=recipe.evaluate.n_beams)
+    save_bundle(
+        folder / "bundle",
+        GenerativeRecommender(result.model, token_map, codes, index, search),
+        catalog=_catalog(folder),
+        recipe=recipes.to_json(recipe),
+        overwrite=True,
+    )
+
+
+def _save_training(folder: Path, recipe: PipelineRecipe, result: TrainResult) -> None:
+    """The curve and the cost of a training, as an artifact of kind "training"."""
+    summary = {
+        "status": result.status,
+        "steps": result.steps,
+        "best": result.best,
+        "best_step": result.best_step,
+        "metric": recipe.train.metric,
+        "wall_seconds": result.seconds,
+        "cpu_seconds": result.cpu_seconds,
+        "padding_share": result.padding_share,
+    }
+    with artifacts.write(
+        folder / "training", kind="training", recipe=recipes.to_json(recipe.train), meta=summary, overwrite=True
+    ) as draft:
+        artifacts.save_json(draft.dir / "log.json", result.log)
+    log.info("%d steps in %.0f s, padding %.1f %%", result.steps, result.seconds, 100 * result.padding_share)
+
+
+def _catalog(folder: Path) -> ItemCatalog | None:
+    """The run's catalog for the bundle; None on a machine without pyarrow (training needs no titles)."""
+    if find_spec("pyarrow") is None or not artifacts.exists(folder / "catalog"):
+        log.warning("the bundle is written without the catalog: lists will be item numbers")
+        return None
+    return ItemCatalog.load(folder / "catalog")
+
+
+def evaluate_model(folder: Path, recipe: PipelineRecipe) -> None:
+    """Evaluate the trained model on the test part: artifact ``eval/<kind of the model>``."""
+    cut = Split.load(folder / "split")
+    bundle = load_bundle(folder / "bundle")
+    report = evaluate(
+        bundle.recommender,
+        cut.queries("test"),
+        settings=recipe.evaluate,
+        train=cut.train(),
+        identifier_of=bundle.recommender.codes.collision_ids(),
+        name=recipe.model.kind,
+        catalog=cut.catalog,
+        context=context(recipe, cut),
+    )
+    report.save(folder / "eval" / recipe.model.kind, overwrite=True)
+    log.info("recall@10 %.4f, ndcg@10 %.4f", report.mean("recall@10"), report.mean("ndcg@10"))

@@ -1,0 +1,187 @@
+"""The last stage: a report a person can read (report.md, pictures) and a script can (results.json)."""
+
+from __future__ import annotations
+
+import json
+import logging
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from genrec import artifacts, recipes
+from genrec.data.catalog import ItemCatalog
+from genrec.data.splits import Split
+from genrec.evaluation.compare import comparison_table
+from genrec.evaluation.report import EvalReport, reports_json, results_table
+from genrec.item_tokenizers.codes import ItemCodes
+from genrec.models.bundle import Bundle, load_bundle
+from genrec.pipeline import figures
+from genrec.pipeline.data_stages import describe_codes
+from genrec.pipeline.recipe import PipelineRecipe
+
+log = logging.getLogger(__name__)
+
+N_EXAMPLES = 3
+TABLE = ("recall@5", "recall@10", "recall@20", "ndcg@10", "mrr@10", "coverage@10")
+
+
+def load_reports(folder: Path, recipe: PipelineRecipe) -> list[EvalReport]:
+    """The evaluations of a run: baselines in the order of the recipe, then the model."""
+    return [EvalReport.load(folder / "eval" / name) for name in (*recipe.baselines, recipe.model.kind)]
+
+
+def report(folder: Path, recipe: PipelineRecipe) -> None:
+    """Write the artifact ``report``: report.md, results.json and, with matplotlib, pictures."""
+    reports = load_reports(folder, recipe)
+    codes = ItemCodes.load(folder / "codes")
+    training = artifacts.read(folder / "training", kind="training")
+    curve = artifacts.load_json(training.path / "log.json")
+    examples = example_lists(folder, load_bundle(folder / "bundle"))
+    with artifacts.write(folder / "report", kind="report", recipe=recipes.to_json(recipe), overwrite=True) as draft:
+        pictures = _pictures(draft.dir, reports, codes, curve, recipe)
+        text = _markdown(recipe, reports, codes, training.meta, examples, pictures)
+        (draft.dir / "report.md").write_text(text, encoding="utf-8")
+        results = {
+            "name": recipe.name,
+            "seed": recipe.seed,
+            "ties": recipe.split.ties,
+            "codes": codes.report(),
+            "training": {**training.meta, "log": curve},
+            "models": json.loads(reports_json(reports)),
+            "recipe": recipes.to_json(recipe),
+        }
+        artifacts.save_json(draft.dir / "results.json", results)
+
+
+def _pictures(
+    folder: Path, reports: list[EvalReport], codes: ItemCodes, curve: list[dict[str, Any]], recipe: PipelineRecipe
+) -> list[tuple[str, str]]:
+    """(file, caption) of each picture written into ``folder``; none without matplotlib."""
+    if find_spec("matplotlib") is None:
+        log.warning("no pictures: matplotlib is not installed (pip install 'genrec[plots]')")
+        return []
+    ours = recipe.model.kind
+    figures.recall_bars(reports, ours, folder / "recall.png")
+    best = sorted((r for r in reports if r.name not in (ours, "oracle")), key=lambda r: -r.mean("recall@10"))[:2]
+    figures.slice_bars([*best, reports[-1]], folder / "slices.png")
+    figures.codebook_usage(codes, folder / "codes.png")
+    found = [
+        ("recall.png", "Recall@10 of every model"),
+        ("slices.png", "Recall@10 by popularity of the target"),
+        ("codes.png", "How often each code is used"),
+    ]
+    if any(recipe.train.metric in line for line in curve):
+        figures.training_curve(curve, recipe.train.metric, folder / "training.png")
+        found.append(("training.png", "Training"))
+    return found
+
+
+def example_lists(folder: Path, bundle: Bundle, n: int = N_EXAMPLES) -> str:
+    """Histories of a few test users with what the model recommends, as text."""
+    if not artifacts.exists(folder / "catalog"):
+        return ""
+    catalog = ItemCatalog.load(folder / "catalog")
+    titles = catalog.text("title", clean=True)
+    queries = Split.load(folder / "split").queries("test")
+    if not len(queries):
+        return ""
+    lengths = queries.histories.lengths
+    # users with a usual history are easier to judge than the longest or shortest ones
+    order = np.argsort(np.abs(lengths - np.median(lengths)), kind="stable")
+    picked = queries.take(np.sort(order[:n]))
+    lists = bundle.recommender.recommend(picked.histories, top_k=5)
+    lines = []
+    for row in range(len(picked)):
+        asked = set(picked.targets[row].tolist())
+        lines.append(f"user {row + 1} had:")
+        lines += [f"      {titles[i][:90]}" for i in picked.histories[row][-5:]]
+        lines.append("    and is offered:")
+        for place, (item, score) in enumerate(zip(lists.items[row], lists.scores[row], strict=True), 1):
+            if item >= 0:
+                mark = "  <- bought next" if item in asked else ""
+                lines.append(f"   {place}. {titles[item][:90]}  ({score:.2f}){mark}")
+    return "\n".join(lines)
+
+
+def headline(reports: list[EvalReport], ours: str, metric: str = "recall@10") -> list[str]:
+    """The model beside the lines it must be read against."""
+    by_name = {r.name: r for r in reports}
+    mine = by_name[ours].mean(metric)
+    lines = []
+    for name, text in (("item_knn", "item-kNN"), ("sasrec", "SASRec"), ("oracle", "the Bayes oracle")):
+        if name in by_name and by_name[name].mean(metric) > 0:
+            lines.append(f"{metric} of the {ours}: {mine / by_name[name].mean(metric):.2f} x that of {text}")
+    return lines
+
+
+def _markdown(
+    recipe: PipelineRecipe,
+    reports: list[EvalReport],
+    codes: ItemCodes,
+    training: dict[str, Any],
+    examples: str,
+    pictures: list[tuple[str, str]],
+) -> str:
+    ties = "seeded permutation (neutral)" if recipe.split.ties == "neutral" else "order of the file ('literature')"
+    parts = [
+        f"# {recipe.name}",
+        "",
+        f"Seed {recipe.seed}; split {recipe.split.kind}; events at the same time: {ties}.",
+        "",
+        "## Results",
+        "",
+        results_table(reports, TABLE, style="markdown", intervals=False),
+        *[f"- {line}" for line in headline(reports, recipe.model.kind)],
+        "",
+        *_identifier_lines(reports[-1]),
+        "",
+        *_slice_lines(reports),
+        "## Against the model, paired by user",
+        "",
+        "```",
+        comparison_table(reports[:-1], reports[-1], ("recall@10", "ndcg@10")).rstrip(),
+        "```",
+        "",
+        "## Identifiers and training",
+        "",
+        f"- {describe_codes(codes)}",
+        f"- {training['steps']} steps, {training['wall_seconds']:.0f} s wall, {training['cpu_seconds']:.0f} s CPU; "
+        f"best validation {training['metric']} "
+        + (f"{training['best']:.4f} at step {training['best_step']}" if training["best"] is not None else "not measured"),
+        f"- padding: {100 * training['padding_share']:.1f} % of the token cells",
+        "",
+        *[f"![{caption}]({file})\n" for file, caption in pictures],
+        "## Examples",
+        "",
+        "```",
+        examples,
+        "```",
+        "",
+        "## What the numbers mean",
+        "",
+        *[f"- **{name}**: {text}" for name, text in reports[-1].definitions.items()],
+        "",
+    ]
+    return "\n".join(parts)
+
+
+def _identifier_lines(mine: EvalReport) -> list[str]:
+    return [
+        f"Item-exact recall@10 {mine.mean('recall@10'):.4f}; at identifier level (a hit when only the identifier "
+        f"matches) {mine.mean('identifier.recall@10'):.4f}; {100 * mine.mean('exposed_targets'):.1f} % of the targets "
+        f"share their identifier. Valid items: {100 * mine.mean('validity@10'):.1f} %; lists shorter than 10: "
+        f"{100 * mine.mean('short_lists@10'):.1f} %."
+    ]
+
+
+def _slice_lines(reports: list[EvalReport]) -> list[str]:
+    """Warm and cold targets side by side, where there are cold ones."""
+    if "cold.recall@10" not in reports[0].intervals:
+        return []
+    share = 100 * reports[0].mean("cold.share_of_targets")
+    lines = [f"Warm and cold targets ({share:.1f} % of the targets were never seen in training):", ""]
+    lines += ["| model | warm recall@10 | cold recall@10 |", "|---|---:|---:|"]
+    lines += [f"| {r.name} | {r.mean('warm.recall@10'):.4f} | {r.mean('cold.recall@10'):.4f} |" for r in reports]
+    return [*lines, ""]

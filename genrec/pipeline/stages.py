@@ -1,0 +1,121 @@
+"""The stages of a pipeline in their order, with what each reads, writes and is expected to cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from genrec import recipes
+from genrec.errors import ConfigError
+from genrec.item_tokenizers import registry
+from genrec.pipeline import baseline_stages, data_stages, model_stages, report_stage
+from genrec.pipeline.costs import Costs
+from genrec.pipeline.recipe import PipelineRecipe
+from genrec.pipeline.runner import Stage, file_digest
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> recipes.Resolved[PipelineRecipe]:
+    """Read and check a pipeline file; everything that can be wrong with it is said before anything runs."""
+    resolved = recipes.load(path, PipelineRecipe, overrides)
+    tokenizer = resolved.value.tokenizer
+    recipes.validate(tokenizer, registry.settings_class(tokenizer["kind"]), where=f"{path}: tokenizer")
+    return resolved
+
+
+def stages(recipe: PipelineRecipe, folder: Path) -> list[Stage]:
+    """All stages of ``recipe`` for the run folder ``folder``."""
+    costs = Costs(recipe, folder)
+    part = _Parts(recipe)
+    found = [
+        Stage(
+            "prepare", ("catalog", "interactions"), partial(data_stages.prepare, recipe=recipe),
+            recipe=part("data"), inputs=_inputs(recipe), estimate=costs.prepare, about="read the catalog and the log",
+        ),
+        Stage(
+            "split", ("split",), partial(data_stages.split, recipe=recipe),
+            recipe=part("split", "seed"), needs=("prepare",), estimate=costs.split, about="cut histories into train, valid, test",
+        ),
+    ]  # fmt: skip
+    if recipe.needs_sasrec:
+        found.append(
+            Stage(
+                "sasrec", ("sasrec",), partial(baseline_stages.fit_sasrec, recipe=recipe),
+                recipe=part("sasrec", "seed"), needs=("split",), estimate=costs.sasrec, about="train the SASRec baseline",
+            )
+        )  # fmt: skip
+    from_sasrec = ("sasrec",) if any(block.sasrec for block in recipe.embeddings) else ()
+    text = ("text_embeddings",) if recipe.needs_text_vectors else ()
+    found += [
+        Stage(
+            "embed", ("embeddings", *text), partial(data_stages.embed, recipe=recipe),
+            recipe=part("embeddings", "seed"), needs=("prepare", "split", *from_sasrec), inputs=_vector_files(recipe),
+            estimate=costs.embed, about="item vectors",
+        ),
+        Stage(
+            "tokenize", ("item_tokenizer", "codes", "index"), partial(data_stages.tokenize, recipe=recipe),
+            recipe=part("tokenizer", "seed"), needs=("embed",), estimate=costs.tokenize, about="item identifiers",
+        ),
+    ]  # fmt: skip
+    found += [_baseline(name, recipe, part, costs) for name in recipe.baselines]
+    found += [
+        Stage(
+            "train", ("training", "bundle"), partial(model_stages.train, recipe=recipe),
+            recipe=part("model", "train", "seed"), needs=("split", "tokenize"), estimate=costs.train,
+            about=f"train the {recipe.model.kind} to write identifiers",
+        ),
+        Stage(
+            "evaluate", (f"eval/{recipe.model.kind}",), partial(model_stages.evaluate_model, recipe=recipe),
+            recipe=part("evaluate", "split", "seed"), needs=("split", "train"), estimate=costs.evaluate,
+            about="constrained beam search for every test user",
+        ),
+        Stage(
+            "report", ("report",), partial(report_stage.report, recipe=recipe),
+            recipe={"baselines": list(recipe.baselines)},
+            needs=("evaluate", *(f"evaluate {name}" for name in recipe.baselines)),
+            estimate=costs.report, about="tables, pictures, examples",
+        ),
+    ]  # fmt: skip
+    return found
+
+
+def stages_until(all_stages: Sequence[Stage], last: str | None) -> list[Stage]:
+    """The stages up to and including ``last`` (None = all); raises ConfigError for a name that is none."""
+    if last is None:
+        return list(all_stages)
+    names = [stage.name for stage in all_stages]
+    if last not in names:
+        raise ConfigError(f"--until: expected one of {', '.join(names)}, got {last!r}")
+    return list(all_stages[: names.index(last) + 1])
+
+
+class _Parts:
+    """Blocks of the resolved recipe as JSON: what a stage's result depends on."""
+
+    def __init__(self, recipe: PipelineRecipe) -> None:
+        self._all = recipes.to_json(recipe)
+
+    def __call__(self, *names: str) -> dict[str, Any]:
+        return {name: self._all[name] for name in names}
+
+
+def _baseline(name: str, recipe: PipelineRecipe, part: _Parts, costs: Costs) -> Stage:
+    needs = ["split"]
+    needs += ["sasrec"] if name == "sasrec" else []
+    needs += ["embed"] if name.startswith("content_knn") else []
+    needs += ["prepare"] if name in ("item_knn_larger_id", "oracle") else []
+    return Stage(
+        f"evaluate {name}", (f"eval/{name}",), partial(baseline_stages.evaluate_baseline, recipe=recipe, name=name),
+        recipe=part("evaluate", "split", "seed"), needs=tuple(needs), estimate=costs.dense, about="baseline",
+    )  # fmt: skip
+
+
+def _inputs(recipe: PipelineRecipe) -> dict[str, str]:
+    """Digest of the data folder, so that changed files are read again."""
+    reader = recipe.data.reader
+    return {} if reader is None else {"data": file_digest(Path(reader.path))}
+
+
+def _vector_files(recipe: PipelineRecipe) -> dict[str, str]:
+    return {b.file: file_digest(Path(b.file)) for b in recipe.embeddings if b.file}

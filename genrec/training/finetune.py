@@ -1,0 +1,213 @@
+"""Fine-tune a generative recommender: resumable, early-stopped by constrained search, the best weights returned.
+
+This one function is what train/finetune.py (python, torchrun, accelerate launch) and ``genrec run`` call.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from genrec.models.backbone import layout_of
+from genrec.seeding import derive
+from genrec.training import checkpoints
+from genrec.training.callbacks import Evaluate, Loop, StopRequest
+from genrec.training.collate import Collator
+from genrec.training.dataset import Plan, TrainingData, prefix_samples, window_samples
+from genrec.training.losses import CodeLoss
+from genrec.training.module import TrainingModule, trainable
+from genrec.training.progress import Status, TrainState, assign
+from genrec.training.settings import TrainSettings
+from genrec.training.trainer import SafeTrainer, StepBatches, arguments
+from genrec.training.validation import validator
+
+logger = logging.getLogger(__name__)
+
+_FREE = ("max_seconds", "save_every", "n_workers")
+"""Settings that may change between an interrupted call and the one that goes on."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What training gave (stable).
+
+    model: the model that was passed in, in evaluation mode, with the weights of the best validation (else the
+        averaged, else the last weights).
+    status: ``finished``, ``early_stopped``; ``interrupted`` (a signal) and ``out_of_time`` (``max_seconds``)
+        mean that the next call goes on from here.
+    log: one dict per validation (and at the end): step, epoch, seconds, cpu_seconds, loss, recall@10, ndcg@10.
+    best, best_step: the best value of ``metric`` and its step; None and 0 without validation.
+    steps: optimiser steps so far. seconds, cpu_seconds: wall and process time of all calls together.
+    padding_share: padding among the token cells of the first epoch, in [0, 1).
+    """
+
+    model: Any
+    status: Status
+    log: list[dict[str, float]]
+    best: float | None
+    best_step: int
+    steps: int
+    seconds: float
+    cpu_seconds: float
+    padding_share: float
+
+    @property
+    def complete(self) -> bool:
+        """False when the next call would go on training."""
+        return self.status in ("finished", "early_stopped")
+
+
+def finetune(
+    model: Any,
+    data: TrainingData,
+    settings: TrainSettings,
+    out_dir: str | Path,
+    *,
+    resume: bool = True,
+    evaluate: Evaluate | None = None,
+) -> TrainResult:
+    """Train a T5 or a Qwen3-type model (stable).
+
+    Encoder-decoders learn every item of a history from the items before it (one sample per item);
+    decoder-only models learn every item of a history in one sequence. Only parameters with
+    ``requires_grad`` change.
+
+    out_dir: checkpoints go here; with ``resume`` the newest complete one is gone on from, and on a CPU the
+    result has the same bits as that of an uninterrupted run. Without, they are deleted first.
+    evaluate: gets the model, returns a dict with ``settings.metric``; default: constrained search on
+    ``data.valid`` if there is one.
+
+    SIGTERM and SIGINT end training after the current step, with a checkpoint. Raises TrainingDiverged for a
+    loss or gradient that is not finite, ConfigError if out_dir holds another training, DataError for data
+    without samples. The global random state is left as it was. Processes started by torchrun share every
+    batch; the returned weights are the same in all.
+    """
+    folder = Path(out_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    if evaluate is None and settings.eval_every and data.valid is not None and len(data.valid):
+        evaluate = validator(data, settings)
+    request = StopRequest()
+    with _own_random_state(), request.listening():
+        trainer, plan = _prepare(model, data, settings, folder)
+        loop = Loop(trainer, plan.steps_per_epoch, evaluate if settings.eval_every else None, request)
+        trainer.add_callback(loop)
+        _run(trainer, folder, resume)
+    return _result(trainer, model, plan)
+
+
+def _prepare(
+    model: Any, data: TrainingData, settings: TrainSettings, folder: Path
+) -> tuple[SafeTrainer, Plan]:
+    layout = layout_of(model)
+    cut = prefix_samples if layout == "encoder" else window_samples
+    collator = Collator(data, layout, getattr(model.config, "decoder_start_token_id", None) or 0)
+    plan = Plan(
+        cut(data.histories, settings.max_items),
+        collator.tokens_before,
+        settings,
+        target_apart=collator.target_apart,
+    )
+    n_steps = settings.epochs * plan.steps_per_epoch
+    n_steps = min(n_steps, settings.max_steps) if settings.max_steps else n_steps
+    loss = CodeLoss(data.token_map, settings.softmax, settings.label_smoothing, data.codes)
+    module = TrainingModule(model, loss)
+    args = arguments(settings, n_steps, folder)
+    trainer = SafeTrainer(module, args, settings, _optimizers(module, settings, n_steps, args.device))
+    trainer.batches = StepBatches(plan, collator, n_steps, args.process_index, args.world_size)
+    trainer.recipe = _identity(model, data, settings)
+    # every process drops other activations
+    torch.manual_seed(derive(settings.seed, "dropout", args.process_index))
+    return trainer, plan
+
+
+def _optimizers(
+    module: nn.Module, settings: TrainSettings, n_steps: int, device: torch.device
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
+    """AdamW, which decays matrices only, and the schedule."""
+    weights = trainable(module.to(device)).values()
+    groups = [
+        {"params": [w for w in weights if w.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [w for w in weights if w.ndim < 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(
+        [g for g in groups if g["params"]], lr=settings.learning_rate, betas=settings.betas, fused=True
+    )
+    factor = lambda step: settings.rate_factor(step, n_steps)  # noqa: E731
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def _run(trainer: SafeTrainer, folder: Path, resume: bool) -> None:
+    """Train from the newest checkpoint, or from the start; nothing to do if that one is complete."""
+    if not resume and trainer.is_world_process_zero():
+        checkpoints.clear(folder)
+    if trainer.args.world_size > 1:
+        torch.distributed.barrier()
+    found = checkpoints.newest(folder, trainer.recipe)
+    if found is None:
+        trainer.train()
+        return
+    logger.info("going on from step %d of %d", found.meta["step"], trainer.args.max_steps)
+    if found.meta["status"] in ("finished", "early_stopped"):
+        trainer._load_from_checkpoint(str(found.path))
+        trainer.state.global_step = found.meta["step"]
+        return
+    trainer.train(resume_from_checkpoint=str(found.path))
+
+
+def _result(trainer: SafeTrainer, model: Any, plan: Plan) -> TrainResult:
+    state: TrainState = trainer.train_state
+    if (values := state.best or state.average) is not None:
+        assign(trainer.weights, values)
+    model.eval()
+    counters = state.counters
+    return TrainResult(
+        model=model,
+        status=counters.status,
+        log=counters.log,
+        best=counters.best,
+        best_step=counters.best_step,
+        steps=trainer.state.global_step,
+        seconds=counters.seconds,
+        cpu_seconds=counters.cpu_seconds,
+        padding_share=plan.padding_share(),
+    )
+
+
+def _identity(model: Any, data: TrainingData, settings: TrainSettings) -> dict[str, Any]:
+    """What must be equal for a checkpoint to be gone on from."""
+    digest = hashlib.sha256(np.ascontiguousarray(data.histories.items, dtype="<i4").tobytes())
+    digest.update(np.ascontiguousarray(data.histories.offsets, dtype="<i8").tobytes())
+    shapes = json.dumps([(name, list(w.shape), w.requires_grad) for name, w in model.named_parameters()])
+    chosen = {k: v for k, v in dataclasses.asdict(settings).items() if k not in _FREE}
+    chosen["betas"] = list(settings.betas)
+    return {
+        **chosen,
+        "model": hashlib.sha256(f"{type(model).__name__} {shapes}".encode()).hexdigest()[:32],
+        "vocabulary": data.token_map.fingerprint,
+        "codes": data.codes.fingerprint,
+        "histories": digest.hexdigest()[:32],
+    }
+
+
+@contextmanager
+def _own_random_state() -> Iterator[None]:
+    """The Trainer seeds every global generator; put them back afterwards."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002

@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from genrec import artifacts
+from genrec.embeddings.base import ItemEmbeddings
+from genrec.errors import ConfigError
+from genrec.item_tokenizers.base import TokenizerSource
+from genrec.item_tokenizers.rqvae import RqVae, RqVaeSettings
+from genrec.item_tokenizers.rqvae_training import RqVaeModel, revive, start_codebooks
+from genrec.testing.tokenizer_contract import CATALOG, TokenizerContract, planted_source
+
+SMALL = RqVaeSettings(
+    n_levels=2,
+    level_size=8,
+    dim=4,
+    hidden=(16,),
+    epochs=4,
+    warmup_epochs=1,
+    batch_size=32,
+    learning_rate=3e-3,
+    revive_every=1,
+    device="cpu",
+)
+
+
+class TestSuffix(TokenizerContract):
+    def make(self):
+        return RqVae(SMALL)
+
+
+class TestReassign(TokenizerContract):
+    def make(self):
+        return RqVae(replace(SMALL, level_size=12, collisions="reassign", hidden=()))
+
+
+def unit_norm_source(spread, n_items=400, dim=48):
+    """Unit vectors that share almost all of their length, as text vectors do, around 40 centres."""
+    generator = np.random.default_rng(0)
+    base = generator.normal(size=dim)
+    centres = generator.normal(size=(40, dim))
+    own = centres[generator.integers(40, size=n_items)] + 0.5 * generator.normal(size=(n_items, dim))
+    vectors = base / np.linalg.norm(base) + spread * own / np.sqrt(dim)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return TokenizerSource(
+        CATALOG, np.arange(n_items, dtype=np.uint64), ItemEmbeddings(vectors.astype(np.float32), CATALOG, {})
+    )
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """Unit-norm vectors, standardised or not, nothing else to keep codes alive."""
+    source = unit_norm_source(spread=0.03)
+    settings = replace(
+        SMALL,
+        level_size=32,
+        dim=8,
+        hidden=(64,),
+        epochs=25,
+        warmup_epochs=4,
+        revive_every=0,
+        collisions="shared",
+    )
+    found = {}
+    for standardize in (True, False):
+        found[standardize] = RqVae(replace(settings, standardize=standardize))
+        found[standardize].fit(source, seed=0)
+    return found
+
+
+def test_unit_norm_vectors_collapse(trained):
+    report, last = trained[False].report["raw"], trained[False].history[-1]
+    assert max(report["perplexity"]) < 3
+    assert last["reconstruction"] > 0.99 * last["floor"]
+
+
+def test_standardising_cures_the_collapse(trained):
+    report, last = trained[True].report["raw"], trained[True].history[-1]
+    assert min(report["level_usage"]) >= 0.8
+    assert last["reconstruction"] < 0.5 * last["floor"]
+
+
+def test_residuals_get_shorter_from_level_to_level(trained):
+    commitment = trained[True].history[-1]["commitment"]
+    assert commitment[1] < commitment[0]
+
+
+def test_collapse_is_reported(caplog):
+    settings = replace(SMALL, standardize=False, collisions="shared", revive_every=0)
+    RqVae(settings).fit(unit_norm_source(spread=0.001), seed=0)
+    assert "predicting the mean" in caplog.text
+
+
+def test_floor_is_the_error_of_the_mean(trained):
+    assert trained[True].history[0]["floor"] == pytest.approx(48, rel=1e-4)  # 48 dimensions of variance 1
+
+
+def test_history_has_a_row_per_epoch_and_survives(tmp_path):
+    tokenizer = RqVae(SMALL)
+    tokenizer.fit(planted_source(), seed=0)
+    assert [row["epoch"] for row in tokenizer.history] == [1, 2, 3, 4]
+    assert tokenizer.history[0]["usage"] == []  # warming up
+    assert all(0 < u <= 1 for row in tokenizer.history[1:] for u in row["usage"])
+    tokenizer.save(tmp_path / "t")
+    assert RqVae.load(tmp_path / "t").history == tokenizer.history
+    manifest = artifacts.read(tmp_path / "t")
+    assert manifest.meta["last_epoch"] == tokenizer.history[-1]
+    assert json.loads(json.dumps(manifest.recipe)) == manifest.recipe
+
+
+def model_and_data(n=60, level_size=8):
+    settings = replace(SMALL, level_size=level_size)
+    x = torch.randn(n, 6, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    return RqVaeModel(6, settings), x
+
+
+def test_codebooks_start_on_what_the_levels_before_leave():
+    model, x = model_and_data()
+    start_codebooks(model, x, seed=0)
+    z = model.encoder(x)
+    found = model.quantizer(z)
+    left = z
+    for level, book in enumerate(model.quantizer.codebooks):
+        for code in range(8):
+            members = left[found.codes_BL[:, level] == code]
+            if len(members):
+                torch.testing.assert_close(book[code], members.mean(dim=0), atol=0.05, rtol=0.1)
+        left = left - book[found.codes_BL[:, level]]
+
+
+def test_codes_for_every_item_reconstruct_latents_exactly():
+    model, x = model_and_data(n=20, level_size=32)
+    start_codebooks(model, x, seed=0)
+    z = model.encoder(x)
+    torch.testing.assert_close(model.quantizer(z).quantized_BD, z, atol=1e-6, rtol=0)
+
+
+def test_unused_codes_come_back():
+    model, x = model_and_data(n=200)
+    start_codebooks(model, x, seed=0)
+    optimizer = torch.optim.AdamW(model.parameters())
+    with torch.no_grad():
+        for book in model.quantizer.codebooks:
+            book[2:] = 1e3
+    far = [(book.detach() == 1e3).all(dim=1).sum().item() for book in model.quantizer.codebooks]
+    assert far == [6, 6]
+    for book in model.quantizer.codebooks:
+        optimizer.state[book] = {"exp_avg": torch.ones_like(book), "step": torch.tensor(1.0)}
+    kept = [book[:2].detach().clone() for book in model.quantizer.codebooks]
+    assert revive(model, x, optimizer, torch.Generator().manual_seed(0)) == 12
+    used = model.quantizer(model.encoder(x)).codes_BL
+    for level, book in enumerate(model.quantizer.codebooks):
+        assert len(used[:, level].unique()) > 5
+        torch.testing.assert_close(book[:2].detach(), kept[level])
+        assert optimizer.state[book]["exp_avg"].sum(dim=1).tolist() == [4.0] * 2 + [0.0] * 6
+
+
+def test_torch_random_state_is_left_alone():
+    before = torch.random.get_rng_state().tolist()
+    RqVae(replace(SMALL, epochs=2)).fit(planted_source(), seed=0)
+    assert torch.random.get_rng_state().tolist() == before
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"learning_rate": 0.0},
+        {"warmup_epochs": 4},
+        {"hidden": (0,)},
+        {"device": "tpu"},
+        {"revive_share": 1.5},
+        {"batch_size": 0},
+    ],
+)
+def test_settings_out_of_range_are_refused(wrong):
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        replace(SMALL, **wrong)

@@ -1,0 +1,33 @@
+"""Child process of the tests: train the tiny model in the folder given, print where it stopped.
+
+usage: run_walks.py FOLDER KIND JSON_SETTINGS [RESULT.safetensors]
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from genrec.testing.walks import tiny_model, walks
+from genrec.training.finetune import finetune
+from genrec.training.module import trainable
+from genrec.training.progress import save_weights
+from genrec.training.settings import TrainSettings
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    folder, kind, settings = Path(sys.argv[1]), sys.argv[2], TrainSettings(**json.loads(sys.argv[3]))
+    data = walks()
+    dropout = float(os.environ.get("GENREC_TEST_DROPOUT", "0.2"))
+    print("started", flush=True)
+    result = finetune(tiny_model(kind, data, dropout=dropout), data, settings, folder, evaluate=lambda _: {"recall@10": 0.0})
+    print(json.dumps({"status": result.status, "steps": result.steps, "log": result.log}), flush=True)
+    if len(sys.argv) > 4 and os.environ.get("RANK", "0") == "0":
+        save_weights(trainable(result.model), Path(sys.argv[4]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,240 @@
+import dataclasses
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from genrec.errors import ConfigError
+from genrec.testing.walks import tiny_model, walks
+from genrec.training import checkpoints
+from genrec.training.finetune import finetune
+from genrec.training.module import trainable
+from genrec.training.progress import TrainState, snapshot
+from genrec.training.settings import TrainSettings
+from genrec.training.trainer import TrainingDiverged
+from genrec.training.validation import validator
+
+SHORT = TrainSettings(
+    epochs=3,
+    batch_size=8,
+    warmup_steps=3,
+    learning_rate=5e-3,
+    prefix_drop=0.4,
+    ema_decay=0.9,
+    eval_every=4,
+    eval_unit="steps",
+    save_every=0,
+)
+
+
+def constant(_model):
+    return {"recall@10": 0.5, "ndcg@10": 0.5}
+
+
+def run(kind, folder, settings=SHORT, evaluate=constant, **more):
+    data = walks()
+    return finetune(tiny_model(kind, data), data, settings, folder, evaluate=evaluate, **more)
+
+
+def weights(result):
+    return snapshot(trainable(result.model))
+
+
+def assert_same(first, second):
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+class StopAfter:
+    """An evaluation that raises as if the process died, after some calls."""
+
+    def __init__(self, n_calls):
+        self.n_calls = n_calls
+
+    def __call__(self, model):
+        self.n_calls -= 1
+        if self.n_calls < 0:
+            raise InterruptedError
+        # a validation that uses the global random streams must not disturb the training
+        torch.rand(3)
+        weight = next(iter(trainable(model).values()))
+        return {"recall@10": float(weight.detach().abs().mean())}
+
+
+@pytest.mark.parametrize("kind", ["decoder", "t5"])
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_resumed_training_has_the_bits_of_an_uninterrupted_one(kind, ema, tmp_path):
+    """Stopped in the middle of epochs, with dropout, dropped prefixes, validation and averaging on."""
+    settings = dataclasses.replace(SHORT, epochs=9, ema_decay=ema, save_every=5, max_steps=23)
+    whole = run(kind, tmp_path / "whole", settings, StopAfter(99))
+    for n_calls in (2, 2):  # dies in the validations of step 12 (goes on from 10), then of step 20
+        with pytest.raises(InterruptedError):
+            run(kind, tmp_path / "parts", settings, StopAfter(n_calls))
+    again = run(kind, tmp_path / "parts", settings, StopAfter(99))
+    assert_same(weights(whole), weights(again))
+    assert (again.steps, again.best, again.best_step) == (whole.steps, whole.best, whole.best_step)
+    for one, other in zip(whole.log, again.log, strict=True):
+        assert {k: v for k, v in one.items() if "seconds" not in k} == {
+            k: v for k, v in other.items() if "seconds" not in k
+        }
+
+
+def test_time_limit_stops_and_the_next_call_goes_on(tmp_path):
+    whole = run("decoder", tmp_path / "whole")
+    limited = dataclasses.replace(SHORT, max_seconds=1e-6)
+    result = run("decoder", tmp_path / "parts", limited)
+    assert (result.status, result.steps, result.complete) == ("out_of_time", 1, False)
+    steps = [run("decoder", tmp_path / "parts", limited).steps for _ in range(3)]
+    assert steps == [2, 3, 4]
+    again = run("decoder", tmp_path / "parts")
+    assert (again.status, again.steps) == ("finished", whole.steps)
+    assert_same(weights(whole), weights(again))
+    assert again.seconds > result.seconds > 0
+
+
+def test_a_finished_training_is_not_run_again_unless_asked(tmp_path):
+    first = run("decoder", tmp_path)
+    calls = []
+    second = run("decoder", tmp_path, evaluate=lambda m: calls.append(1) or constant(m))
+    assert not calls and second.status == "finished" and second.log == first.log
+    assert_same(weights(first), weights(second))
+    run("decoder", tmp_path, evaluate=lambda m: calls.append(1) or constant(m), resume=False)
+    assert calls
+
+
+def test_damaged_and_partial_checkpoints_are_skipped(tmp_path, caplog):
+    settings = dataclasses.replace(SHORT, epochs=9, save_every=3, max_steps=14)
+    whole = run("decoder", tmp_path / "whole", settings)
+    with pytest.raises(InterruptedError):
+        run("decoder", tmp_path / "parts", settings, StopAfter(2))  # dies at 12, saved 6 and 9
+    found = sorted(p.name for p in (tmp_path / "parts").glob("checkpoint-*"))
+    assert found == ["checkpoint-00000006", "checkpoint-00000009"]
+    newest = tmp_path / "parts" / "checkpoint-00000009" / "weights.safetensors"
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    (tmp_path / "parts" / "checkpoint-00000012").mkdir()
+    again = run("decoder", tmp_path / "parts", settings)
+    assert "skipped" in caplog.text
+    assert again.log[0]["step"] == 4 and again.steps == 14
+    # constant() and StopAfter give different metrics, the training itself is the same
+    assert [e["loss"] for e in again.log] == [e["loss"] for e in whole.log]
+
+
+def test_another_training_in_the_folder_is_refused(tmp_path):
+    run("decoder", tmp_path)
+    with pytest.raises(ConfigError, match=r"learning_rate=0\.005, now learning_rate=0\.01"):
+        run("decoder", tmp_path, dataclasses.replace(SHORT, learning_rate=0.01))
+    with pytest.raises(ConfigError, match="model"):
+        run("t5", tmp_path)
+    data = walks(seed=5)
+    with pytest.raises(ConfigError, match="histories"):
+        finetune(tiny_model("decoder", data), data, SHORT, tmp_path)
+    # what only says how to run may change
+    run("decoder", tmp_path, dataclasses.replace(SHORT, save_every=7, max_seconds=60.0))
+
+
+def test_early_stopping_returns_the_best_weights(tmp_path):
+    seen = []
+    curve = [0.1, 0.3, 0.2, 0.25, 0.9]
+
+    def falling(model):
+        seen.append(snapshot(trainable(model)))
+        return {"recall@10": curve[len(seen) - 1]}
+
+    settings = dataclasses.replace(SHORT, patience=2, eval_every=2)
+    result = run("decoder", tmp_path, settings, falling)
+    assert (result.status, result.best, result.best_step, result.steps) == ("early_stopped", 0.3, 4, 8)
+    assert [entry["recall@10"] for entry in result.log] == curve[:4]
+    assert_same(weights(result), seen[1])
+    assert_same(weights(run("decoder", tmp_path, settings, falling)), seen[1])
+
+
+def test_the_average_is_what_its_definition_says(tmp_path):
+    state, value, want = TrainState(), torch.zeros(3), None
+    for step in range(1, 6):
+        value = value + step
+        d = min(0.9, (1 + step) / (10 + step))
+        want = value.clone() if want is None else d * want + (1 - d) * value
+        state.update_average({"w": value}, 0.9, step)
+    torch.testing.assert_close(state.average["w"], want)
+
+
+def test_without_validation_the_last_weights_are_returned(tmp_path):
+    data = walks()
+    bare = dataclasses.replace(data, valid=None)
+    settings = dataclasses.replace(SHORT, ema_decay=None, max_steps=5)
+    result = finetune(tiny_model("decoder", data), bare, settings, tmp_path)
+    assert result.best is None and result.status == "finished" and result.steps == 5
+    assert [e["step"] for e in result.log] == [4, 5] and "recall@10" not in result.log[0]
+
+
+PLANTED = [("decoder", "level", 40, {}), ("decoder", "children", 40, {}), ("t5", "vocab", 8, {"embedding_std": 1.0})]
+
+
+@pytest.mark.parametrize(("kind", "softmax", "epochs", "size"), PLANTED)
+def test_learns_the_planted_succession(kind, softmax, epochs, size, tmp_path):
+    """The next item follows from the last one; constrained search finds it after training, not before."""
+    data = walks(n_users=60)
+    model = tiny_model(kind, data, dropout=0.0, **size)
+    settings = TrainSettings(
+        epochs=epochs,
+        batch_size=12,
+        warmup_steps=10,
+        learning_rate=0.01,
+        softmax=softmax,
+        metric="ndcg@10",
+        eval_every=epochs,
+        save_every=0,
+    )
+    assert validator(data, settings)(model)["ndcg@10"] < 0.5
+    result = finetune(model, data, settings, tmp_path)
+    assert result.best > 0.7
+    assert result.padding_share <= 0.1 and not result.model.training
+
+
+def test_not_a_number_stops_with_the_step_and_keeps_the_checkpoint(tmp_path):
+    data = walks()
+    model = tiny_model("decoder", data)
+    settings = dataclasses.replace(SHORT, save_every=2)
+    calls = []
+
+    def spoil(module, _inputs, output):
+        calls.append(1)
+        return output * float("nan") if len(calls) == 4 else output
+
+    hook = model.model.embed_tokens.register_forward_hook(spoil)
+    with pytest.raises(TrainingDiverged, match="step 4: loss nan"):
+        finetune(model, data, settings, tmp_path, evaluate=constant)
+    hook.remove()
+    found = checkpoints._folders(tmp_path)
+    assert [p.name for p in found] == ["checkpoint-00000002"]
+    assert all(torch.isfinite(w).all() for w in trainable(model).values())
+
+
+def test_global_random_states_are_left_alone(tmp_path):
+    def states():
+        return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+
+    before = states()
+    run("decoder", tmp_path, dataclasses.replace(SHORT, max_steps=3))
+    assert states() == before
+
+
+def test_frozen_parameters_stay_and_are_not_saved(tmp_path):
+    data = walks()
+    model = tiny_model("decoder", data)
+    for layer in model.model.layers:
+        layer.requires_grad_(False)
+    before = snapshot(dict(model.named_parameters()))
+    finetune(model, data, dataclasses.replace(SHORT, max_steps=3), tmp_path, evaluate=constant)
+    after = dict(model.named_parameters())
+    for name, value in before.items():
+        assert torch.equal(value, after[name]) != after[name].requires_grad, name
+
+
+def test_a_metric_that_is_not_measured_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"metric: expected one of \['hits'\]"):
+        run("decoder", tmp_path, evaluate=lambda _: {"hits": 1.0})

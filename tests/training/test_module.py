@@ -1,0 +1,98 @@
+import numpy as np
+import pytest
+import torch
+
+from genrec.data.histories import Histories
+from genrec.decoding.beam import beam_search
+from genrec.decoding.index import CatalogIndex
+from genrec.decoding.listing import list_items
+from genrec.decoding.select import DeviceIndex
+from genrec.models.backbone import scorer_of
+from genrec.models.prompting import build_prompts, item_tokens
+from genrec.testing.walks import tiny_model, walks
+from genrec.training.collate import Collator
+from genrec.training.dataset import prefix_samples, window_samples
+from genrec.training.losses import CodeLoss
+from genrec.training.module import TrainingModule, trainable
+
+CUT = {"decoder": ("decoder", window_samples), "t5": ("encoder", prefix_samples)}
+
+
+def prepared(kind, softmax, ragged=False, n_user_tokens=0):
+    data = walks(ragged, n_user_tokens)
+    layout, cut = CUT[kind]
+    samples = cut(data.histories, 5).take(np.arange(12))
+    module = TrainingModule(tiny_model(kind, data), CodeLoss(data.token_map, softmax, 0.0, data.codes)).eval()
+    return data, samples, Collator(data, layout), module
+
+
+@pytest.mark.parametrize("kind", ["decoder", "t5"])
+@pytest.mark.parametrize("ragged", [False, True])
+def test_vocab_loss_is_that_of_the_stock_model_with_labels(kind, ragged):
+    """Hugging Face's own forward with labels, one sample at a time, gives the same sum."""
+    data, samples, collate, module = prepared(kind, "vocab", ragged, n_user_tokens=3)
+    tokens, codes = data.token_map, data.codes.as_int()
+    got = module(**collate(samples), scale=1.0)
+    want = torch.zeros(())
+    users = tokens.user_tokens(data.user_ids)
+
+    def spelled(items):
+        return [int(t) for item in items for t in tokens.token_ids(codes[item]) if t != tokens.pad_id]
+
+    for row, start, end in zip(samples.rows, samples.starts, samples.ends, strict=True):
+        items, user = data.histories.items[start:end], int(users[row])
+        if kind == "decoder":
+            ids = [tokens.bos_id, user, *spelled(items)]
+            labels = [-100, -100, *spelled(items)]
+            inputs = {"input_ids": torch.tensor([ids])}
+        else:
+            inputs = {"input_ids": torch.tensor([[user, *spelled(items[:-1]), tokens.eos_id]])}
+            labels = spelled(items[-1:])
+        mean = module.model(**inputs, labels=torch.tensor([labels]), use_cache=False).loss
+        want = want + mean * sum(t != -100 for t in labels)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["decoder", "t5"])
+@pytest.mark.parametrize("softmax", ["vocab", "level", "children"])
+@pytest.mark.parametrize("ragged", [False, True])
+def test_loss_is_minus_the_score_of_the_search(kind, softmax, ragged):
+    """The loss of one (history, item) is minus the log-probability by which the recommender ranks it."""
+    data, samples, collate, module = prepared(kind, softmax, ragged)
+    samples = samples.take(np.arange(4))
+    index = CatalogIndex.build(data.codes, np.arange(data.codes.n_items, dtype=np.uint64))
+    device_index = DeviceIndex(index, torch.device("cpu"))
+    layout = CUT[kind][0]
+    tokens = item_tokens(data.codes, data.token_map)
+    items = data.histories.items
+    want = 0.0
+    for start, end in zip(samples.starts, samples.ends, strict=True):
+        first = end - 1 if kind == "t5" else start
+        for target in range(first, end):
+            known = Histories.from_lists([items[start:target]])
+            prompts = build_prompts(layout, known, tokens, data.token_map)
+            found = beam_search(
+                scorer_of(module.model, data.token_map), device_index, prompts, n_beams=99, normalize=softmax
+            )
+            listed = list_items(index, found.leaves, found.scores, top_k=None, normalize=softmax)
+            want -= float(listed.scores[0][listed.items[0] == items[target]][0])
+    got = module(**collate(samples), scale=1.0)
+    assert got.item() == pytest.approx(want, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["decoder", "t5"])
+def test_every_trainable_parameter_gets_a_gradient(kind):
+    _, samples, collate, module = prepared(kind, "level")
+    module.train()
+    module(**collate(samples), scale=0.1).backward()
+    for name, weight in trainable(module).items():
+        assert weight.grad is not None and torch.isfinite(weight.grad).all(), name
+        assert (weight.grad != 0).any(), name
+
+
+@pytest.mark.parametrize("kind", ["decoder", "t5"])
+def test_padding_a_batch_changes_nothing(kind):
+    _, samples, collate, module = prepared(kind, "level", ragged=True)
+    whole = module(**collate(samples), scale=1.0)
+    parts = sum(module(**collate(samples.take(np.array([r]))), scale=1.0) for r in range(len(samples)))
+    torch.testing.assert_close(whole, parts, rtol=1e-5, atol=1e-4)
