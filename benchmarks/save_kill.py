@@ -26,7 +26,7 @@ from genrec import artifacts
 from genrec.disk import leftovers
 from genrec.errors import ArtifactError
 
-LONGEST_LIFE = 0.25  # seconds between the first acknowledged save and the kill
+LONGEST_LIFE = 0.15  # seconds between the first acknowledged save and the kill
 
 
 @dataclass

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from genrec.disk import (
+    CONTENT,
     MANIFEST,
     atomic_write_bytes,
     fsync,
@@ -145,16 +146,19 @@ def _explained(what: str) -> Iterator[None]:
 
 
 def _begin(target: Path, kind: str, overwrite: bool) -> tuple[Path, str, int | None]:
-    """Temporary folder, token of this save, and the lock that says that its writer lives."""
+    """Folder to write into, token of this save, and the lock that says that its writer lives."""
     make_folders(target.parent)
     token = new_token()
-    folder = sibling(target, "tmp", token)
+    wrapper = sibling(target, "tmp", token)
+    content = wrapper / CONTENT
     with locked(target.parent):
         _recover(target)
         _check_replaceable(target, kind, overwrite)
         _sweep(target.parent, target.name)
-        folder.mkdir(mode=0o700)
-        return folder, token, hold(folder, wait=False)
+        wrapper.mkdir(mode=0o700)
+        lock = hold(wrapper, wait=False)
+    content.mkdir()  # not the locked folder itself: an artifact saved inside the draft locks its parent
+    return content, token, lock
 
 
 def _check_replaceable(target: Path, kind: str, overwrite: bool) -> None:
@@ -188,7 +192,7 @@ def _write_manifest(folder: Path, **header: Any) -> None:
 
     if (folder / MANIFEST).exists():
         raise ArtifactError(f"{MANIFEST} is written by genrec: give your file another name")
-    readable = _default_mode(folder)
+    readable = stat.S_IMODE(folder.stat().st_mode)  # what the umask allows
     files = {}
     for name, status in inventory(folder).items():
         file = folder / name
@@ -201,38 +205,30 @@ def _write_manifest(folder: Path, **header: Any) -> None:
     fsync(folder / MANIFEST)
     for parent, _, _ in os.walk(folder, topdown=False):
         fsync(Path(parent))
-    folder.chmod(readable)
-
-
-def _default_mode(folder: Path) -> int:
-    """Permissions that a new folder gets here (there is no thread-safe way to ask for the umask)."""
-    probe = folder / f".{new_token()}"
-    probe.mkdir()
-    mode = stat.S_IMODE(probe.stat().st_mode)
-    probe.rmdir()
-    return mode
+    fsync(folder.parent)
 
 
 def _publish(target: Path, token: str, kind: str, overwrite: bool) -> None:
-    new, old = sibling(target, "tmp", token), sibling(target, "old", token)
+    wrapper, old = sibling(target, "tmp", token), sibling(target, "old", token)
     with locked(target.parent):
         _recover(target)
         _check_replaceable(target, kind, overwrite)
-        fsync(target.parent)  # `new` must be there after a crash that shows `target` moved aside
+        fsync(target.parent)  # the new one must be there after a crash that shows `target` moved aside
         if target.exists():
             target.rename(old)
-        new.rename(target)
+        (wrapper / CONTENT).rename(target)
         fsync(target.parent)
     remove(old)
+    remove(wrapper)
 
 
 def _discard(target: Path, token: str) -> None:
     """Undo a save that failed."""
-    new, old = sibling(target, "tmp", token), sibling(target, "old", token)
+    wrapper, old = sibling(target, "tmp", token), sibling(target, "old", token)
     with contextlib.suppress(OSError), locked(target.parent):
         if old.exists() and not os.path.lexists(target):
             old.rename(target)
-    remove(new)
+    remove(wrapper)
 
 
 # --- leftovers ---------------------------------------------------------------------------------------------
@@ -247,8 +243,9 @@ def _recover(target: Path) -> None:
     if os.path.lexists(target):
         return
     for aside in leftovers(target.parent, target.name):
-        if aside.role == "old" and aside.twin("tmp").exists():
-            for candidate in (aside.twin("tmp"), aside.path):
+        new = aside.twin("tmp") / CONTENT
+        if aside.role == "old" and new.exists():
+            for candidate in (new, aside.path):
                 if _complete(candidate):
                     candidate.rename(target)
                     fsync(target.parent)
@@ -370,7 +367,7 @@ def _read_manifest(folder: Path) -> Manifest:
                 f"{folder} has no {MANIFEST}: not an artifact, or an interrupted write"
             ) from error
         target = _absolute(folder)
-        copies = [left.path for left in leftovers(target.parent, target.name) if _complete(left.path)]
+        copies = [left.content for left in leftovers(target.parent, target.name) if _complete(left.content)]
         hint = f"a complete copy is in {copies[0]}: rename it if you want it back" if copies else None
         raise ArtifactError(f"{folder} does not exist, or is not a folder", hint=hint) from error
     except ArtifactError:

@@ -28,6 +28,7 @@ except ImportError:  # no flock on this platform
     fcntl = None  # type: ignore[assignment]
 
 MANIFEST = "genrec.json"
+CONTENT = "content"  # the draft, in the temporary folder whose lock says that the writer lives
 _STALE_SECONDS = 86_400.0
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.genrec-(?P<role>tmp|old)-(?P<token>[0-9a-f]{12})", re.DOTALL)
 
@@ -112,6 +113,11 @@ class Leftover:
     def twin(self, role: Literal["tmp", "old"]) -> Path:
         """The sibling of the same save in the other role."""
         return sibling(self.path.parent / self.name, role, self.token)
+
+    @property
+    def content(self) -> Path:
+        """The artifact folder in it."""
+        return self.path / CONTENT if self.role == "tmp" else self.path
 
     def abandoned(self) -> bool:
         """True when its writer is dead. Call with the parent folder locked."""

@@ -78,7 +78,8 @@ class Builder:
         """Note a problem."""
         self.hint = self.hint or hint
         texts = tuple(map(str, place))
-        by = [o for o in self.overridden if texts[: len(o)] == o]
+        silent = bool(place) and place not in self.lines  # the file has no such key: an override made it
+        by = [o for o in self.overridden if texts[: len(o)] == o or (silent and o[: len(texts)] == texts)]
         line = next(
             (self.lines[place[:n]] for n in range(len(place), -1, -1) if place[:n] in self.lines), None
         )

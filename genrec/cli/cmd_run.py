@@ -15,12 +15,23 @@ def register(app: typer.Typer) -> None:
 
 
 def run(
-    pipeline: Path = typer.Argument(..., help="A YAML file; ready ones: train/pipelines/*.yaml (`genrec init DIR` copies them)."),
+    pipeline: Path = typer.Argument(
+        ..., help="A YAML file; ready ones: train/pipelines/*.yaml (`genrec init DIR` copies them)."
+    ),
     out: Path | None = typer.Option(None, "--out", help="Run folder [default: runs/<name>]."),
-    data: Path | None = typer.Option(None, "--data", help="Folder of the data set; short for --set data.reader.path=DIR."),
-    overrides: list[str] = typer.Option([], "--set", metavar="PATH=VALUE", help="Change one value of the recipe, e.g. --set train.epochs=4. Repeatable."),
+    data: Path | None = typer.Option(
+        None, "--data", help="Folder of the data set; short for --set data.reader.path=DIR."
+    ),
+    overrides: list[str] = typer.Option(
+        [],
+        "--set",
+        metavar="PATH=VALUE",
+        help="Change one value of the recipe, e.g. --set train.epochs=4. Repeatable.",
+    ),
     until: str | None = typer.Option(None, "--until", help="Stop after this stage."),
-    plan: bool = typer.Option(False, "--plan", help="Say what would run, with an estimate of time and memory, and stop."),
+    plan: bool = typer.Option(
+        False, "--plan", help="Say what would run, with an estimate of time and memory, and stop."
+    ),
 ) -> None:
     """Run a pipeline: data, split, embed, tokenize, train, evaluate, report. Interrupt it at any moment and
     run the same command again: finished stages are kept and training goes on from its last checkpoint."""

@@ -33,19 +33,27 @@ def estimate_table(planned: Sequence[runner.Planned], folder: Path) -> str:
     lines = [f"plan for {folder}", f"{'stage':<26}{'will':<10}{'time':>10}{'memory':>10}   why"]
     for p in planned:
         verb = "skip" if p.status == "done" else "run"
-        cost = ("-", "-") if verb == "skip" else (seconds_text(p.estimate.seconds), bytes_text(p.estimate.bytes))
+        cost = (
+            ("-", "-") if verb == "skip" else (seconds_text(p.estimate.seconds), bytes_text(p.estimate.bytes))
+        )
         lines.append(f"{p.stage.name:<26}{verb:<10}{cost[0]:>10}{cost[1]:>10}   {p.reason}")
     total = sum(p.estimate.seconds for p in planned)
     peak = max((p.estimate.bytes for p in planned), default=0.0)
-    lines.append(f"{'total':<26}{'':<10}{seconds_text(total):>10}{bytes_text(peak):>10}   estimated, this machine")
+    lines.append(
+        f"{'total':<26}{'':<10}{seconds_text(total):>10}{bytes_text(peak):>10}   estimated, this machine"
+    )
     return "\n".join(lines)
 
 
-def announce(folder: Path, resolved: Resolved[PipelineRecipe], todo: Sequence[runner.Stage]) -> dict[str, Any]:
+def announce(
+    folder: Path, resolved: Resolved[PipelineRecipe], todo: Sequence[runner.Stage]
+) -> dict[str, Any]:
     """Run the stages, printing each with its time and peak memory; returns the ledger."""
     logging.basicConfig(level=logging.INFO, format="    %(message)s", stream=sys.stderr)
-    for noisy in ("httpx", "transformers", "sentence_transformers", "filelock"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
+    for quiet in ("httpx", "transformers", "sentence_transformers", "filelock"):
+        logging.getLogger(quiet).setLevel(logging.ERROR)
+    logging.getLogger("genrec").setLevel(logging.WARNING)
+    logging.getLogger("genrec.pipeline").setLevel(logging.INFO)
     print(f"run {resolved.value.name!r} in {folder}, seed {resolved.value.seed}")
     for path, value, origin in resolved.describe():
         if origin == "given":

@@ -12,7 +12,7 @@ from genrec.errors import ConfigError, FingerprintMismatch
 
 
 def k_core(interactions: Interactions, user_min: int, item_min: int) -> Interactions:
-    """The largest part in which every user has ``user_min`` events and every item ``item_min`` (0: any number).
+    """The largest part where every user has ``user_min`` events and every item ``item_min`` (0: any number).
 
     Repeat until nothing changes: drop the events of users and of items with too few (the order of dropping
     does not matter). Users without events go; items keep their numbers, since the catalog stays.

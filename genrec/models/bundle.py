@@ -121,9 +121,10 @@ def load_bundle(
 
 def _save_model(folder: Path, model: PreTrainedModel, token_map: TokenMap) -> None:
     model.save_pretrained(folder)
-    tokenizer = token_map.text_tokenizer()
-    tokenizer.padding_side = "right" if layout_of(model) == "encoder" else "left"
-    tokenizer.save_pretrained(folder)
+    words = token_map.text_tokenizer()
+    # the attribute padding_side is not saved, what the tokenizer was made with is
+    words.init_kwargs["padding_side"] = "right" if layout_of(model) == "encoder" else "left"
+    words.save_pretrained(folder)
 
 
 def _load_model(folder: Path, dtype: torch.dtype | None) -> PreTrainedModel:

@@ -6,16 +6,14 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from genrec.baselines import counting
+from genrec.baselines.leak_probe import LargerIdProbe, id_order
 from genrec.baselines.sasrec import SasRec
 from genrec.data.catalog import ItemCatalog
 from genrec.data.splits import Split
 from genrec.decoding.types import DenseRecommender
 from genrec.embeddings.base import ItemEmbeddings
 from genrec.evaluation.run import evaluate
-from genrec.item_tokenizers.codes import ItemCodes
 from genrec.pipeline.recipe import PipelineRecipe, seeded
 
 log = logging.getLogger(__name__)
@@ -63,7 +61,7 @@ def baseline(name: str, folder: Path, cut: Split, recipe: PipelineRecipe) -> Den
         model = counting.ContentKnn(vectors, candidates=candidates)  # type: ignore[arg-type]
     elif name == "item_knn_larger_id":
         ids = ItemCatalog.load(folder / "catalog").ids
-        model = counting.LargerIdProbe(counting.ItemKnn(), counting.id_order(ids))
+        model = LargerIdProbe(counting.ItemKnn(), id_order(ids))
     else:
         classes = {
             "popularity": counting.Popularity,
@@ -79,8 +77,3 @@ def baseline(name: str, folder: Path, cut: Split, recipe: PipelineRecipe) -> Den
 def context(recipe: PipelineRecipe, cut: Split) -> dict[str, Any]:
     """What a report notes about the question it answers."""
     return {"part": "test", "split": cut.rule, "ties": recipe.split.ties, "seed": recipe.seed}
-
-
-def identifier_of(codes: ItemCodes) -> np.ndarray[Any, np.dtype[np.int32]]:
-    """int32 ``[N]``, equal where items share an identifier."""
-    return codes.collision_ids()

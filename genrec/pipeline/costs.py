@@ -109,13 +109,17 @@ class Costs:
         train, model = self.recipe.train, self.recipe.model
         levels = int(self.recipe.tokenizer.get("n_levels", 3)) + 1
         if isinstance(model, T5Settings):
-            weights = model.n_layers * (20 * model.d_model * model.d_kv * model.n_heads // 3 + 4 * model.d_model * model.d_ff)
+            weights = model.n_layers * (
+                20 * model.d_model * model.d_kv * model.n_heads // 3 + 4 * model.d_model * model.d_ff
+            )
             tokens = events * levels * min(6, train.max_items)
         else:
             weights = model.n_layers * (4 * model.hidden_size**2 + 3 * model.hidden_size * model.d_ff)
             tokens = events * levels
         seconds = train.epochs * 6 * weights * tokens / self.flops
-        return Estimate(1.2 * seconds, BASE + 40.0 * weights + 2e4 * train.batch_size * levels * train.max_items)
+        return Estimate(
+            1.2 * seconds, BASE + 40.0 * weights + 2e4 * train.batch_size * levels * train.max_items
+        )
 
     def evaluate(self) -> Estimate:
         """A beam search per test user: about as many tokens as beams times levels."""

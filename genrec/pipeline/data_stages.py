@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from genrec import recipes
 from genrec.data.catalog import ItemCatalog
@@ -20,6 +23,7 @@ from genrec.item_tokenizers.codes import ItemCodes
 from genrec.pipeline.recipe import Block, PipelineRecipe, SplitSettings, seeded
 
 log = logging.getLogger(__name__)
+ROW = "row in the stored log"
 
 
 def prepare(folder: Path, recipe: PipelineRecipe) -> None:
@@ -51,9 +55,13 @@ def prepare(folder: Path, recipe: PipelineRecipe) -> None:
 
 def split(folder: Path, recipe: PipelineRecipe) -> None:
     """Cut histories into train, valid and test: artifact ``split``."""
-    events = Interactions.load(folder / "interactions").order_ties(recipe.split.ties, recipe.seed)
+    stored = Interactions.load(folder / "interactions")
+    numbered = replace(stored, columns={**stored.columns, ROW: np.arange(len(stored))})
+    events = numbered.order_ties(recipe.split.ties, recipe.seed)
     made = _cut(events, recipe.split, recipe.seed)
     made.check_leakage(events)
+    if made.rows is not None:  # rows of the stored log, not of the ordered copy
+        made = replace(made, rows=events.columns[ROW][made.rows])
     made.save(folder / "split", overwrite=True, recipe=recipes.to_json(recipe.split))
     for part in ("valid", "test"):
         asked = made.queries(part)  # type: ignore[arg-type]

@@ -75,7 +75,11 @@ def _save_training(folder: Path, recipe: PipelineRecipe, result: TrainResult) ->
         "padding_share": result.padding_share,
     }
     with artifacts.write(
-        folder / "training", kind="training", recipe=recipes.to_json(recipe.train), meta=summary, overwrite=True
+        folder / "training",
+        kind="training",
+        recipe=recipes.to_json(recipe.train),
+        meta=summary,
+        overwrite=True,
     ) as draft:
         artifacts.save_json(draft.dir / "log.json", result.log)
     log.info("%d steps in %.0f s, padding %.1f %%", result.steps, result.seconds, 100 * result.padding_share)

@@ -125,7 +125,9 @@ class PipelineRecipe:
         if not self.embeddings:
             raise ConfigError("embeddings: expected at least one block")
         if not isinstance(self.tokenizer.get("kind"), str):
-            raise ConfigError("tokenizer: expected a 'kind', such as rqkmeans, rqvae or my_module:MyTokenizer")
+            raise ConfigError(
+                "tokenizer: expected a 'kind', such as rqkmeans, rqvae or my_module:MyTokenizer"
+            )
 
         if self.needs_text_vectors and self.text_block < 0:
             raise ConfigError("baselines: content_knn needs an lsa, sentence or file block in embeddings")

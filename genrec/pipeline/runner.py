@@ -101,7 +101,9 @@ def _key(stage: Stage, upstream: dict[str, dict[str, str]]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _state(folder: Path, stage: Stage, ledger: dict[str, Any], done: dict[str, dict[str, str]]) -> tuple[Status, str]:
+def _state(
+    folder: Path, stage: Stage, ledger: dict[str, Any], done: dict[str, dict[str, str]]
+) -> tuple[Status, str]:
     missing = [name for name in stage.needs if name not in done]
     line = ledger.get(stage.name)
     if missing:

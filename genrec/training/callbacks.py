@@ -114,7 +114,7 @@ class Loop(TrainerCallback):  # type: ignore[misc]
         state, counters = self.trainer.train_state, self.trainer.train_state.counters
         metrics = self._metrics()
         self.trainer.clock.stamp(counters)
-        loss = counters.losses / max(counters.n_losses, 1)
+        loss = self._mean_over_processes(counters.losses / max(counters.n_losses, 1))
         entry = {
             "step": step,
             "epoch": step / self.steps_per_epoch,
@@ -134,6 +134,14 @@ class Loop(TrainerCallback):  # type: ignore[misc]
             if counters.best is None or value > counters.best:
                 counters.best, counters.best_step, counters.waited = value, step, 0
                 state.best = snapshot(state.average or self.trainer.weights)
+
+    def _mean_over_processes(self, value: float) -> float:
+        args = self.trainer.args
+        if args.world_size == 1:
+            return value
+        total = torch.tensor(value, dtype=torch.float32, device=args.device)
+        dist.all_reduce(total)
+        return total.item() / int(args.world_size)
 
     def _metrics(self) -> dict[str, float]:
         """Validation by the first process, told to the others; draws from no random stream of the training."""

@@ -143,6 +143,15 @@ def test_probe_multiplies_only_larger_ids():
     histories = Histories.from_lists([[5, 0], []])
     expected = base.score_all(histories) * np.array([[1, 1, 4, 4, 1, 1], [1] * 6], np.float32)
     assert np.allclose(probe.score_all(histories), expected) and expected[0, 2] == 4 * expected[0, 1] > 0
+    popular = LargerIdProbe(Popularity(), order, factor=2.0).fit(train, N)
+    assert popular.score_all(histories)[0].tolist() == [
+        3,
+        1,
+        2,
+        2,
+        0,
+        0,
+    ]  # the last item itself is not larger
     with pytest.raises(DataError, match="negative"):
         LargerIdProbe(ContentKnn(VECTORS), order).fit(train, N).score_all(histories)
 

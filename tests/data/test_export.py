@@ -71,6 +71,11 @@ def test_same_data_same_bytes(tmp_path):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
 
+def test_the_gzip_header_holds_no_time(tmp_path):
+    export_neutral(tmp_path, *small())
+    assert (tmp_path / "interactions.csv.gz").read_bytes()[4:8] == bytes(4)
+
+
 def test_atomic_files_are_read_back(tmp_path):
     catalog, inter = small()
     export_recbole(tmp_path, "demo", catalog, inter)

@@ -197,6 +197,7 @@ def test_leaks_against_the_interactions_are_found():
         replace(split, rows=split.rows + 1),
         replace(split, rule={"cuts": [11, 12]}),
         replace(split, rule={"cuts": [10, 21]}),
+        replace(split, rule={"cuts": [30, 30]}),
     ):
         with pytest.raises(DataError, match="split"):
             broken.check_leakage(inter)

@@ -9,7 +9,7 @@ from genrec.data.summary import statistics, table
 def test_figures_of_a_small_set_by_hand():
     titles = ["one", "", " ", None, "two"]
     catalog = ItemCatalog(tuple("vwxyz"), {"title": titles})
-    users, items, times = list("aaaabbc"), [0, 1, 0, 2, 0, 3, 0], [1, 1, 2, 3, 7, 7, 5]
+    users, items, times = list("aaaabbc"), [0, 1, 0, 2, 0, 3, 0], [1, 1, 2, 7, 7, 7, 5]
     inter = Interactions.from_arrays(users, items, times, n_items=5, catalog=catalog.fingerprint)
     assert statistics(inter, catalog) == {
         "users": 3,

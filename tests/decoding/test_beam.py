@@ -68,9 +68,7 @@ def test_enough_beams_are_an_exhaustive_search(data):
     normalize = data.draw(st.sampled_from(["vocab", "children"]))
     logp = random_logp(codes.level_sizes, ragged=codes.ragged, seed=data.draw(st.integers(0, 99)), grid=grid)
     denied = [data.draw(st.lists(st.integers(0, n - 1), max_size=2 * n)) for _ in range(2)]
-    _, listed = search(
-        codes, logp, [4, 7], n_beams=n, normalize=normalize, deny=Histories.from_lists(denied)
-    )
+    _, listed = search(codes, logp, [4, 7], n_beams=n, normalize=normalize, deny=Histories.from_lists(denied))
     trie = dict_trie(codes.as_int(), ragged=codes.ragged) if normalize == "children" else None
     for row, name in enumerate([4, 7]):
         slow = exhaustive_scores(
@@ -95,9 +93,7 @@ def test_few_beams_with_ties_agree_with_the_python_loop(data):
     n_beams = data.draw(st.integers(1, 4))
     index = build(codes)
     found, _ = search(codes, logp, [3], n_beams=n_beams, index=index)
-    slow = beam_scores(
-        dict_trie(codes.as_int(), ragged=False), codes.n_levels, logp, row=3, n_beams=n_beams
-    )
+    slow = beam_scores(dict_trie(codes.as_int(), ragged=False), codes.n_levels, logp, row=3, n_beams=n_beams)
     leaves = found.leaves[0][found.leaves[0] >= 0]
     items = index.items[index.leaf_ranks[leaves]]
     assert [tuple(row) for row in codes.as_int()[items].tolist()] == [prefix for prefix, _ in slow]
@@ -153,7 +149,7 @@ def test_certificates_are_given_and_refused():
     rows = np.stack(np.unravel_index(np.arange(64), (4, 4, 4)), axis=1)
     codes = ItemCodes.from_int(rows, (4, 4, 4), "c")
     logp = random_logp((4, 4, 4), ragged=False, seed=0)
-    given_ = [search(codes, logp, [row], n_beams=6, top_k=2)[1].certified[0] for row in range(20)]
+    given_ = [search(codes, logp, [row], n_beams=2, top_k=2)[1].certified[0] for row in range(20)]
     assert 0 < sum(given_) < 20
 
 
@@ -183,9 +179,7 @@ def test_first_step_has_one_beam_and_no_step_has_more_than_there_are_prefixes():
     rows = np.stack(np.unravel_index(np.arange(27), (3, 3, 3)), axis=1)
     index = build(ItemCodes.from_int(rows, (3, 3, 3), "c"))
     scorer = ScriptedScorer(random_logp((3, 3, 3), ragged=False, seed=0))
-    found = beam_search(
-        scorer, DeviceIndex(index, CPU), row_prompts([0, 1]), n_beams=5, normalize="vocab"
-    )
+    found = beam_search(scorer, DeviceIndex(index, CPU), row_prompts([0, 1]), n_beams=5, normalize="vocab")
     assert scorer.shapes == [(2, 1), (2, 3), (2, 5)]
     assert found.leaves.shape == (2, 5)
 
@@ -193,9 +187,7 @@ def test_first_step_has_one_beam_and_no_step_has_more_than_there_are_prefixes():
 def test_everything_denied_finds_nothing():
     codes = ItemCodes.from_int([[0, 0], [1, 0]], (2, 2), "c")
     logp = random_logp((2, 2), ragged=False, seed=0)
-    found, listed = search(
-        codes, logp, [0, 1], n_beams=2, deny=Histories.from_lists([[1, 0], [0]]), top_k=2
-    )
+    found, listed = search(codes, logp, [0, 1], n_beams=2, deny=Histories.from_lists([[1, 0], [0]]), top_k=2)
     assert (found.leaves[0] == -1).all() and np.isneginf(found.scores[0]).all()
     assert listed.items.tolist() == [[-1, -1], [1, -1]]
     assert listed.n_identifiers.tolist() == [0, 1]

@@ -107,9 +107,7 @@ def test_lists_agree_with_counting(data):
     top_k = data.draw(st.sampled_from([None, 1, 3, 20]))
     leaves = Histories.from_lists(found).padded(max_len=6, side="right").astype(np.int64)
     scores = np.where(leaves >= 0, -(np.arange(6) // 2)[None, :], -np.inf).astype(np.float32)
-    got = list_items(
-        index, leaves, scores, top_k=top_k, normalize="level", deny=Histories.from_lists(deny)
-    )
+    got = list_items(index, leaves, scores, top_k=top_k, normalize="level", deny=Histories.from_lists(deny))
     for row in range(n_rows):
         pairs = [
             (float(scores[row, p]), int(i))

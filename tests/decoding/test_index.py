@@ -160,6 +160,7 @@ def test_mapped_file_that_is_cut_short_is_refused(tmp_path):
 def test_bytes_per_item_of_dense_codes():
     rows = np.stack(np.unravel_index(np.arange(4096), (16, 16, 16)), axis=1)
     index = CatalogIndex.build(ItemCodes.from_int(rows, (16, 16, 16), "c"), keys(4096))
-    # one byte of token and four of leaf pointer per item, four of item and four of order, and the upper levels
-    assert index.bytes_per_item == pytest.approx(13 + (16 + 256) / 4096 + 4 * (2 + 17 + 257 + 1) / 4096, abs=0.01)
+    # per item one byte of token and four of leaf, item and order each; and the upper levels
+    upper = (16 + 256) + 4 * (2 + 17 + 257 + 1)
+    assert index.bytes_per_item == pytest.approx(13 + upper / 4096)
     assert walk(dict_trie(rows, ragged=False), (3, 2, 1)) == {ITEMS: [3 * 256 + 2 * 16 + 1]}

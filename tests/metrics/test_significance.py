@@ -95,6 +95,11 @@ def test_sampled_randomization_agrees_with_the_t_test_on_many_pairs():
     assert sampled == paired_randomization_test(a, b, n_resamples=20_000, seed=1)
 
 
+def test_sampled_p_is_never_zero():
+    found = paired_randomization_test(np.arange(1.0, 60.0), np.zeros(59), n_resamples=99)
+    assert found.p_value == 1 / 100
+
+
 def test_sampled_randomization_has_uniform_p_under_no_difference():
     random = np.random.default_rng(5)
     p = [

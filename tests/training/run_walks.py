@@ -22,8 +22,12 @@ def main() -> None:
     folder, kind, settings = Path(sys.argv[1]), sys.argv[2], TrainSettings(**json.loads(sys.argv[3]))
     data = walks()
     dropout = float(os.environ.get("GENREC_TEST_DROPOUT", "0.2"))
-    print("started", flush=True)
-    result = finetune(tiny_model(kind, data, dropout=dropout), data, settings, folder, evaluate=lambda _: {"recall@10": 0.0})
+
+    def evaluate(_: object) -> dict[str, float]:
+        print("step", flush=True)
+        return {"recall@10": 0.0}
+
+    result = finetune(tiny_model(kind, data, dropout=dropout), data, settings, folder, evaluate=evaluate)
     print(json.dumps({"status": result.status, "steps": result.steps, "log": result.log}), flush=True)
     if len(sys.argv) > 4 and os.environ.get("RANK", "0") == "0":
         save_weights(trainable(result.model), Path(sys.argv[4]))

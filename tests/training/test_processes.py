@@ -1,5 +1,6 @@
 """Signals, kills and several processes: training in child processes."""
 
+import dataclasses
 import json
 import os
 import random
@@ -13,6 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from genrec.testing.walks import tiny_model, walks
+from genrec.training.finetune import finetune
+from genrec.training.module import trainable
+from genrec.training.settings import TrainSettings
+
 CHILD = Path(__file__).with_name("run_walks.py")
 SETTINGS = {
     "epochs": 30,
@@ -20,7 +26,7 @@ SETTINGS = {
     "warmup_steps": 3,
     "prefix_drop": 0.4,
     "ema_decay": 0.9,
-    "eval_every": 7,
+    "eval_every": 1,
     "eval_unit": "steps",
     "save_every": 1,
 }
@@ -34,45 +40,41 @@ def environment(**more):
     return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **more}
 
 
-def finish(folder, settings, result):
-    done = subprocess.run(
-        command(folder, settings, result), env=environment(), capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def start(folder, settings):
-    """A child that has begun to train: its first checkpoint, complete or not, is on the disk."""
-    child = subprocess.Popen(
-        command(folder, settings), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 120
-    while child.poll() is None and time.monotonic() < deadline and not begun(folder):
-        time.sleep(0.005)
-    return child
-
-
-def begun(folder):
-    return any(Path(folder).glob("*checkpoint-*"))
+def run_here(folder, settings):
+    """The training of the child, in this process."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        data = walks()
+        return finetune(
+            tiny_model("decoder", data), data, settings, folder, evaluate=lambda _: {"recall@10": 0.0}
+        )
+    finally:
+        torch.set_num_threads(threads)
 
 
 def kills(tmp_path, n_kills, seed):
-    """Kill -9 at random moments (a save is going on during most of a step), go on, and compare the bits."""
+    """Kill -9 at random moments (most of the time of a step is its save), go on, and compare the bits."""
     moments = random.Random(seed)
-    whole = finish(tmp_path / "whole", {**SETTINGS, "save_every": 0}, tmp_path / "whole.safetensors")
+    settings = TrainSettings(**SETTINGS)
+    whole = run_here(tmp_path / "whole", dataclasses.replace(settings, save_every=0))
     n_killed = 0
     for _ in range(n_kills):
-        child = start(tmp_path / "parts", SETTINGS)
-        time.sleep(moments.uniform(0.0, 0.3))
+        child = subprocess.Popen(
+            command(tmp_path / "parts", SETTINGS),
+            env=environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        assert child.stdout is not None
+        child.stdout.readline()  # its first step is done
+        time.sleep(moments.uniform(0.0, 0.1))
         n_killed += child.poll() is None
         child.kill()
         child.communicate()
-    assert n_killed > 0
-    parts = finish(tmp_path / "parts", SETTINGS, tmp_path / "parts.safetensors")
-    assert parts["steps"] == whole["steps"] and parts["status"] == "finished"
-    assert [e["loss"] for e in parts["log"]] == [e["loss"] for e in whole["log"]]
-    first, second = load_file(tmp_path / "whole.safetensors"), load_file(tmp_path / "parts.safetensors")
+    assert n_killed == n_kills
+    parts = run_here(tmp_path / "parts", settings)
+    assert (parts.status, parts.steps) == ("finished", whole.steps)
+    assert [e["loss"] for e in parts.log] == [e["loss"] for e in whole.log]
+    first, second = (trainable(result.model) for result in (whole, parts))
     for name in first:
         assert torch.equal(first[name], second[name]), name
     left = [p.name for p in (tmp_path / "parts").iterdir()]
@@ -88,30 +90,21 @@ def test_thirty_kills_lose_nothing(tmp_path):
     kills(tmp_path, 30, seed=1)
 
 
-def test_sigterm_saves_and_the_next_call_goes_on(tmp_path):
-    settings = {**SETTINGS, "save_every": 0, "epochs": 2000}
-    child = subprocess.Popen(
-        command(tmp_path / "run", settings), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    time.sleep(0)
-    assert child.stdout is not None and child.stdout.readline() == b"started\n"
-    stop_when_training(child, tmp_path / "run")
-    out, error = child.communicate(timeout=60)
-    assert child.returncode == 0, error
-    stopped = json.loads(out.splitlines()[-1])
-    assert stopped["status"] == "interrupted"
-    assert [p.name for p in (tmp_path / "run").iterdir()] == [f"checkpoint-{stopped['steps']:08d}"]
-    going_on = {**settings, "max_seconds": 0.001}
-    assert finish(tmp_path / "run", going_on, tmp_path / "w.safetensors")["steps"] == stopped["steps"] + 1
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_training_after_the_step_with_a_checkpoint(number, tmp_path):
+    data = walks()
+    settings = TrainSettings(**{**SETTINGS, "save_every": 0, "epochs": 4})
+    handler = signal.getsignal(number)
 
+    def interrupted(_):
+        os.kill(os.getpid(), number)
+        return {"recall@10": 0.0}
 
-def stop_when_training(child, folder):
-    """SIGTERM once the handler is installed: the folder is made just before."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not folder.exists():
-        time.sleep(0.01)
-    time.sleep(1.0)
-    child.send_signal(signal.SIGTERM)
+    result = finetune(tiny_model("decoder", data), data, settings, tmp_path, evaluate=interrupted)
+    assert (result.status, result.steps, result.complete) == ("interrupted", 1, False)
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-00000001"]
+    assert signal.getsignal(number) == handler
+    assert run_here(tmp_path, settings).status == "finished"
 
 
 @pytest.mark.slow

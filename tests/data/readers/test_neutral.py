@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from genrec.data.readers import ReaderSettings, read
+from genrec.data.readers import ReaderSettings, Rejected, read
+from genrec.data.readers.base import Ledger
 from genrec.errors import ConfigError, DataError
 
 ITEMS = ['{"item_id": "i1", "title": "One"}', '{"item_id": "i2", "title": "Two &amp; a half", "brand": "B"}']
@@ -205,7 +206,7 @@ def test_files_without_a_usable_row_are_errors_when_skipping(tmp_path):
 
 
 def test_examples_stop_at_twenty_and_every_file_has_one(tmp_path):
-    items = [*ITEMS, *['{"item_id": ""}'] * 30]
+    items = [*ITEMS, *['{"item_id": "", "title": ""}'] * 30]
     loaded = read(write(tmp_path, items, [*EVENTS, "u,x,1,1", "u,y,z,1"]), "skip")
     rejected = loaded.rejected
     assert rejected.total == 32 and len(rejected.examples) == 20
@@ -214,6 +215,13 @@ def test_examples_stop_at_twenty_and_every_file_has_one(tmp_path):
     assert {e.file for e in rejected.examples} == {
         str(tmp_path / n) for n in ("items.jsonl", "interactions.csv")
     }
+
+
+def test_rows_that_get_lost_without_a_reason_are_noticed(tmp_path):
+    ledger = Ledger(tmp_path / "f", "skip", Rejected())
+    with pytest.raises(AssertionError, match=r"rows_in=2, rows_kept=1, rows_rejected=0"):
+        kept = []
+        ledger.read([(1, "a"), (2, "b")], lambda row: kept.append(row) if row == "a" else None, kept.__len__)
 
 
 def test_unknown_items_are_added_last_in_an_order_without_meaning(tmp_path):

@@ -1,0 +1,202 @@
+import logging
+import warnings
+from copy import deepcopy
+
+import numpy as np
+import pytest
+import torch
+
+from genrec.data.histories import Histories
+from genrec.decoding.index import CatalogIndex
+from genrec.decoding.types import Recommender, SearchOptions
+from genrec.errors import ConfigError, DataError, FingerprintMismatch
+from genrec.item_tokenizers.codes import ItemCodes
+from genrec.models.backbone import T5Settings, build, layout_of
+from genrec.models.prompting import build_prompts, item_tokens
+from genrec.models.recommender import DecodingSettings, GenerativeRecommender
+from genrec.testing.oracles import dict_trie, exhaustive_scores, expected_ranks
+from genrec.vocab.token_map import TokenMap
+
+
+def exhaustive(case, row, normalize):
+    """Score of every item by one whole Hugging Face forward per prefix."""
+    tokens = case.token_map
+    prompts = build_prompts(
+        layout_of(case.model), case.histories.take([row]), item_tokens(case.codes, tokens), tokens
+    )
+    ids = torch.from_numpy(prompts.tokens_BT)
+
+    def logp(_, prefix):
+        level = len(prefix)
+        after = [tokens.level_offset[at] + code for at, code in enumerate(prefix)]
+        with torch.no_grad():
+            if layout_of(case.model) == "encoder":
+                out = case.model(input_ids=ids, decoder_input_ids=torch.tensor([[0, *after]]))
+            else:
+                out = case.model(input_ids=torch.cat([ids, torch.tensor([after]).long()], 1))
+        logits = out.logits[0, -1].double()
+        sizes = (*tokens.level_sizes, 0)
+        symbols = [(*tokens.level_offset, 0)[level] + k for k in range(sizes[level])]
+        symbols += [tokens.eos_id] * tokens.ragged
+        values = logits.log_softmax(-1)[symbols] if normalize == "vocab" else logits[symbols].log_softmax(-1)
+        return values.numpy()
+
+    rows = case.codes.as_int()
+    trie = dict_trie(rows, ragged=tokens.ragged) if normalize == "children" else None
+    known = {}
+
+    def memo(row, prefix):
+        if prefix not in known:
+            known[prefix] = logp(row, prefix)
+        return known[prefix]
+
+    return exhaustive_scores(rows, tokens.level_sizes, memo, row=row, ragged=tokens.ragged, trie=trie)
+
+
+@pytest.mark.parametrize("normalize", ["vocab", "level", "children"])
+def test_enough_beams_rank_the_whole_catalog_exactly(case, normalize):
+    """Collisions, ragged identifiers, seen items: item by item against the model's own forward."""
+    recommender = case.recommender(normalize=normalize, loss="level" if normalize == "level" else "vocab")
+    for exclude_seen in (True, False):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore" if normalize == "children" else "error")
+            got = recommender.recommend(
+                case.histories, SearchOptions(top_k=None, n_beams=40, exclude_seen=exclude_seen)
+            )
+        assert got.normalize == normalize and got.certified.all()
+        for row in (0, 1, 2):
+            slow = exhaustive(case, row, normalize)
+            if exclude_seen:
+                slow[case.histories[row]] = -np.inf
+            listed = got.items[row][got.items[row] >= 0]
+            assert sorted(listed.tolist()) == np.flatnonzero(slow > -np.inf).tolist()
+            np.testing.assert_allclose(got.scores[row, : len(listed)], slow[listed], atol=1e-5)
+            # float32 and float64 round differently, so compare ranks where scores are apart
+            same = case.codes.collision_ids()
+            for place, item in enumerate(listed.tolist()):
+                block = np.isin(listed, np.flatnonzero(same == same[item]))
+                assert (got.ranks[row, : len(listed)][block] == got.ranks[row, place]).all()
+            assert expected_ranks(got.scores[row]).tolist() == got.ranks[row].tolist()
+
+
+def test_batch_equals_one_by_one_whatever_the_batch_size(case):
+    rows = case.histories
+    options = SearchOptions(top_k=8, n_beams=6)
+    together = case.recommender().recommend(rows, options)
+    in_twos = case.recommender(batch_size=2).recommend(rows, options)
+    for row in range(len(rows)):
+        alone = case.recommender().recommend(rows.take([row]), options)
+        for other in (together, in_twos):
+            assert other.items[row].tolist() == alone.items[0].tolist()
+            np.testing.assert_allclose(other.scores[row], alone.scores[0], atol=1e-5)
+            assert other.ranks[row].tolist() == alone.ranks[0].tolist()
+
+
+def test_generation_config_of_the_model_plays_no_part(fixed_case, caplog):
+    options = SearchOptions(top_k=5, n_beams=5)
+    plain = fixed_case.recommender().recommend(fixed_case.histories, options)
+    model = deepcopy(fixed_case.model)
+    config = model.generation_config
+    config.do_sample, config.temperature, config.top_k, config.repetition_penalty = True, 0.1, 2, 5.0
+    config.length_penalty, config.num_beams, config.no_repeat_ngram_size = 3.0, 7, 1
+    with caplog.at_level(logging.INFO, logger="genrec"):
+        other = GenerativeRecommender(model, fixed_case.token_map, fixed_case.codes, fixed_case.index)
+    assert "repetition_penalty" in caplog.text
+    got = other.recommend(fixed_case.histories, options)
+    assert got.items.tolist() == plain.items.tolist() and got.scores.tolist() == plain.scores.tolist()
+
+
+def test_scores_equal_those_of_the_lists(case):
+    recommender = case.recommender()
+    lists = recommender.recommend(case.histories, SearchOptions(top_k=10, n_beams=20, exclude_seen=False))
+    got = recommender.score(case.histories, lists.items)
+    np.testing.assert_allclose(got, lists.scores, atol=1e-5)
+    everyone = recommender.score(case.histories, np.arange(40))
+    assert everyone.shape == (5, 40)
+    np.testing.assert_allclose(everyone[2][lists.items[2]], lists.scores[2], atol=1e-5)
+
+
+def test_seen_items_are_seen_even_beyond_the_prompt(fixed_case):
+    recommender = fixed_case.recommender(max_items=2)
+    long = Histories.from_lists([np.arange(30), np.arange(28, 30)])
+    got = recommender.recommend(long, SearchOptions(top_k=None, n_beams=40))
+    assert sorted(got.items[0][got.items[0] >= 0].tolist()) == list(range(30, 40))
+    kept = recommender.recommend(long, SearchOptions(top_k=None, n_beams=40, exclude_seen=False))
+    np.testing.assert_allclose(kept.scores[0], kept.scores[1], atol=1e-5)  # the prompt is the same
+
+
+def test_training_mode_comes_back_and_does_not_matter(fixed_case):
+    plain = fixed_case.recommender().recommend(fixed_case.histories, top_k=3)
+    fixed_case.model.train()
+    try:
+        got = fixed_case.recommender().recommend(fixed_case.histories, top_k=3)
+        assert fixed_case.model.training
+    finally:
+        fixed_case.model.eval()
+    assert got.items.tolist() == plain.items.tolist()
+
+
+def test_weights_trained_further_are_used(fixed_case):
+    """Nothing of the weights is copied when the recommender is made."""
+    case = deepcopy(fixed_case)
+    recommender = case.recommender()
+    before = recommender.recommend(case.histories, top_k=3)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in case.model.parameters():
+        parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
+    after = recommender.recommend(case.histories, top_k=3)
+    fresh = case.recommender().recommend(case.histories, top_k=3)
+    assert before.scores.tolist() != after.scores.tolist() == fresh.scores.tolist()
+
+
+def test_decoding_unlike_training_warns(fixed_case):
+    trained = fixed_case.recommender(loss="level")
+    assert trained.recommend(fixed_case.histories, top_k=2).normalize == "level"
+    with pytest.warns(UserWarning, match="normalize='vocab'"):
+        got = trained.recommend(fixed_case.histories, SearchOptions(top_k=2, normalize="vocab"))
+    assert got.normalize == "vocab"
+
+
+def test_users_enter_the_prompt(fixed_case):
+    token_map = TokenMap.of(fixed_case.codes, n_user_tokens=20)
+    model = build(T5Settings(d_model=32, n_layers=1, n_heads=2, d_kv=16, d_ff=48), token_map, seed=0)
+    recommender = GenerativeRecommender(
+        model, token_map, fixed_case.codes, fixed_case.index, user_ids=["ann", "bob", "eve"]
+    )
+    rows = Histories.from_lists([[1, 2], [1, 2]])
+    by_number = recommender.recommend(rows, users=np.array([0, 2]), top_k=3)
+    by_id = recommender.recommend(rows, users=["ann", "eve"], top_k=3)
+    assert by_number.scores.tolist() == by_id.scores.tolist()
+    assert by_id.scores[0].tolist() != by_id.scores[1].tolist()
+    with pytest.raises(DataError, match="user tokens"):
+        recommender.recommend(rows)
+    with pytest.raises(DataError, match="one per history"):
+        recommender.recommend(rows, users=["ann"])
+
+
+def test_no_users_no_items_no_trouble(fixed_case):
+    recommender = fixed_case.recommender()
+    assert isinstance(recommender, Recommender) and recommender.n_items == 40
+    got = recommender.recommend(Histories.from_lists([]), top_k=4)
+    assert got.items.shape == (0, 4)
+    with pytest.raises(DataError, match="item numbers"):
+        recommender.recommend([[40]])
+
+
+def test_parts_that_do_not_belong_together_are_refused(fixed_case):
+    case = fixed_case
+    other = ItemCodes.from_int(np.roll(case.codes.as_int(), 1, axis=0), case.codes.level_sizes, "elsewhere")
+    with pytest.raises(FingerprintMismatch, match="index was built"):
+        GenerativeRecommender(case.model, case.token_map, other, case.index)
+    wider = ItemCodes(case.codes.codes, (4, 3, 6), case.codes.catalog)
+    index = CatalogIndex.build(wider, np.arange(40, dtype=np.uint64))
+    with pytest.raises(FingerprintMismatch, match="levels"):
+        GenerativeRecommender(case.model, case.token_map, wider, index)
+
+
+@pytest.mark.parametrize(
+    "values", [{"n_beams": 0}, {"loss": "softmax"}, {"normalize": "all"}, {"max_items": 0}]
+)
+def test_impossible_settings_are_refused(values):
+    with pytest.raises(ConfigError, match=next(iter(values))):
+        DecodingSettings(**values)

@@ -1,0 +1,134 @@
+"""The runner: what runs, what is kept, what an interruption leaves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from genrec import artifacts
+from genrec.errors import ArtifactError, ConfigError
+from genrec.pipeline import runner
+from genrec.pipeline.runner import Stage
+
+
+def writing(name: str, calls: list[str], content: str = "x"):
+    def run(folder: Path) -> None:
+        calls.append(name)
+        with artifacts.write(folder / name, kind="thing", overwrite=True) as draft:
+            (draft.dir / "file.txt").write_text(content)
+
+    return run
+
+
+def chain(calls: list[str]) -> list[Stage]:
+    return [
+        Stage("a", ("a",), writing("a", calls), recipe={"x": 1}),
+        Stage("b", ("b",), writing("b", calls), needs=("a",)),
+        Stage("c", ("c",), writing("c", calls), needs=("b",)),
+    ]
+
+
+def silent(*_: object) -> None:
+    pass
+
+
+def statuses(folder: Path, stages: list[Stage]) -> list[str]:
+    return [p.status for p in runner.plan(folder, stages)]
+
+
+def test_everything_runs_once(tmp_path: Path) -> None:
+    calls: list[str] = []
+    assert statuses(tmp_path, chain(calls)) == ["run", "run", "run"]
+    runner.run(tmp_path, chain(calls), silent)
+    assert calls == ["a", "b", "c"]
+    runner.run(tmp_path, chain(calls), silent)
+    assert calls == ["a", "b", "c"]
+    assert statuses(tmp_path, chain(calls)) == ["done", "done", "done"]
+
+
+def test_plan_writes_nothing(tmp_path: Path) -> None:
+    runner.plan(tmp_path / "new", chain([]))
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_changed_recipe_runs_the_stage_and_what_depends_on_its_output(tmp_path: Path) -> None:
+    calls: list[str] = []
+    runner.run(tmp_path, chain(calls), silent)
+    changed = chain(calls)
+    changed[0] = replace(changed[0], recipe={"x": 2}, run=writing("a", calls, "other"))
+    calls.clear()
+    runner.run(tmp_path, changed, silent)
+    assert calls == ["a", "b"]  # b's output has the same bytes as before, so c is still right
+
+
+def test_changed_inputs_and_versions_run_again(tmp_path: Path) -> None:
+    for change in ({"inputs": {"data": "abc"}}, {"version": 2}):
+        calls: list[str] = []
+        folder = tmp_path / next(iter(change))
+        runner.run(folder, chain(calls), silent)
+        stages = chain(calls)
+        stages[1] = replace(stages[1], **change)
+        calls.clear()
+        runner.run(folder, stages, silent)
+        assert calls == ["b"]
+
+
+def test_an_interruption_keeps_what_was_finished(tmp_path: Path) -> None:
+    calls: list[str] = []
+
+    def stop(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    stages = chain(calls)
+    broken = [stages[0], replace(stages[1], run=stop), stages[2]]
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(tmp_path, broken, silent)
+    assert statuses(tmp_path, chain(calls)) == ["done", "run", "run"]
+    runner.run(tmp_path, chain(calls), silent)
+    assert calls == ["a", "b", "c"]
+
+
+def test_removed_or_replaced_outputs_are_noticed(tmp_path: Path) -> None:
+    calls: list[str] = []
+    runner.run(tmp_path, chain(calls), silent)
+    (tmp_path / "b" / "genrec.json").unlink()
+    assert statuses(tmp_path, chain(calls)) == ["done", "run", "changed"]
+    writing("b", [], "something else")(tmp_path / "elsewhere")
+    calls.clear()
+    import shutil
+
+    shutil.rmtree(tmp_path / "b")
+    runner.run(tmp_path, chain(calls), silent)
+    assert calls == ["b"]
+
+
+def test_a_stage_that_does_not_write_its_outputs_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="did not write"):
+        runner.run(tmp_path, [Stage("a", ("a",), lambda folder: None)], silent)
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
+    def again(folder: Path) -> None:
+        with pytest.raises(ConfigError, match="in use"):
+            runner.run(folder, chain([]), silent)
+        writing("a", [])(folder)
+
+    runner.run(tmp_path, [Stage("a", ("a",), again)], silent)
+
+
+def test_the_ledger_has_time_and_memory(tmp_path: Path) -> None:
+    ledger = runner.run(tmp_path, chain([]), silent)
+    assert ledger["a"]["peak_bytes"] > 1e6
+    assert ledger["a"]["wall_seconds"] >= 0
+
+
+def test_file_digest_follows_names_and_bytes(tmp_path: Path) -> None:
+    (tmp_path / "one.txt").write_text("1")
+    first = runner.file_digest(tmp_path)
+    (tmp_path / "one.txt").rename(tmp_path / "two.txt")
+    second = runner.file_digest(tmp_path)
+    (tmp_path / "two.txt").write_text("2")
+    assert len({first, second, runner.file_digest(tmp_path)}) == 3
+    assert runner.file_digest(tmp_path / "none") == "missing"
