@@ -59,9 +59,7 @@ def stamp_of(extras: str) -> str:
 
 def main() -> int:
     """Install unless the environment is already up to date."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv", help="where the environment goes")
     parser.add_argument("--extras", default="plots,dev", help="comma-separated extras of pyproject.toml")
     parser.add_argument("--print", action="store_true", help="print the commands instead of running them")

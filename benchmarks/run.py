@@ -68,9 +68,7 @@ def machine() -> str:
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        names = [
-            x.split(":", 1)[1].strip() for x in cpuinfo.read_text().splitlines() if x.startswith("model name")
-        ]
+        names = [x.split(":", 1)[1].strip() for x in cpuinfo.read_text().splitlines() if x.startswith("model name")]
         model = names[0] if names else model
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return f"{model}, {os.cpu_count()} cores, {memory:.0f} GiB"
@@ -79,9 +77,7 @@ def machine() -> str:
 def git_state() -> str:
     """Commit of the tree, with + when it has changes."""
     try:
-        head = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE
-        )
+        head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE)
         dirty = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, cwd=HERE)
     except OSError:
         return "unknown"
@@ -130,27 +126,19 @@ def rows(suite: str, options: Options, only: str | None) -> list[dict[str, Any]]
             row = row_of(figure, figure.measure(options), suite)
         out.append(row)
         value = "not measured" if row["value"] is None else f"{row['value']:.6g}"
-        print(
-            f"{row['figure']:<42}{value:>14} {row['unit']:<12} target {row['target'] or '-':<10} {row['source']}"
-        )
+        print(f"{row['figure']:<42}{value:>14} {row['unit']:<12} target {row['target'] or '-':<10} {row['source']}")
     return out
 
 
 def main() -> int:
     """Parse the command line and run."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--name", choices=sorted(SUITES), help="the suite to measure")
     parser.add_argument("--figure", help="only this figure of the suite")
     parser.add_argument("--quick", action="store_true", help="measure what fits two minutes, read the rest")
     parser.add_argument("--json", type=Path, help="append one JSON object per line to this file")
-    parser.add_argument(
-        "--commit", action="store_true", help="store the measured rows in benchmarks/results/"
-    )
-    parser.add_argument(
-        "--data", type=Path, default=os.environ.get("GENREC_DATA"), help="folder of the real data"
-    )
+    parser.add_argument("--commit", action="store_true", help="store the measured rows in benchmarks/results/")
+    parser.add_argument("--data", type=Path, default=os.environ.get("GENREC_DATA"), help="folder of the real data")
     args = parser.parse_args()
     sys.path.insert(0, str(HERE))
     if args.name is None:

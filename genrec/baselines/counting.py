@@ -48,18 +48,14 @@ class DenseLists:
     def n_items(self) -> int:
         """Number of items N."""
         if self._n_items < 0:
-            raise NotFitted(
-                f"{type(self).__name__} has seen no training data", hint="call fit(train, n_items)"
-            )
+            raise NotFitted(f"{type(self).__name__} has seen no training data", hint="call fit(train, n_items)")
         return self._n_items
 
     def score_all(self, histories: Histories, users: Users | None = None) -> Float32:
         """Scores float32 ``[B, N]``."""
         raise NotImplementedError
 
-    def recommend(
-        self, histories: Histories, options: SearchOptions, users: Users | None = None
-    ) -> Recommendations:
+    def recommend(self, histories: Histories, options: SearchOptions, users: Users | None = None) -> Recommendations:
         """Lists of the best items, ties in a fixed shuffled order."""
         return recommend_dense(self, histories, options, users)
 
@@ -67,9 +63,7 @@ class DenseLists:
 def counts(train: Histories, n_items: int) -> npt.NDArray[np.int64]:
     """Training events of each item, int64 ``[N]``. Raises DataError for an item number out of range."""
     if len(train.items) and (train.items.min() < 0 or train.items.max() >= n_items):
-        raise DataError(
-            f"item numbers: expected 0..{n_items - 1}, got {train.items.min()}..{train.items.max()}"
-        )
+        raise DataError(f"item numbers: expected 0..{n_items - 1}, got {train.items.min()}..{train.items.max()}")
     return np.bincount(train.items, minlength=n_items).astype(np.int64)
 
 

@@ -40,9 +40,7 @@ class LargerIdProbe(DenseLists):
         if isinstance(self.base, Counting):
             self.base.fit(train, n_items)
         if len(self.id_order) != n_items:
-            raise DataError(
-                f"id_order: expected one number for each of {n_items} items, got {len(self.id_order)}"
-            )
+            raise DataError(f"id_order: expected one number for each of {n_items} items, got {len(self.id_order)}")
         return self
 
     @property

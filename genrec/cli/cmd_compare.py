@@ -28,7 +28,7 @@ def compare(
         None, "--trec", help="Also write each list as a TREC run, and the targets as qrels, into this folder."
     ),
 ) -> None:
-    """Compare evaluations: one table, and a paired test of each against the first where they answered the same queries."""
+    """Compare evaluations: one table, and paired tests against the first where they answered the same queries."""
     from genrec.evaluation import report as reporting
     from genrec.evaluation.compare import comparison_table
 
@@ -53,9 +53,7 @@ def _evaluations(run: Path) -> list[Path]:
         return [run]
     found = sorted(p.parent for p in (run / "eval").glob("*/genrec.json"))
     if not found:
-        raise ConfigError(
-            f"{run}: no evaluation there", hint="a run folder has eval/<model> after `genrec run`"
-        )
+        raise ConfigError(f"{run}: no evaluation there", hint="a run folder has eval/<model> after `genrec run`")
     return found
 
 

@@ -16,9 +16,7 @@ def register(app: typer.Typer) -> None:
 
 def demo(
     out: Path = typer.Option(Path("runs/demo"), "--out", help="Run folder."),
-    overrides: list[str] = typer.Option(
-        [], "--set", metavar="PATH=VALUE", help="Change one value of the recipe."
-    ),
+    overrides: list[str] = typer.Option([], "--set", metavar="PATH=VALUE", help="Change one value of the recipe."),
 ) -> None:
     """Make a synthetic shop, tokenize it, train a small model, and compare it with baselines and the oracle.
 

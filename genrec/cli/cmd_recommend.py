@@ -21,16 +21,10 @@ def register(app: typer.Typer) -> None:
 
 def recommend(
     run: Path = typer.Argument(..., help="A run folder, or a bundle."),
-    user: str | None = typer.Option(
-        None, "--user", help="A user of the run's log: the whole log is the history."
-    ),
-    history: str | None = typer.Option(
-        None, "--history", metavar="ID,ID,...", help="Item ids, oldest first."
-    ),
+    user: str | None = typer.Option(None, "--user", help="A user of the run's log: the whole log is the history."),
+    history: str | None = typer.Option(None, "--history", metavar="ID,ID,...", help="Item ids, oldest first."),
     top_k: int = typer.Option(10, "--top-k", help="Length of the list."),
-    n_beams: int | None = typer.Option(
-        None, "--n-beams", help="Identifiers kept per step [default: the bundle's]."
-    ),
+    n_beams: int | None = typer.Option(None, "--n-beams", help="Identifiers kept per step [default: the bundle's]."),
     keep_seen: bool = typer.Option(False, "--keep-seen", help="Items of the history may be listed again."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON instead of text."),
 ) -> None:
@@ -39,16 +33,12 @@ def recommend(
     from genrec.models.bundle import load_bundle
 
     if (user is None) == (history is None):
-        raise ConfigError(
-            "expected either --user or --history", hint="genrec recommend RUN --history 'id1,id2'"
-        )
+        raise ConfigError("expected either --user or --history", hint="genrec recommend RUN --history 'id1,id2'")
     bundle = load_bundle(run / "bundle" if (run / "bundle").is_dir() else run)
     catalog = bundle.catalog or _catalog(run)
     items = _of_user(run, user, catalog) if user is not None else _of_ids(history or "", catalog)
     model = bundle.recommender
-    options = SearchOptions(
-        top_k=top_k, n_beams=n_beams or model.settings.n_beams, exclude_seen=not keep_seen
-    )
+    options = SearchOptions(top_k=top_k, n_beams=n_beams or model.settings.n_beams, exclude_seen=not keep_seen)
     found = model.recommend([items], options)
     titles = catalog.text("title", clean=True)
     codes = model.codes.as_int()
@@ -72,9 +62,7 @@ def recommend(
         print(f"    {catalog.ids[item]:<14} {titles[item][:80]}")
     print(f"recommended (log-probability, normaliser: {found.normalize}):")
     for place, row in enumerate(rows, 1):
-        print(
-            f"{place:>3} {row['score']:>8.3f}  {row['item_id']:<14} {row['title'][:70]:<70}  {row['identifier']}"
-        )
+        print(f"{place:>3} {row['score']:>8.3f}  {row['item_id']:<14} {row['title'][:70]:<70}  {row['identifier']}")
 
 
 def _catalog(run: Path) -> ItemCatalog:
@@ -88,9 +76,7 @@ def _of_user(run: Path, user: str, catalog: ItemCatalog) -> list[int]:
 
     log = Interactions.load(run / "interactions")
     if user not in log.user_ids:
-        raise DataError(
-            f"user {user!r} is not in the log of {run}", hint=f"users look like {log.user_ids[0]!r}"
-        )
+        raise DataError(f"user {user!r} is not in the log of {run}", hint=f"users look like {log.user_ids[0]!r}")
     row = log.user_ids.index(user)
     return [int(i) for i in log.histories()[row]]
 

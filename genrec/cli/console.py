@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from genrec import artifacts
+from genrec.formats import to_json_bytes
 from genrec.pipeline import runner
 from genrec.pipeline.recipe import PipelineRecipe
 from genrec.recipes import Resolved
@@ -33,21 +34,15 @@ def estimate_table(planned: Sequence[runner.Planned], folder: Path) -> str:
     lines = [f"plan for {folder}", f"{'stage':<26}{'will':<10}{'time':>10}{'memory':>10}   why"]
     for p in planned:
         verb = "skip" if p.status == "done" else "run"
-        cost = (
-            ("-", "-") if verb == "skip" else (seconds_text(p.estimate.seconds), bytes_text(p.estimate.bytes))
-        )
+        cost = ("-", "-") if verb == "skip" else (seconds_text(p.estimate.seconds), bytes_text(p.estimate.bytes))
         lines.append(f"{p.stage.name:<26}{verb:<10}{cost[0]:>10}{cost[1]:>10}   {p.reason}")
     total = sum(p.estimate.seconds for p in planned)
     peak = max((p.estimate.bytes for p in planned), default=0.0)
-    lines.append(
-        f"{'total':<26}{'':<10}{seconds_text(total):>10}{bytes_text(peak):>10}   estimated, this machine"
-    )
+    lines.append(f"{'total':<26}{'':<10}{seconds_text(total):>10}{bytes_text(peak):>10}   estimated, this machine")
     return "\n".join(lines)
 
 
-def announce(
-    folder: Path, resolved: Resolved[PipelineRecipe], todo: Sequence[runner.Stage]
-) -> dict[str, Any]:
+def announce(folder: Path, resolved: Resolved[PipelineRecipe], todo: Sequence[runner.Stage]) -> dict[str, Any]:
     """Run the stages, printing each with its time and peak memory; returns the ledger."""
     logging.basicConfig(level=logging.INFO, format="    %(message)s", stream=sys.stderr)
     for quiet in ("httpx", "transformers", "sentence_transformers", "filelock"):
@@ -59,7 +54,7 @@ def announce(
         if origin == "given":
             print(f"    {path} = {value}")
     folder.mkdir(parents=True, exist_ok=True)
-    artifacts.atomic_write_bytes(folder / "recipe.json", artifacts.to_json_bytes(resolved.as_dict()))
+    artifacts.atomic_write_bytes(folder / "recipe.json", to_json_bytes(resolved.as_dict()))
     number = {stage.name: f"[{n}/{len(todo)}]" for n, stage in enumerate(todo, 1)}
 
     def say(what: runner.Planned | runner.Stage, line: dict[str, Any] | None) -> None:

@@ -45,9 +45,7 @@ class SearchOptions:
         if self.n_beams < 1:
             raise ConfigError(f"n_beams: expected a positive integer, got {self.n_beams}")
         if self.normalize is not None and self.normalize not in get_args(Normalize):
-            raise ConfigError(
-                f"normalize: expected one of {get_args(Normalize)} or None, got {self.normalize!r}"
-            )
+            raise ConfigError(f"normalize: expected one of {get_args(Normalize)} or None, got {self.normalize!r}")
 
 
 @dataclass(frozen=True)
@@ -117,7 +115,5 @@ class DenseRecommender(Protocol):
     def n_items(self) -> int:
         """Number of items N of the catalog."""
 
-    def score_all(
-        self, histories: Histories, users: npt.NDArray[np.int32] | None = None
-    ) -> npt.NDArray[np.float32]:
+    def score_all(self, histories: Histories, users: npt.NDArray[np.int32] | None = None) -> npt.NDArray[np.float32]:
         """Scores float32 ``[U, N]``, higher is better, -inf = never recommended; seen items are scored."""

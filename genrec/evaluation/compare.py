@@ -53,8 +53,7 @@ def compare(
     for setting in _SAME_SETTINGS:
         if a.settings[setting] != b.settings[setting]:
             raise DataError(
-                f"{setting}: {a.name!r} was measured with {a.settings[setting]}, {b.name!r} with "
-                f"{b.settings[setting]}"
+                f"{setting}: {a.name!r} was measured with {a.settings[setting]}, {b.name!r} with {b.settings[setting]}"
             )
     for report in (a, b):
         if metric not in report.values:

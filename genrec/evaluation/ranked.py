@@ -85,9 +85,7 @@ def _rank_dense(
     if scores.shape != (len(batch), model.n_items):
         raise DataError(f"score_all: expected shape {(len(batch), model.n_items)}, got {scores.shape}")
     if np.isnan(scores).any():
-        raise DataError(
-            f"score_all: row {int(np.isnan(scores).any(axis=1).argmax())} of a batch contains nan"
-        )
+        raise DataError(f"score_all: row {int(np.isnan(scores).any(axis=1).argmax())} of a batch contains nan")
     if settings.exclude_seen:
         mask_seen(scores, batch.histories)
     ranks = ranking.expected_ranks(scores, rows, targets)

@@ -85,14 +85,10 @@ class EvalReport:
                 | {"n": found.n}
             )
         for key, value in self.figures.items():
-            rows.append(
-                {"model": self.name, **_parts(key), "mean": value, "low": None, "high": None, "n": len(self)}
-            )
+            rows.append({"model": self.name, **_parts(key), "mean": value, "low": None, "high": None, "n": len(self)})
         return rows
 
-    def save(
-        self, path: str | Path, *, overwrite: bool = False, parents: Mapping[str, str] | None = None
-    ) -> None:
+    def save(self, path: str | Path, *, overwrite: bool = False, parents: Mapping[str, str] | None = None) -> None:
         """Write an artifact of kind "eval": report.json and values.safetensors."""
         arrays = {name: getattr(self, name) for name in _ARRAYS}
         arrays |= {f"values/{name}": values for name, values in self.values.items()}
@@ -138,9 +134,7 @@ class EvalReport:
                 values={k[start:]: v for k, v in arrays.items() if k.startswith("values/")},
                 figures={name: _or_nan(value) for name, value in text["figures"].items()},
                 intervals={
-                    name: Interval(
-                        _or_nan(i["mean"]), _or_nan(i["low"]), _or_nan(i["high"]), i["n"], i["level"]
-                    )
+                    name: Interval(_or_nan(i["mean"]), _or_nan(i["low"]), _or_nan(i["high"]), i["n"], i["level"])
                     for name, i in text["intervals"].items()
                 },
             )
@@ -196,9 +190,7 @@ def results_table(
 
 
 def _line(cells: Sequence[str], widths: Sequence[int], style: str) -> str:
-    padded = [
-        c.ljust(w) if n == 0 else c.rjust(w) for n, (c, w) in enumerate(zip(cells, widths, strict=True))
-    ]
+    padded = [c.ljust(w) if n == 0 else c.rjust(w) for n, (c, w) in enumerate(zip(cells, widths, strict=True))]
     return "| " + " | ".join(padded) + " |" if style == "markdown" else "  ".join(padded).rstrip()
 
 
@@ -233,8 +225,7 @@ def reports_json(reports: Sequence[EvalReport]) -> str:
             "context": report.context,
             "definitions": report.definitions,
             "rows": [
-                {k: _or_none(v) if isinstance(v, float) else v for k, v in row.items()}
-                for row in report.to_rows()
+                {k: _or_none(v) if isinstance(v, float) else v for k, v in row.items()} for row in report.to_rows()
             ],
         }
         for report in reports

@@ -105,9 +105,7 @@ def _named(group: str, values: Values) -> Values:
     return {f"{group}.{key}": value for key, value in values.items()}
 
 
-def _distinct_targets(
-    targets: Histories, n_items: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+def _distinct_targets(targets: Histories, n_items: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
     """Query and item of every target, each pair once, sorted by query."""
     if len(targets.items) and (targets.items.min() < 0 or targets.items.max() >= n_items):
         raise DataError(f"targets: expected items 0..{n_items - 1}, got {targets.items.max()}")
@@ -168,9 +166,7 @@ def _definitions(
         else "Seen items kept: items of the history are ranked like all others."
     )
     cap = settings.history_cap
-    found["history"] = (
-        "The model sees the entire history." if cap is None else f"The model sees the last {cap} events."
-    )
+    found["history"] = "The model sees the entire history." if cap is None else f"The model sees the last {cap} events."
     found["interval"] = (
         f"95 % percentile bootstrap over queries, {settings.n_bootstrap} resamples, seed {settings.seed}"
         if settings.n_bootstrap

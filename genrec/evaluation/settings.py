@@ -47,6 +47,4 @@ class EvalSettings:
 
     def search_options(self) -> SearchOptions:
         """What a searching model is asked: everything its beams find."""
-        return SearchOptions(
-            top_k=None, n_beams=self.n_beams, exclude_seen=self.exclude_seen, normalize=self.normalize
-        )
+        return SearchOptions(top_k=None, n_beams=self.n_beams, exclude_seen=self.exclude_seen, normalize=self.normalize)

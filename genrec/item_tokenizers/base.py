@@ -45,9 +45,7 @@ class TokenizerSource:
 
     def __post_init__(self) -> None:
         if self.item_keys.ndim != 1 or self.item_keys.dtype != np.uint64:
-            raise DataError(
-                f"item_keys: expected uint64 [N], got {self.item_keys.dtype} {self.item_keys.shape}"
-            )
+            raise DataError(f"item_keys: expected uint64 [N], got {self.item_keys.dtype} {self.item_keys.shape}")
         if self.embeddings is None:
             return
         check_catalog("embeddings", self.embeddings.catalog, self.catalog)

@@ -276,7 +276,5 @@ def _checked_lengths(lengths: npt.ArrayLike, codes: npt.NDArray[Any]) -> npt.NDA
     beyond = np.arange(n_levels)[None, :] >= given[:, None]
     if (codes[beyond] != 0).any():
         row = int(((codes != 0) & beyond).any(axis=1).argmax())
-        raise DataError(
-            f"codes: row {row}: expected 0 beyond its length {given[row]}, got {codes[row].tolist()}"
-        )
+        raise DataError(f"codes: row {row}: expected 0 beyond its length {given[row]}, got {codes[row].tolist()}")
     return given.astype(np.uint8)

@@ -167,9 +167,7 @@ def _groups(group_N: npt.NDArray[Any], keys: Keys, larger_than: int) -> list[npt
     return [order[ends[g] - counts[g] : ends[g]] for g in np.flatnonzero(counts > larger_than)]
 
 
-def _place_overflow(
-    codes_NL: npt.NDArray[Any], sizes: tuple[int, ...], keys: Keys, quantized: Quantized
-) -> int:
+def _place_overflow(codes_NL: npt.NDArray[Any], sizes: tuple[int, ...], keys: Keys, quantized: Quantized) -> int:
     """Step 1 of :func:`reassign`, in place; returns the number of items that left their prefix."""
     n_levels = len(sizes)
     prefix_N = row_numbers(codes_NL[:, :-1])

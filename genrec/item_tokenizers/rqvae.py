@@ -69,9 +69,7 @@ class RqVaeSettings:
         object.__setattr__(self, "hidden", tuple(self.hidden))
         check_policy(self.collisions)
         positive = dict.fromkeys(("n_levels", "suffix_limit", "dim", "epochs", "batch_size"), 1.0)
-        zero = dict.fromkeys(
-            ("weight_decay", "commitment", "revive_every", "revive_share", "warmup_epochs"), 0.0
-        )
+        zero = dict.fromkeys(("weight_decay", "commitment", "revive_every", "revive_share", "warmup_epochs"), 0.0)
         check_at_least(self, {**positive, **zero, "level_size": 2})
         if not self.learning_rate > 0:
             raise ConfigError(f"learning_rate: expected more than 0, got {self.learning_rate}")
@@ -125,9 +123,7 @@ class RqVae:
         trained = train(x_ND, self.settings, seed=seed, progress=progress)
         self._model, self.history = trained.model, trained.history
         latent_ND, raw = self._encode(x_ND, source.catalog)
-        quantized = Quantized(
-            latent_ND, tuple(b.detach().cpu().numpy() for b in self._model.quantizer.codebooks)
-        )
+        quantized = Quantized(latent_ND, tuple(b.detach().cpu().numpy() for b in self._model.quantizer.codebooks))
         resolution = resolve(
             self.settings.collisions, raw, source.item_keys, quantized, limit=self.settings.suffix_limit
         )
@@ -150,9 +146,7 @@ class RqVae:
             raise NotFitted("this item tokenizer has not been fitted", hint="call fit first")
         weights = {f"model.{k}": v.cpu().numpy() for k, v in self._model.state_dict().items()}
         arrays = {**weights, "mean": self._scaling.mean, "scale": self._scaling.scale}
-        state = TokenizerState(
-            recipes.to_json(self.settings), self._catalog, arrays, self.report, self.history
-        )
+        state = TokenizerState(recipes.to_json(self.settings), self._catalog, arrays, self.report, self.history)
         save_state(path, state, overwrite=overwrite)
 
     @classmethod

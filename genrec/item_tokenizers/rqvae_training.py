@@ -81,9 +81,7 @@ def train(x_ND: Floats, settings: RqVaeSettings, *, seed: int, progress: bool = 
         if epoch % max(1, settings.epochs // 10) == 0:
             _LOG.info("rqvae %s", history[-1])
     if history[-1]["reconstruction"] > 0.99 * floor:
-        _LOG.warning(
-            "the RQ-VAE reconstructs no better than predicting the mean: its codes carry no information"
-        )
+        _LOG.warning("the RQ-VAE reconstructs no better than predicting the mean: its codes carry no information")
     return Trained(model.eval(), history)
 
 
@@ -207,9 +205,7 @@ def _mlp(widths: tuple[int, ...]) -> nn.Sequential:
 def _revives(epoch: int, settings: RqVaeSettings) -> bool:
     every = settings.revive_every
     return (
-        every > 0
-        and epoch % every == 0
-        and settings.warmup_epochs < epoch <= settings.revive_share * settings.epochs
+        every > 0 and epoch % every == 0 and settings.warmup_epochs < epoch <= settings.revive_share * settings.epochs
     )
 
 

@@ -57,9 +57,7 @@ def validity(items_QK: npt.NDArray[np.integer], n_items: int, k: int | None = No
     return float(valid.sum() / returned.sum()) if returned.any() else float("nan")
 
 
-def novelty(
-    items_QK: npt.NDArray[np.integer], counts_N: npt.NDArray[np.integer], k: int
-) -> npt.NDArray[np.float64]:
+def novelty(items_QK: npt.NDArray[np.integer], counts_N: npt.NDArray[np.integer], k: int) -> npt.NDArray[np.float64]:
     """Mean surprise of each list in bits, float64 ``[Q]``: higher = rarer items; nan for an empty list.
 
     counts_N: training events of each item; one is added to each, so that unseen items are finite.

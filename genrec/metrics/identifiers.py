@@ -73,9 +73,7 @@ def identifier_lists(
     rows = np.broadcast_to(np.arange(len(ids))[:, None], ids.shape)
     flat = np.lexsort((ids.ravel(), rows.ravel()))  # stable: within a row and identifier, best first
     new = np.ones(ids.size, dtype=bool)
-    new[1:] = (ids.ravel()[flat][1:] != ids.ravel()[flat][:-1]) | (
-        rows.ravel()[flat][1:] != rows.ravel()[flat][:-1]
-    )
+    new[1:] = (ids.ravel()[flat][1:] != ids.ravel()[flat][:-1]) | (rows.ravel()[flat][1:] != rows.ravel()[flat][:-1])
     first = np.zeros(ids.size, dtype=bool)
     first[flat[new]] = True
     first = first.reshape(ids.shape) & listed

@@ -137,9 +137,7 @@ def _per_query(ranked: RankedTargets, values: npt.NDArray[np.float64]) -> npt.ND
     return sums.astype(np.float64)  # bincount gives int64 for no rows at all
 
 
-def _ratio(
-    numerator: npt.NDArray[np.float64], denominator: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
+def _ratio(numerator: npt.NDArray[np.float64], denominator: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """``numerator / denominator``, nan where the denominator is 0."""
     out = np.full(numerator.shape, np.nan)
     np.divide(numerator, denominator, out=out, where=denominator > 0)

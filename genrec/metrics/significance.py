@@ -82,9 +82,7 @@ def bootstrap_mean(
     return bootstrap_means(values[:, None], n_resamples=n_resamples, level=level, seed=seed)[0]
 
 
-def _resampled_sums(
-    values_QC: npt.NDArray[np.float64], n_resamples: int, seed: int
-) -> npt.NDArray[np.float64]:
+def _resampled_sums(values_QC: npt.NDArray[np.float64], n_resamples: int, seed: int) -> npt.NDArray[np.float64]:
     """Column sums of ``n_resamples`` resamples with replacement, float64 ``[R, C]``."""
     generator = np.random.Generator(np.random.PCG64(seed))
     n = len(values_QC)
@@ -182,9 +180,7 @@ def _incomplete_beta(x: float, a: float, b: float) -> float:
         return 0.0 if x <= 0 else 1.0
     if x > (a + 1) / (a + b + 2):  # the fraction converges fast on one side only
         return 1 - _incomplete_beta(1 - x, b, a)
-    front = math.exp(
-        math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
-    )
+    front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x))
     tiny = 1e-300
     c, d = 1.0, 1 / _away_from_zero(1 - (a + b) * x / (a + 1), tiny)
     total = d

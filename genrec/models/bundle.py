@@ -122,8 +122,9 @@ def load_bundle(
 def _save_model(folder: Path, model: PreTrainedModel, token_map: TokenMap) -> None:
     model.save_pretrained(folder)
     words = token_map.text_tokenizer()
-    # the attribute padding_side is not saved, what the tokenizer was made with is
-    words.init_kwargs["padding_side"] = "right" if layout_of(model) == "encoder" else "left"
+    words.padding_side = "right" if layout_of(model) == "encoder" else "left"
+    # attributes are saved only where the tokenizer was made with them
+    words.init_kwargs["padding_side"] = words.padding_side
     words.save_pretrained(folder)
 
 

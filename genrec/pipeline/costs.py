@@ -66,7 +66,7 @@ class Costs:
 
     def prepare(self) -> Estimate:
         """Reading, or making, the data."""
-        items, users, events = self.sizes
+        items, _, events = self.sizes
         return Estimate(0.5 + self._input_bytes / 2e7 + events * 3e-6, BASE + 400.0 * (items + events))
 
     def split(self) -> Estimate:
@@ -117,9 +117,7 @@ class Costs:
             weights = model.n_layers * (4 * model.hidden_size**2 + 3 * model.hidden_size * model.d_ff)
             tokens = events * levels
         seconds = train.epochs * 6 * weights * tokens / self.flops
-        return Estimate(
-            1.2 * seconds, BASE + 40.0 * weights + 2e4 * train.batch_size * levels * train.max_items
-        )
+        return Estimate(1.2 * seconds, BASE + 40.0 * weights + 2e4 * train.batch_size * levels * train.max_items)
 
     def evaluate(self) -> Estimate:
         """A beam search per test user: about as many tokens as beams times levels."""

@@ -72,9 +72,7 @@ def _cut(events: Interactions, settings: SplitSettings, seed: int) -> Split:
     if settings.kind == "leave_one_out":
         return leave_one_out(events)
     if settings.kind == "time":
-        return time_split(
-            events, valid_fraction=settings.valid_fraction, test_fraction=settings.test_fraction
-        )
+        return time_split(events, valid_fraction=settings.valid_fraction, test_fraction=settings.test_fraction)
     if settings.kind == "predefined":
         return predefined_split(events, settings.column)
     return held_out_items(events, settings.cold_fraction, seed)
@@ -124,9 +122,7 @@ def tokenize(folder: Path, recipe: PipelineRecipe) -> None:
         train=Split.load(folder / "split").train(),
         seed=recipe.seed,
     )
-    settings = recipes.validate(
-        recipe.tokenizer, registry.settings_class(recipe.tokenizer["kind"]), where="tokenizer"
-    )
+    settings = recipes.validate(recipe.tokenizer, registry.settings_class(recipe.tokenizer["kind"]), where="tokenizer")
     tokenizer = registry.build(settings)
     codes = tokenizer.fit(source, seed=recipe.seed)
     tokenizer.save(folder / "item_tokenizer", overwrite=True)

@@ -47,15 +47,11 @@ def recall_bars(reports: Sequence[EvalReport], ours: str, file: Path, metric: st
 def slice_bars(reports: Sequence[EvalReport], file: Path, metric: str = "recall@10") -> None:
     """Recall on popularity slices and unseen items, one group of bars per slice."""
     plt = _pyplot()
-    slices = [
-        s for s in ("head", "mid", "tail", "cold") if any(f"{s}.{metric}" in r.intervals for r in reports)
-    ]
+    slices = [s for s in ("head", "mid", "tail", "cold") if any(f"{s}.{metric}" in r.intervals for r in reports)]
     figure, axis = plt.subplots(figsize=(7, 3.4), layout="constrained")
     width = 0.8 / max(1, len(reports))
     for n, report in enumerate(reports):
-        heights = [
-            report.mean(f"{s}.{metric}") if f"{s}.{metric}" in report.intervals else 0.0 for s in slices
-        ]
+        heights = [report.mean(f"{s}.{metric}") if f"{s}.{metric}" in report.intervals else 0.0 for s in slices]
         axis.bar(np.arange(len(slices)) + n * width, heights, width, label=report.name)
     shares = [reports[0].figures.get(f"{s}.share_of_targets", float("nan")) for s in slices]
     labels = [f"{s}\n{100 * share:.0f} % of targets" for s, share in zip(slices, shares, strict=True)]

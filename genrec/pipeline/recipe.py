@@ -16,7 +16,7 @@ from genrec.data.synthetic import SyntheticSettings
 from genrec.embeddings.collaborative import PpmiSettings, SvdSettings
 from genrec.embeddings.text import LsaSettings, SentenceSettings
 from genrec.errors import ConfigError
-from genrec.evaluation.run import EvalSettings
+from genrec.evaluation.settings import EvalSettings
 from genrec.models.backbone import DecoderSettings, T5Settings
 from genrec.training.settings import TrainSettings
 
@@ -125,9 +125,7 @@ class PipelineRecipe:
         if not self.embeddings:
             raise ConfigError("embeddings: expected at least one block")
         if not isinstance(self.tokenizer.get("kind"), str):
-            raise ConfigError(
-                "tokenizer: expected a 'kind', such as rqkmeans, rqvae or my_module:MyTokenizer"
-            )
+            raise ConfigError("tokenizer: expected a 'kind', such as rqkmeans, rqvae or my_module:MyTokenizer")
 
         if self.needs_text_vectors and self.text_block < 0:
             raise ConfigError("baselines: content_knn needs an lsa, sentence or file block in embeddings")

@@ -39,9 +39,7 @@ def report(folder: Path, recipe: PipelineRecipe) -> None:
     training = artifacts.read(folder / "training", kind="training")
     curve = artifacts.load_json(training.path / "log.json")
     examples = example_lists(folder, load_bundle(folder / "bundle"))
-    with artifacts.write(
-        folder / "report", kind="report", recipe=recipes.to_json(recipe), overwrite=True
-    ) as draft:
+    with artifacts.write(folder / "report", kind="report", recipe=recipes.to_json(recipe), overwrite=True) as draft:
         pictures = _pictures(draft.dir, reports, codes, curve, recipe)
         text = _markdown(recipe, reports, codes, training.meta, examples, pictures)
         (draft.dir / "report.md").write_text(text, encoding="utf-8")
@@ -70,9 +68,7 @@ def _pictures(
         return []
     ours = recipe.model.kind
     figures.recall_bars(reports, ours, folder / "recall.png")
-    best = sorted((r for r in reports if r.name not in (ours, "oracle")), key=lambda r: -r.mean("recall@10"))[
-        :2
-    ]
+    best = sorted((r for r in reports if r.name not in (ours, "oracle")), key=lambda r: -r.mean("recall@10"))[:2]
     figures.slice_bars([*best, reports[-1]], folder / "slices.png")
     figures.codebook_usage(codes, folder / "codes.png")
     found = [
@@ -132,11 +128,7 @@ def _markdown(
     examples: str,
     pictures: list[tuple[str, str]],
 ) -> str:
-    ties = (
-        "seeded permutation (neutral)"
-        if recipe.split.ties == "neutral"
-        else "order of the file ('literature')"
-    )
+    ties = "seeded permutation (neutral)" if recipe.split.ties == "neutral" else "order of the file ('literature')"
     parts = [
         f"# {recipe.name}",
         "",
@@ -199,7 +191,5 @@ def _slice_lines(reports: list[EvalReport]) -> list[str]:
     share = 100 * reports[0].mean("cold.share_of_targets")
     lines = [f"Warm and cold targets ({share:.1f} % of the targets were never seen in training):", ""]
     lines += ["| model | warm recall@10 | cold recall@10 |", "|---|---:|---:|"]
-    lines += [
-        f"| {r.name} | {r.mean('warm.recall@10'):.4f} | {r.mean('cold.recall@10'):.4f} |" for r in reports
-    ]
+    lines += [f"| {r.name} | {r.mean('warm.recall@10'):.4f} | {r.mean('cold.recall@10'):.4f} |" for r in reports]
     return [*lines, ""]

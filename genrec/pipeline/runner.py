@@ -101,9 +101,7 @@ def _key(stage: Stage, upstream: dict[str, dict[str, str]]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _state(
-    folder: Path, stage: Stage, ledger: dict[str, Any], done: dict[str, dict[str, str]]
-) -> tuple[Status, str]:
+def _state(folder: Path, stage: Stage, ledger: dict[str, Any], done: dict[str, dict[str, str]]) -> tuple[Status, str]:
     missing = [name for name in stage.needs if name not in done]
     line = ledger.get(stage.name)
     if missing:
@@ -144,9 +142,7 @@ def _locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ConfigError(
-                f"{folder} is in use by another run", hint="wait for it, or give another --out"
-            ) from None
+            raise ConfigError(f"{folder} is in use by another run", hint="wait for it, or give another --out") from None
         yield
 
 

@@ -35,14 +35,16 @@ def stages(recipe: PipelineRecipe, folder: Path) -> list[Stage]:
         ),
         Stage(
             "split", ("split",), partial(data_stages.split, recipe=recipe),
-            recipe=part("split", "seed"), needs=("prepare",), estimate=costs.split, about="cut histories into train, valid, test",
+            recipe=part("split", "seed"), needs=("prepare",), estimate=costs.split,
+            about="cut histories into train, valid, test",
         ),
     ]  # fmt: skip
     if recipe.needs_sasrec:
         found.append(
             Stage(
                 "sasrec", ("sasrec",), partial(baseline_stages.fit_sasrec, recipe=recipe),
-                recipe=part("sasrec", "seed"), needs=("split",), estimate=costs.sasrec, about="train the SASRec baseline",
+                recipe=part("sasrec", "seed"), needs=("split",), estimate=costs.sasrec,
+                about="train the SASRec baseline",
             )
         )  # fmt: skip
     from_sasrec = ("sasrec",) if any(block.sasrec for block in recipe.embeddings) else ()

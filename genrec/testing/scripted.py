@@ -32,8 +32,8 @@ def random_logp(
         random = rng(seed, row, *prefix, "logp")
         n = sizes[len(prefix)] + int(ragged)
         if grid is None:
-            return -random.exponential(1.0, n) - 1e-3
-        return -grid * random.integers(1, 4, n)
+            return np.asarray(-random.exponential(1.0, n) - 1e-3, dtype=np.float64)
+        return np.asarray(-grid * random.integers(1, 4, n), dtype=np.float64)
 
     return logp
 

@@ -182,9 +182,7 @@ def test_contract(make, train, queries):
     lists = model.recommend(query_h, SearchOptions(top_k=N))
     for items, history in zip(lists.items.tolist(), queries, strict=True):
         assert not set(items) & set(history)
-    assert (
-        isinstance(model, DenseRecommender) and isinstance(model, Recommender) and isinstance(model, Counting)
-    )
+    assert isinstance(model, DenseRecommender) and isinstance(model, Recommender) and isinstance(model, Counting)
 
 
 @pytest.mark.parametrize("make", [m for k, m in ALL.items() if k != "probe"])

@@ -13,7 +13,8 @@ import pytest
 PIPELINE = """
 name: tiny
 data:
-  synthetic: {n_items: 60, n_users: 80, n_departments: 2, n_subcategories: 3, n_brands: 5, n_tastes: 3, max_length: 12, mean_length: 8}
+  synthetic: {n_items: 60, n_users: 80, n_departments: 2, n_subcategories: 3, n_brands: 5, n_tastes: 3,
+    max_length: 12, mean_length: 8}
 embeddings:
   - lsa: {dim: 8}
 tokenizer: {kind: rqkmeans, n_levels: 2, level_size: 8, collisions: reassign}
@@ -101,9 +102,7 @@ def test_a_wrong_recipe_is_one_clear_line(run: Path, args: list[str], expected: 
 
 def test_missing_data_says_how_to_get_it(run: Path) -> None:
     root = Path(__file__).resolve().parents[2]
-    done = genrec(
-        "run", root / "train" / "pipelines" / "office.yaml", "--data", run / "nowhere", "--out", run / "o"
-    )
+    done = genrec("run", root / "train" / "pipelines" / "office.yaml", "--data", run / "nowhere", "--out", run / "o")
     assert done.returncode == 1
     assert "nowhere" in done.stderr and "hint:" in done.stderr
     assert "Traceback" not in done.stderr

@@ -96,9 +96,7 @@ def test_table_is_aligned_and_says_the_rule():
 
 def test_markdown_has_one_cell_per_column():
     lines = results_table([report()], style="markdown", intervals=True).split("\n")
-    assert (
-        [line.count("|") for line in lines[:3]] == [6, 6, 6] and "±" in lines[2] and set(lines[1]) == {*"|-:"}
-    )
+    assert [line.count("|") for line in lines[:3]] == [6, 6, 6] and "±" in lines[2] and set(lines[1]) == {*"|-:"}
 
 
 def test_reports_under_different_rules_do_not_share_a_table():

@@ -154,6 +154,13 @@ def test_targets_that_share_an_identifier_are_one_target_there():
     )
     assert report.mean("identifier.ndcg@1") == 1 and report.mean("identifier.recall@1") == 1
     assert report.mean("recall@1") == 1 / 2
+    missed = evaluate(
+        Dense([3, 2, 1, 0]),
+        evalset([[3]], [[0, 1, 2]]),
+        settings=EvalSettings(ks=(1,), n_bootstrap=0),
+        identifier_of=np.array([0, 0, 1, 2]),
+    )
+    assert missed.mean("identifier.recall@1") == 1 / 2  # one of two identifiers, not two of three targets
 
 
 def test_slices_split_targets_and_keep_ranks():
@@ -188,9 +195,7 @@ def test_batch_size_and_order_of_users_change_nothing():
         [random.integers(0, 12, random.integers(1, 4)) for _ in range(20)],
     )
     whole = evaluate(model, queries, settings=QUICK, train=train)
-    small = evaluate(
-        model, queries, settings=EvalSettings(ks=(1, 2, 5), n_bootstrap=20, batch_size=3), train=train
-    )
+    small = evaluate(model, queries, settings=EvalSettings(ks=(1, 2, 5), n_bootstrap=20, batch_size=3), train=train)
     back = evaluate(model, queries.take(np.arange(20)[::-1]), settings=QUICK, train=train)
     for key, values in whole.values.items():
         assert np.array_equal(values, small.values[key], equal_nan=True), key

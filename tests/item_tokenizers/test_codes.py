@@ -31,9 +31,7 @@ def test_int_round_trip_and_collisions_match_a_dict(case):
     codes = ItemCodes.from_int(rows, sizes, "c" * 32)
     assert codes.as_int().tolist() == rows.tolist()
     assert codes.as_int().dtype == np.int32
-    assert codes.codes.dtype == (
-        np.uint8 if max(sizes) <= 256 else np.uint16 if max(sizes) <= 65536 else np.uint32
-    )
+    assert codes.codes.dtype == (np.uint8 if max(sizes) <= 256 else np.uint16 if max(sizes) <= 65536 else np.uint32)
 
     groups: dict[tuple, list[int]] = {}
     for n, row in enumerate(rows.tolist()):
@@ -90,6 +88,19 @@ def test_gap_in_padding_and_unequal_shared_sizes_are_refused():
         ItemCodes.from_int([[0, 0], [-1, 0]], (2, 2), "c")
     with pytest.raises(DataError, match="share"):
         ItemCodes(np.zeros((1, 2), dtype=int), (2, 3), "c", shared_vocabulary=True)
+
+
+def test_fingerprint_depends_on_everything():
+    rows = np.array([[0, 1], [1, 0]])
+    all_codes = [
+        ItemCodes(rows, (2, 2), "c"),
+        ItemCodes(rows[::-1], (2, 2), "c"),
+        ItemCodes(rows, (2, 3), "c"),
+        ItemCodes(rows, (2, 2), "d"),
+        ItemCodes(rows, (2, 2), "c", shared_vocabulary=True),
+    ]
+    assert len({codes.fingerprint for codes in all_codes}) == len(all_codes)
+    assert ItemCodes(rows.astype(np.uint8), (2, 2), "c").fingerprint == all_codes[0].fingerprint
 
 
 @pytest.mark.parametrize("ragged", [False, True])

@@ -155,6 +155,10 @@ def test_unused_codes_come_back():
     kept = [book[:2].detach().clone() for book in model.quantizer.codebooks]
     assert revive(model, x, optimizer, torch.Generator().manual_seed(0)) == 12
     used = model.quantizer(model.encoder(x)).codes_BL
+    first, second = (book.detach() for book in model.quantizer.codebooks)
+    left = model.encoder(x).detach() - first[used[:, 0]]
+    # what came back at level 1 are residuals that the revived level 0 leaves
+    assert (torch.cdist(second[2:], left).min(dim=1).values < 1e-5).all()
     for level, book in enumerate(model.quantizer.codebooks):
         assert len(used[:, level].unique()) > 5
         torch.testing.assert_close(book[:2].detach(), kept[level])

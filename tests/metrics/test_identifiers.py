@@ -20,9 +20,7 @@ def test_exposure():
 def test_lists_and_dense_scores_give_the_same_identifier_ranks(data):
     n = 8
     identifier = np.array(data.draw(st.lists(st.integers(0, 4), min_size=n, max_size=n)))
-    by_identifier = np.array(
-        data.draw(st.lists(st.sampled_from([0.5, 1.0, 2.0, -INF]), min_size=5, max_size=5))
-    )
+    by_identifier = np.array(data.draw(st.lists(st.sampled_from([0.5, 1.0, 2.0, -INF]), min_size=5, max_size=5)))
     scores = by_identifier[identifier][None]  # items of one identifier score the same, as in a beam search
     dense = identifier_scores(scores, identifier)
     numbers = np.unique(identifier)
@@ -35,9 +33,7 @@ def test_lists_and_dense_scores_give_the_same_identifier_ranks(data):
     listed = ids[0][ids[0] >= 0]
     assert len(set(listed.tolist())) == len(listed)
     places = np.searchsorted(numbers, listed)
-    assert (
-        ranks[0][: len(listed)].tolist() == expected_ranks(dense, np.zeros(len(listed), int), places).tolist()
-    )
+    assert ranks[0][: len(listed)].tolist() == expected_ranks(dense, np.zeros(len(listed), int), places).tolist()
     assert sorted(listed.tolist()) == [g for g, s in zip(numbers.tolist(), dense[0], strict=True) if s > -INF]
 
 

@@ -46,17 +46,13 @@ score_lists = st.lists(
 @settings(max_examples=60, deadline=None)
 def test_expected_ranks_equal_the_definition(scores, data):
     scores = np.array(scores)
-    pairs = data.draw(
-        st.lists(st.tuples(st.integers(0, len(scores) - 1), st.integers(0, 6)), min_size=1, max_size=9)
-    )
+    pairs = data.draw(st.lists(st.tuples(st.integers(0, len(scores) - 1), st.integers(0, 6)), min_size=1, max_size=9))
     rows, targets = np.array(pairs).T
     excluded = np.array(data.draw(st.lists(st.booleans(), min_size=scores.size, max_size=scores.size)))
     excluded = excluded.reshape(scores.shape)
     left = np.where(excluded, -INF, scores)
     assert expected_ranks(scores, rows, targets).tolist() == [slow_rank(scores[r], t) for r, t in pairs]
-    assert expected_ranks(scores, rows, targets, excluded).tolist() == [
-        slow_rank(left[r], t) for r, t in pairs
-    ]
+    assert expected_ranks(scores, rows, targets, excluded).tolist() == [slow_rank(left[r], t) for r, t in pairs]
 
 
 def test_expected_ranks_in_small_pieces_are_the_same(monkeypatch):
@@ -92,9 +88,7 @@ def test_listed_ranks_of_short_empty_and_repeating_lists():
     ranks = np.array([[1.0, 2.0, 3.0], [INF, INF, INF]])
     found = listed_ranks(items, ranks, np.array([0, 0, 0, 1]), np.array([4, 2, 7, 4]))
     assert found.tolist() == [1, 2, INF, INF]
-    assert listed_ranks(np.zeros((2, 0), int), np.zeros((2, 0)), np.array([1]), np.array([3])).tolist() == [
-        INF
-    ]
+    assert listed_ranks(np.zeros((2, 0), int), np.zeros((2, 0)), np.array([1]), np.array([3])).tolist() == [INF]
 
 
 def test_tied_ranks_do_not_join_rows():

@@ -74,9 +74,7 @@ def test_randomization_is_exact_for_few_pairs():
     assert paired_randomization_test(a, b).p_value == 2 / 2**4  # all plus, all minus
     assert paired_randomization_test(-a, b).p_value == 2 / 2**4
     signs = np.array([1.0, 1.0, -1.0])
-    assert (
-        paired_randomization_test(signs, np.zeros(3)).p_value == 1.0
-    )  # |sum| is at least 1 in every pattern
+    assert paired_randomization_test(signs, np.zeros(3)).p_value == 1.0  # |sum| is at least 1 in every pattern
 
 
 def test_randomization_ignores_pairs_without_difference_and_nan():

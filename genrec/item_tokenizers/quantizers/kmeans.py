@@ -123,9 +123,7 @@ def _assign(x: Floats, centroids: Floats) -> tuple[npt.NDArray[np.int32], Floats
         scores += square_K
         best = scores.argmin(axis=1)
         labels[start : start + len(rows)] = best
-        distance[start : start + len(rows)] = scores[np.arange(len(rows)), best] + np.einsum(
-            "nd,nd->n", rows, rows
-        )
+        distance[start : start + len(rows)] = scores[np.arange(len(rows)), best] + np.einsum("nd,nd->n", rows, rows)
     return labels, np.maximum(distance, 0)
 
 
