@@ -1,6 +1,6 @@
 """SASRec with a full softmax: causal self-attention over item numbers, cross-entropy at every position.
 
-Axes: B rows of a batch, T items of a row, P positions that carry a loss, N items, D width, U users.
+Axes: B rows of a batch, T items of a row, N items, D width, U users.
 """
 
 from __future__ import annotations
@@ -10,16 +10,15 @@ import logging
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genrec import artifacts
-from genrec.baselines.softmax import linear_cross_entropy
+from genrec.baselines.sasrec_encoder import SasRecEncoder, batch_loss, padded
 from genrec.data.batching import length_batches
 from genrec.data.histories import Histories
 from genrec.errors import ConfigError, DataError
@@ -84,59 +83,6 @@ class SasRecSettings:
                 raise ConfigError(f"{name}: expected in [0, 1), got {getattr(self, name)}")
 
 
-class _Block(nn.Module):
-    """Pre-norm causal self-attention and a GELU feed-forward, each with dropout and a residual."""
-
-    def __init__(self, settings: SasRecSettings) -> None:
-        super().__init__()
-        dim, inner = settings.dim, settings.inner or 4 * settings.dim
-        self.n_heads, self.dropout = settings.n_heads, settings.dropout
-        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
-        self.up, self.down = nn.Linear(dim, inner), nn.Linear(inner, dim)
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        n_rows, n_items, dim = x_BTD.shape
-        heads = self.qkv(self.norm1(x_BTD)).view(n_rows, n_items, 3, self.n_heads, dim // self.n_heads)
-        query, key, value = heads.permute(2, 0, 3, 1, 4)
-        drop = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=drop, is_causal=True)
-        mixed_BTD = mixed.transpose(1, 2).reshape(n_rows, n_items, dim)
-        x_BTD = x_BTD + F.dropout(self.out(mixed_BTD), drop)
-        hidden = F.dropout(F.gelu(self.up(self.norm2(x_BTD))), drop)
-        return cast(Tensor, x_BTD + F.dropout(self.down(hidden), drop))
-
-
-class SasRecEncoder(nn.Module):
-    """Right-padded histories to one vector per position (internal).
-
-    Position t sees items 0..t only, so padding on the right changes nothing and no mask is needed. The
-    output layer is the item table itself: ``score(i) = h_t . E_i``.
-    """
-
-    def __init__(self, n_items: int, settings: SasRecSettings) -> None:
-        super().__init__()
-        self.items = nn.Embedding(n_items, settings.dim)
-        self.positions = nn.Embedding(settings.max_items, settings.dim)
-        self.blocks = nn.ModuleList(_Block(settings) for _ in range(settings.n_layers))
-        self.norm = nn.LayerNorm(settings.dim)
-        self.dropout = settings.dropout
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
-            if isinstance(module, nn.Linear):
-                nn.init.zeros_(module.bias)
-
-    def forward(self, items_BT: Tensor) -> Tensor:
-        """items_BT: int64, padding is any valid item number on the right. Returns float ``[B, T, D]``."""
-        x_BTD = self.items(items_BT) * self.items.embedding_dim**0.5
-        x_BTD = x_BTD + self.positions.weight[: items_BT.shape[1]]
-        x_BTD = F.dropout(x_BTD, self.dropout if self.training else 0.0)
-        for block in self.blocks:
-            x_BTD = block(x_BTD)
-        return cast(Tensor, self.norm(x_BTD))
-
-
 @dataclass
 class SasRec:
     """Self-attentive sequential recommendation, trained with cross-entropy over all items (stable).
@@ -155,9 +101,7 @@ class SasRec:
     log: list[dict[str, float]] = field(default_factory=list)
 
     @classmethod
-    def fit(
-        cls, train: Histories, n_items: int, settings: SasRecSettings, valid: EvalSet | None = None
-    ) -> SasRec:
+    def fit(cls, train: Histories, n_items: int, settings: SasRecSettings, valid: EvalSet | None = None) -> SasRec:
         """Train on ``train``; with ``valid``, keep the weights of the best validation NDCG@10.
 
         Reproducible: the same inputs, settings and number of threads give the same bits. The global random
@@ -185,14 +129,12 @@ class SasRec:
         self.encoder.eval()
         for start in range(0, len(order), 512):
             rows = order[start : start + 512]
-            h_BTD = self.encoder(_padded(kept, rows))
+            h_BTD = self.encoder(padded(kept, rows))
             last = torch.from_numpy(lengths[rows] - 1)
             out_UD[rows] = h_BTD[torch.arange(len(rows)), last].numpy()
         return out_UD
 
-    def score_all(
-        self, histories: Histories, users: npt.NDArray[np.int32] | None = None
-    ) -> npt.NDArray[np.float32]:
+    def score_all(self, histories: Histories, users: npt.NDArray[np.int32] | None = None) -> npt.NDArray[np.float32]:
         """Score of every item for every history, float32 ``[U, N]``; ``users`` is not used.
 
         An empty history scores every item 0: all tie, so its expected ranks are honest.
@@ -230,28 +172,10 @@ class SasRec:
 def _check_items(train: Histories, n_items: int) -> None:
     if len(train.items) and not 0 <= int(train.items.min()) <= int(train.items.max()) < n_items:
         raise DataError(
-            f"train: expected item numbers in 0..{n_items - 1}, "
-            f"got {int(train.items.min())}..{int(train.items.max())}"
+            f"train: expected item numbers in 0..{n_items - 1}, got {int(train.items.min())}..{int(train.items.max())}"
         )
     if not (train.lengths >= 2).any():
         raise DataError("train: expected at least one history of two items or more, got none")
-
-
-def _padded(histories: Histories, rows: npt.NDArray[np.int64]) -> Tensor:
-    """Rows of ``histories`` as int64 ``[B, T]``, padded on the right with item 0 (never looked at)."""
-    return torch.from_numpy(histories.take(rows).padded(pad=0, side="right").astype(np.int64))
-
-
-def _batch_loss(
-    encoder: SasRecEncoder, windows: Histories, rows: npt.NDArray[np.int64], eps: float
-) -> Tensor:
-    """Mean cross-entropy over the positions of ``rows`` that have a next item."""
-    items_BT = _padded(windows, rows)
-    lengths_B = torch.from_numpy(windows.lengths[rows])
-    exists_BT = torch.arange(items_BT.shape[1] - 1) < (lengths_B[:, None] - 1)
-    hidden_PD = encoder(items_BT[:, :-1])[exists_BT]
-    target_P = items_BT[:, 1:][exists_BT]
-    return linear_cross_entropy(hidden_PD, encoder.items.weight, target_P, label_smoothing=eps)
 
 
 def _learning_rate(step: int, n_steps: int, settings: SasRecSettings) -> float:
@@ -262,50 +186,73 @@ def _learning_rate(step: int, n_steps: int, settings: SasRecSettings) -> float:
     return float(settings.learning_rate * (0.05 + 0.95 * 0.5 * (1 + np.cos(np.pi * min(done, 1.0)))))
 
 
+@dataclass
+class _Fit:
+    """A training in progress: optimiser, step counter, and the best weights so far."""
+
+    model: SasRec
+    optimizer: torch.optim.Optimizer
+    n_steps: int
+    step: int = 0
+    best: float = -1.0
+    best_weights: dict[str, Tensor] | None = None
+    waited: int = 0
+    start: tuple[float, float] = field(default_factory=lambda: (time.monotonic(), time.process_time()))
+
+    def epoch(self, windows: Histories, epoch: int) -> float:
+        """One pass over the windows; returns the mean loss of its steps."""
+        settings, encoder = self.model.settings, self.model.encoder
+        encoder.train()
+        losses = []
+        for rows in length_batches(windows.lengths, settings.batch_size, seed=settings.seed, epoch=epoch):
+            for group in self.optimizer.param_groups:
+                group["lr"] = _learning_rate(self.step, self.n_steps, settings)
+            loss = batch_loss(encoder, windows, rows, settings.label_smoothing)
+            self.optimizer.zero_grad(set_to_none=True)
+            torch.autograd.backward(loss)
+            nn.utils.clip_grad_norm_(encoder.parameters(), settings.max_grad_norm)
+            self.optimizer.step()
+            losses.append(loss.item())
+            self.step += 1
+        return float(np.mean(losses))
+
+    def evaluate(self, epoch: int, loss: float, valid: EvalSet | None) -> None:
+        """One entry of the log; keeps the weights if they are the best so far."""
+        entry = {
+            "epoch": epoch,
+            "step": self.step,
+            "loss": loss,
+            "seconds": round(time.monotonic() - self.start[0], 3),
+            "cpu_seconds": round(time.process_time() - self.start[1], 3),
+        }
+        if valid is not None and len(valid):
+            entry |= _validate(self.model, valid)
+            self.waited += 1
+            if entry["ndcg@10"] > self.best:
+                self.best, self.waited = entry["ndcg@10"], 0
+                weights = self.model.encoder.state_dict()
+                self.best_weights = {name: value.clone() for name, value in weights.items()}
+        self.model.log.append(entry)
+        logger.info("sasrec %s", entry)
+
+
 def _train(model: SasRec, train: Histories, valid: EvalSet | None) -> None:
     settings, encoder = model.settings, model.encoder
     windows = train.last(settings.max_items + 1)
     windows = windows.take(np.flatnonzero(windows.lengths >= 2))
-    lengths = windows.lengths
-    n_steps = settings.epochs * -(-len(lengths) // settings.batch_size)
     optimizer = torch.optim.AdamW(
         encoder.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.98)
     )
-    best, best_state, waited, step = -1.0, None, 0, 0
-    wall, cpu = time.monotonic(), time.process_time()
-    for epoch in range(settings.epochs):
-        encoder.train()
-        losses = []
-        for rows in length_batches(lengths, settings.batch_size, seed=settings.seed, epoch=epoch):
-            for group in optimizer.param_groups:
-                group["lr"] = _learning_rate(step, n_steps, settings)
-            loss = _batch_loss(encoder, windows, rows, settings.label_smoothing)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(encoder.parameters(), settings.max_grad_norm)
-            optimizer.step()
-            losses.append(float(loss.detach()))
-            step += 1
-        late = settings.max_seconds is not None and time.monotonic() - wall > settings.max_seconds
-        last = late or epoch + 1 == settings.epochs
-        if not (last or (epoch + 1) % settings.eval_every == 0):
-            continue
-        entry = {
-            "epoch": epoch + 1, "step": step, "loss": float(np.mean(losses)),
-            "seconds": round(time.monotonic() - wall, 3), "cpu_seconds": round(time.process_time() - cpu, 3),
-        }  # fmt: skip
-        if valid is not None and len(valid):
-            entry |= _validate(model, valid)
-            waited += 1
-            if entry["ndcg@10"] > best:
-                best, waited = entry["ndcg@10"], 0
-                best_state = {name: value.clone() for name, value in encoder.state_dict().items()}
-        model.log.append(entry)
-        logger.info("sasrec %s", entry)
-        if late or (settings.patience and waited >= settings.patience):
+    fit = _Fit(model, optimizer, settings.epochs * -(-len(windows) // settings.batch_size))
+    for epoch in range(1, settings.epochs + 1):
+        loss = fit.epoch(windows, epoch - 1)
+        late = settings.max_seconds is not None and time.monotonic() - fit.start[0] > settings.max_seconds
+        if late or epoch == settings.epochs or epoch % settings.eval_every == 0:
+            fit.evaluate(epoch, loss, valid)
+        if late or (settings.patience and fit.waited >= settings.patience):
             break
-    if best_state is not None:
-        encoder.load_state_dict(best_state)
+    if fit.best_weights is not None:
+        encoder.load_state_dict(fit.best_weights)
 
 
 def _validate(model: SasRec, valid: EvalSet) -> dict[str, float]:

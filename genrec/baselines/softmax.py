@@ -64,4 +64,5 @@ def linear_cross_entropy(
 
     hidden_PD, weight_ND: float. target_P: int64 class numbers. Returns a scalar.
     """
-    return cast(Tensor, _LinearCrossEntropy.apply(hidden_PD, weight_ND, target_P, label_smoothing))
+    loss: Any = _LinearCrossEntropy.apply
+    return cast(Tensor, loss(hidden_PD, weight_ND, target_P, label_smoothing))

@@ -93,9 +93,7 @@ def beam_search(
         first = level == 0
         logp = scorer.step(state, None if first else running.parent, None if first else running.code)
         broken |= logp.sum((1, 2)).isnan()
-        candidates = expand(
-            index, level, running.node, running.score, logp, renormalise=normalize == "children"
-        )
+        candidates = expand(index, level, running.node, running.score, logp, renormalise=normalize == "children")
         if (dead_here := dead[level]) is not None:
             kill(index, level, running.node, candidates, dead_here)
         fresh = _as_beams(candidates)

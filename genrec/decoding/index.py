@@ -232,9 +232,7 @@ class CatalogIndex:
         """:attr:`nbytes` per indexed item; the rank → item and order tables are 8 of them."""
         return self.nbytes / len(self.items)
 
-    def save(
-        self, path: str | Path, *, parents: dict[str, str] | None = None, overwrite: bool = False
-    ) -> None:
+    def save(self, path: str | Path, *, parents: dict[str, str] | None = None, overwrite: bool = False) -> None:
         """Write an ``index`` artifact; arrays are uncompressed, so loading maps them from the file."""
         from genrec import artifacts
 

@@ -51,9 +51,7 @@ class Scorer(Protocol):
         equal to log-probabilities up to a constant per beam; the search normalises over the allowed children.
         """
 
-    def step(
-        self, state: Any, parents_BW: torch.Tensor | None, codes_BW: torch.Tensor | None
-    ) -> torch.Tensor:
+    def step(self, state: Any, parents_BW: torch.Tensor | None, codes_BW: torch.Tensor | None) -> torch.Tensor:
         """Log-probabilities of the symbols of the next level, float32 ``[B, W, S]``.
 
         parents_BW: int64, which beam of the step before each beam continues; codes_BW: int64, by which code

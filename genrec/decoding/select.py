@@ -33,8 +33,7 @@ class DeviceIndex:
     def dead(self, found: list[DeadNodes | None]) -> list[tuple[Tensor, Tensor] | None]:
         """Dead nodes and their parents per level, on the device."""
         return [
-            None if d is None else (_tensor(d.nodes_BD, self.device), _tensor(d.parents_BD, self.device))
-            for d in found
+            None if d is None else (_tensor(d.nodes_BD, self.device), _tensor(d.parents_BD, self.device)) for d in found
         ]
 
 
@@ -61,24 +60,23 @@ def expand(
     renormalise: first make the probabilities of each beam's children sum to one. The order of the sum is
     the one of Hugging Face: beam score plus log-softmax.
     """
-    code, child, real = _children(index, level, node_BW)
+    code, child, real = children(index, level, node_BW)
     logp = torch.where(real, logp_BWS.gather(-1, code.clamp(max=logp_BWS.shape[-1] - 1)), NEG_INF)
     if renormalise:
         logp = torch.where(real, logp - logp.logsumexp(-1, keepdim=True), NEG_INF)
-    # adding 0.0 turns -0.0 into 0.0: the two must not differ in the sort key
-    score = (score_BW[..., None] + logp).add_(0.0)
+    score = score_BW[..., None] + logp
     return Candidates(score.flatten(1), code.flatten(1), child.flatten(1), index.host.branching[level])
 
 
 def children_total(index: DeviceIndex, level: int, node_BW: Tensor, logp_BWS: Tensor) -> Tensor:
     """Log of the summed probabilities of the children of each node, ``[B, W]``; every node must be live."""
-    code, _, real = _children(index, level, node_BW)
+    code, _, real = children(index, level, node_BW)
     logp = logp_BWS.expand(*node_BW.shape, -1).gather(-1, code.clamp(max=logp_BWS.shape[-1] - 1))
     return torch.where(real, logp, NEG_INF).logsumexp(-1)
 
 
-def _children(index: DeviceIndex, level: int, node_BW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes, nodes and validity of the children of each node, ``[B, W, K]``."""
+def children(index: DeviceIndex, level: int, node_BW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes, nodes and validity of the children of each node, ``[B, W, K]``; node -1 has none."""
     pointers, tokens = index.pointers[level], index.tokens[level]
     node = node_BW.clamp(min=0)
     first = pointers[node].long()
@@ -88,9 +86,7 @@ def _children(index: DeviceIndex, level: int, node_BW: Tensor) -> tuple[Tensor, 
     return tokens[child].long(), child, place < count[..., None]
 
 
-def kill(
-    index: DeviceIndex, level: int, node_BW: Tensor, found: Candidates, dead: tuple[Tensor, Tensor]
-) -> None:
+def kill(index: DeviceIndex, level: int, node_BW: Tensor, found: Candidates, dead: tuple[Tensor, Tensor]) -> None:
     """Set candidates that lead to a dead node of their row to -inf, in place.
 
     A prefix is held by at most one beam, so each dead node is looked for among the parents only.
@@ -112,7 +108,8 @@ def best(score_BC: Tensor, n: int) -> tuple[Tensor, Tensor]:
     depend on the batch, the device or ``n``. Returns int64 ``[B, n]`` and float32 ``[B]`` (-inf: none left).
     """
     n_columns = score_BC.shape[1]
-    bits = score_BC.view(torch.int32)
+    # adding 0.0 turns -0.0 into 0.0: the two must not differ in the key
+    bits = (score_BC + 0.0).view(torch.int32)
     ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long()
     column = torch.arange(n_columns, device=score_BC.device)
     key = (ordered << 32) | (_LOW32 - column)

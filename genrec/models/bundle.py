@@ -57,9 +57,7 @@ def save_bundle(
     """
     codes = recommender.codes
     if catalog is not None and catalog.fingerprint != codes.catalog:
-        raise FingerprintMismatch(
-            f"codes belong to catalog {codes.catalog[:8]}, got catalog {catalog.fingerprint[:8]}"
-        )
+        raise FingerprintMismatch(f"codes belong to catalog {codes.catalog[:8]}, got catalog {catalog.fingerprint[:8]}")
     meta = {
         "vocabulary": recommender.token_map.fingerprint,
         "codes": codes.fingerprint,

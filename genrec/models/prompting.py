@@ -75,9 +75,7 @@ def build_prompts(
     if len(items) and (items.min() < 0 or items.max() >= len(tokens_NM)):
         raise DataError(f"item numbers: expected 0..{len(tokens_NM) - 1}, got {items.min()} .. {items.max()}")
     if (user_tokens_U is None) == (token_map.n_user_tokens > 0):
-        raise DataError(
-            f"users: the vocabulary has {token_map.n_user_tokens} user tokens; pass users to match"
-        )
+        raise DataError(f"users: the vocabulary has {token_map.n_user_tokens} user tokens; pass users to match")
     body = tokens_NM[items]
     used = body != token_map.pad_id
     row = np.repeat(histories.rows(), used.sum(axis=1))

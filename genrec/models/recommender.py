@@ -33,7 +33,6 @@ from genrec.vocab.token_map import TokenMap
 
 logger = logging.getLogger(__name__)
 
-Loss = Literal["vocab", "level"]
 SCORED_AT_ONCE = 256
 
 
@@ -50,7 +49,7 @@ class DecodingSettings:
 
     n_beams: int = 50
     normalize: Normalize | None = None
-    loss: Loss = "vocab"
+    loss: Normalize = "vocab"
     max_items: int = 20
     batch_size: int = 64
 
@@ -58,8 +57,8 @@ class DecodingSettings:
         for name in ("n_beams", "max_items", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected a positive integer, got {getattr(self, name)}")
-        if self.loss not in ("vocab", "level"):
-            raise ConfigError(f"loss: expected 'vocab' or 'level', got {self.loss!r}")
+        if self.loss not in ("vocab", "level", "children"):
+            raise ConfigError(f"loss: expected 'vocab', 'level' or 'children', got {self.loss!r}")
         if self.normalize is not None:
             check_normalize(self.normalize)
 
@@ -200,9 +199,7 @@ class GenerativeRecommender:
     ) -> Iterator[tuple[npt.NDArray[np.int64], Prompts]]:
         """Row numbers and prompts of users with prompts of like length."""
         if users is not None and len(np.asarray(users)) != len(histories):
-            raise DataError(
-                f"users: expected {len(histories)}, one per history, got {len(np.asarray(users))}"
-            )
+            raise DataError(f"users: expected {len(histories)}, one per history, got {len(np.asarray(users))}")
         of_user = None if users is None else user_tokens(self.token_map, users, self.user_ids)
         recent = histories.last(self.settings.max_items)
         order = np.argsort(recent.lengths, kind="stable")

@@ -130,9 +130,7 @@ def generate_items(
         output_scores=True,
     )
     rows = out.sequences[:, skip:].tolist()
-    ended = [
-        tuple(r[: r.index(eos_id) + 1]) if eos_id is not None and eos_id in r else tuple(r) for r in rows
-    ]
+    ended = [tuple(r[: r.index(eos_id) + 1]) if eos_id is not None and eos_id in r else tuple(r) for r in rows]
     scored = list(zip(ended, out.sequences_scores.tolist(), strict=True))
     return [scored[i : i + n_beams] for i in range(0, len(scored), n_beams)]
 

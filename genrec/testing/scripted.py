@@ -19,9 +19,7 @@ from genrec.seeding import rng
 LogProbs = Callable[[int, tuple[int, ...]], npt.NDArray[np.float64]]
 
 
-def random_logp(
-    level_sizes: Sequence[int], *, ragged: bool, seed: int, grid: float | None = None
-) -> LogProbs:
+def random_logp(level_sizes: Sequence[int], *, ragged: bool, seed: int, grid: float | None = None) -> LogProbs:
     """(row, codes before) → float64 ``[S]``, a pure function of seed, row and prefix, all values below 0.
 
     grid: values are multiples of it (exact in float32 for powers of two), so ties are frequent.
@@ -74,14 +72,11 @@ class ScriptedScorer:
         else:
             state.prefixes = [
                 [before[p] + (c,) for p, c in zip(parents, codes, strict=True)]
-                for before, parents, codes in zip(
-                    state.prefixes, parents_BW.tolist(), codes_BW.tolist(), strict=True
-                )
+                for before, parents, codes in zip(state.prefixes, parents_BW.tolist(), codes_BW.tolist(), strict=True)
             ]
         self.shapes.append((len(state.rows), len(state.prefixes[0])))
         values = [
-            [self.logp(row, prefix) for prefix in beams]
-            for row, beams in zip(state.rows, state.prefixes, strict=True)
+            [self.logp(row, prefix) for prefix in beams] for row, beams in zip(state.rows, state.prefixes, strict=True)
         ]
         return torch.tensor(np.array(values), dtype=torch.float32)
 

@@ -39,9 +39,7 @@ def save(
     path = folder / f"checkpoint-{step:08d}"
     if path.exists() and not artifacts.exists(path, KIND):
         shutil.rmtree(path)
-    with artifacts.write(
-        path, kind=KIND, schema=SCHEMA, recipe=recipe, meta=meta, overwrite=True
-    ) as draft:
+    with artifacts.write(path, kind=KIND, schema=SCHEMA, recipe=recipe, meta=meta, overwrite=True) as draft:
         write(draft.dir)
     for old in _folders(folder)[KEPT:]:
         shutil.rmtree(old, ignore_errors=True)

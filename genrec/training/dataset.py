@@ -43,9 +43,7 @@ class TrainingData:
     def __post_init__(self) -> None:
         items, n_items = self.histories.items, self.codes.n_items
         if len(items) and not 0 <= int(items.min()) <= int(items.max()) < n_items:
-            raise DataError(
-                f"histories: expected item numbers 0..{n_items - 1}, got {items.min()}..{items.max()}"
-            )
+            raise DataError(f"histories: expected item numbers 0..{n_items - 1}, got {items.min()}..{items.max()}")
         if self.token_map.level_sizes != self.codes.level_sizes:
             raise DataError(
                 f"token map: expected level sizes {self.codes.level_sizes}, got {self.token_map.level_sizes}"

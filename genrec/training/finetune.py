@@ -51,6 +51,7 @@ class TrainResult:
     best, best_step: the best value of ``metric`` and its step; None and 0 without validation.
     steps: optimiser steps so far. seconds, cpu_seconds: wall and process time of all calls together.
     padding_share: padding among the token cells of the first epoch, in [0, 1).
+    main_process: True in the one process that should write results (False in the others of torchrun).
     """
 
     model: Any
@@ -62,6 +63,7 @@ class TrainResult:
     seconds: float
     cpu_seconds: float
     padding_share: float
+    main_process: bool = True
 
     @property
     def complete(self) -> bool:
@@ -107,9 +109,7 @@ def finetune(
     return _result(trainer, model, plan)
 
 
-def _prepare(
-    model: Any, data: TrainingData, settings: TrainSettings, folder: Path
-) -> tuple[SafeTrainer, Plan]:
+def _prepare(model: Any, data: TrainingData, settings: TrainSettings, folder: Path) -> tuple[SafeTrainer, Plan]:
     layout = layout_of(model)
     cut = prefix_samples if layout == "encoder" else window_samples
     collator = Collator(data, layout, getattr(model.config, "decoder_start_token_id", None) or 0)
@@ -182,6 +182,7 @@ def _result(trainer: SafeTrainer, model: Any, plan: Plan) -> TrainResult:
         seconds=counters.seconds,
         cpu_seconds=counters.cpu_seconds,
         padding_share=plan.padding_share(),
+        main_process=trainer.is_world_process_zero(),
     )
 
 

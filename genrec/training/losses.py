@@ -105,18 +105,14 @@ class CodeLoss(nn.Module):
             part = slice(start, start + count)
             start += count
             if count:
-                total = total + self._level(
-                    level, hidden_PD[part], weight_VD, target_P[part], node_P[part]
-                )
+                total = total + self._level(level, hidden_PD[part], weight_VD, target_P[part], node_P[part])
         return total
 
     def _level(self, level: int, hidden_PD: Tensor, weight_VD: Tensor, target_P: Tensor, node_P: Tensor) -> Tensor:
         symbols_S = cast(Tensor, getattr(self, f"symbols_{level}"))
         if self.softmax == "vocab":
             logits = hidden_PD @ weight_VD.T
-            return F.cross_entropy(
-                logits.float(), symbols_S[target_P], reduction="sum", label_smoothing=self.eps
-            )
+            return F.cross_entropy(logits.float(), symbols_S[target_P], reduction="sum", label_smoothing=self.eps)
         logits_PS = (hidden_PD @ weight_VD[symbols_S].T).float()
         if self.softmax == "level":
             return F.cross_entropy(logits_PS, target_P, reduction="sum", label_smoothing=self.eps)

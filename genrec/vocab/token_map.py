@@ -130,9 +130,7 @@ class TokenMap:
         try:
             return cls(**{**values, "level_sizes": tuple(values["level_sizes"])})
         except (TypeError, KeyError) as error:
-            raise ConfigError(
-                f"token map: expected the keys of TokenMap.to_dict, got {sorted(values)}"
-            ) from error
+            raise ConfigError(f"token map: expected the keys of TokenMap.to_dict, got {sorted(values)}") from error
 
     def token(self, level: int, code: int) -> str:
         """Token string of one code, e.g. ``<b_17>``; raises DataError outside the level's range."""
@@ -160,9 +158,7 @@ class TokenMap:
         """
         codes = np.asarray(codes_NL)
         if codes.ndim == 0 or codes.shape[-1] != self.n_levels or codes.dtype.kind not in "iu":
-            raise DataError(
-                f"codes: expected integers [..., {self.n_levels}], got {codes.dtype} {codes.shape}"
-            )
+            raise DataError(f"codes: expected integers [..., {self.n_levels}], got {codes.dtype} {codes.shape}")
         codes = codes.astype(np.int64)
         lengths = self._lengths(codes)
         out = np.where(codes >= 0, codes + np.array(self.level_offset), self.pad_id)
@@ -191,9 +187,7 @@ class TokenMap:
         if wrong.any():
             row = tuple(int(x) for x in np.argwhere(wrong)[0])
             found = ids[row] if ids.ndim > 1 else ids
-            raise DataError(
-                f"token ids: row {row}: expected the tokens of one identifier, got {found.tolist()}"
-            )
+            raise DataError(f"token ids: row {row}: expected the tokens of one identifier, got {found.tolist()}")
         return codes.astype(np.int32)
 
     def user_tokens(self, user_ids: Iterable[str]) -> npt.NDArray[np.int64]:

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from genrec.baselines.sasrec import SasRec, SasRecEncoder, SasRecSettings, _batch_loss, _validate
+from genrec.baselines.sasrec import SasRec, SasRecSettings, _validate
+from genrec.baselines.sasrec_encoder import SasRecEncoder, batch_loss
 from genrec.baselines.softmax import CHUNK, linear_cross_entropy
 from genrec.data.histories import Histories
 from genrec.data.splits import EvalSet
@@ -60,7 +61,7 @@ def test_loss_at_the_start_is_log_n():
     torch.manual_seed(0)
     encoder = SasRecEncoder(500, TINY).eval()
     windows = Histories.from_lists([np.random.default_rng(1).integers(0, 500, 8) for _ in range(64)])
-    loss = _batch_loss(encoder, windows, np.arange(64), 0.0).item()
+    loss = batch_loss(encoder, windows, np.arange(64), 0.0).item()
     assert loss == pytest.approx(np.log(500), rel=0.02)
 
 
@@ -69,8 +70,8 @@ def test_loss_counts_each_existing_position_once():
     torch.manual_seed(0)
     encoder = SasRecEncoder(30, TINY).eval()
     windows = Histories.from_lists([[1, 2], [3, 4, 5, 6, 7], [8, 9, 10]])
-    whole = _batch_loss(encoder, windows, np.arange(3), 0.0)
-    parts = [_batch_loss(encoder, windows, np.array([u]), 0.0) * (len(windows[u]) - 1) for u in range(3)]
+    whole = batch_loss(encoder, windows, np.arange(3), 0.0)
+    parts = [batch_loss(encoder, windows, np.array([u]), 0.0) * (len(windows[u]) - 1) for u in range(3)]
     torch.testing.assert_close(whole, sum(parts) / (1 + 4 + 2))
 
 

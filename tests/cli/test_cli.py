@@ -13,7 +13,7 @@ import pytest
 PIPELINE = """
 name: tiny
 data:
-  synthetic: {n_items: 60, n_users: 80, n_departments: 2, n_subcategories: 3, n_brands: 5, n_tastes: 3,
+  synthetic: {n_items: 60, n_users: 80, n_departments: 2, n_subcategories: 3, n_brands: 6, n_tastes: 3,
     max_length: 12, mean_length: 8}
 embeddings:
   - lsa: {dim: 8}

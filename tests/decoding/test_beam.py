@@ -71,9 +71,7 @@ def test_enough_beams_are_an_exhaustive_search(data):
     _, listed = search(codes, logp, [4, 7], n_beams=n, normalize=normalize, deny=Histories.from_lists(denied))
     trie = dict_trie(codes.as_int(), ragged=codes.ragged) if normalize == "children" else None
     for row, name in enumerate([4, 7]):
-        slow = exhaustive_scores(
-            codes.as_int(), codes.level_sizes, logp, row=name, ragged=codes.ragged, trie=trie
-        )
+        slow = exhaustive_scores(codes.as_int(), codes.level_sizes, logp, row=name, ragged=codes.ragged, trie=trie)
         slow[denied[row]] = -np.inf
         got = listed_scores(listed, row, n)
         np.testing.assert_allclose(got, slow, atol=1e-5)
@@ -163,9 +161,7 @@ def test_scores_of_items_equal_those_of_the_search(normalize):
     logp = random_logp((3, 3, 3), ragged=True, seed=2)
     _, listed = search(codes, logp, [0, 1], n_beams=25, normalize=normalize, index=index)
     items = np.array([[3, 0, -1, 24, 3], [8, 1, 2, -1, 16]])
-    got = score_items(
-        ScriptedScorer(logp), DeviceIndex(index, CPU), row_prompts([0, 1]), items, normalize=normalize
-    )
+    got = score_items(ScriptedScorer(logp), DeviceIndex(index, CPU), row_prompts([0, 1]), items, normalize=normalize)
     for row in range(2):
         all_scores = listed_scores(listed, row, 25)
         expected = np.where(items[row] >= 0, all_scores[items[row]], -np.inf)
@@ -205,7 +201,7 @@ def test_a_model_that_returns_nan_is_an_error():
 
 
 def test_best_orders_ties_by_column_and_extremes_correctly():
-    row = torch.tensor([[-1.0, 0.0, float("-inf"), -1.0, -0.0 + 0.0, -3.5, 2.0, -1.0]])
+    row = torch.tensor([[-1.0, 0.0, float("-inf"), -1.0, -0.0, -3.5, 2.0, -1.0]])
     columns, left = best(row, 5)
     assert columns.tolist() == [[6, 1, 4, 0, 3]] and left.tolist() == [-1.0]
     columns, left = best(row, 8)
@@ -215,7 +211,7 @@ def test_best_orders_ties_by_column_and_extremes_correctly():
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=30), st.integers(1, 30))
 def test_best_is_a_stable_sort(values, n):
-    score = torch.tensor([values], dtype=torch.float32).add_(0.0)
+    score = torch.tensor([values], dtype=torch.float32)
     n = min(n, len(values))
     expected = np.argsort(-score.numpy()[0].astype(np.float64), kind="stable")[:n]
     assert best(score, n)[0][0].tolist() == expected.tolist()

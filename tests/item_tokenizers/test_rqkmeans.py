@@ -44,10 +44,11 @@ def test_codes_equal_a_loop_of_argmins():
     assert residual_codes(x, books).tolist() == expected
 
 
-def test_copies_of_a_codeword_are_never_chosen():
-    books = np.tile(np.random.default_rng(0).normal(size=(3, 9, 33)), (1, 3, 1))[:, :21].astype(np.float32)
+@pytest.mark.parametrize(("n_levels", "n_codes"), [(1, 9), (3, 5)])
+def test_copies_of_a_codeword_are_never_chosen(n_levels, n_codes):
+    books = np.tile(np.random.default_rng(0).normal(size=(n_levels, n_codes, 33)), (1, 3, 1))
     x = np.random.default_rng(1).normal(size=(300, 33)).astype(np.float32)
-    assert residual_codes(x, books).max() < 9
+    assert residual_codes(x, books[:, : 2 * n_codes + 3].astype(np.float32)).max() < n_codes
 
 
 def test_first_level_finds_planted_groups():

@@ -30,9 +30,7 @@ class Case:
     histories: Histories
 
     def recommender(self, **settings):
-        return GenerativeRecommender(
-            self.model, self.token_map, self.codes, self.index, DecodingSettings(**settings)
-        )
+        return GenerativeRecommender(self.model, self.token_map, self.codes, self.index, DecodingSettings(**settings))
 
 
 @cache

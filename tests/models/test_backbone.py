@@ -30,9 +30,7 @@ def test_same_seed_same_weights_and_the_global_random_state_is_left_alone(settin
     values = [torch.cat([p.flatten() for p in m.parameters()]) for m in (first, second, other)]
     assert torch.equal(values[0], values[1]) and not torch.equal(values[0], values[2])
     torch.manual_seed(5)
-    assert torch.equal(
-        torch.cat([p.flatten() for p in build(settings, TOKENS, seed=1).parameters()]), values[0]
-    )
+    assert torch.equal(torch.cat([p.flatten() for p in build(settings, TOKENS, seed=1).parameters()]), values[0])
 
 
 @pytest.mark.parametrize("settings", SMALL.values(), ids=SMALL)
@@ -98,9 +96,7 @@ def test_dropout_reaches_embedding_attention_and_feed_forward_and_keeps_the_mean
         "ff": layer.mlp,
         "attention": layer.self_attn,
     }.items():
-        module.register_forward_hook(
-            lambda m, i, o, n=name: seen.__setitem__(n, o[0] if isinstance(o, tuple) else o)
-        )
+        module.register_forward_hook(lambda m, i, o, n=name: seen.__setitem__(n, o[0] if isinstance(o, tuple) else o))
     model.train()
     torch.manual_seed(0)
     model(input_ids=torch.arange(3, 99).repeat(10, 1))

@@ -21,9 +21,7 @@ from genrec.vocab.token_map import TokenMap
 def exhaustive(case, row, normalize):
     """Score of every item by one whole Hugging Face forward per prefix."""
     tokens = case.token_map
-    prompts = build_prompts(
-        layout_of(case.model), case.histories.take([row]), item_tokens(case.codes, tokens), tokens
-    )
+    prompts = build_prompts(layout_of(case.model), case.histories.take([row]), item_tokens(case.codes, tokens), tokens)
     ids = torch.from_numpy(prompts.tokens_BT)
 
     def logp(_, prefix):
@@ -194,9 +192,7 @@ def test_parts_that_do_not_belong_together_are_refused(fixed_case):
         GenerativeRecommender(case.model, case.token_map, wider, index)
 
 
-@pytest.mark.parametrize(
-    "values", [{"n_beams": 0}, {"loss": "softmax"}, {"normalize": "all"}, {"max_items": 0}]
-)
+@pytest.mark.parametrize("values", [{"n_beams": 0}, {"loss": "softmax"}, {"normalize": "all"}, {"max_items": 0}])
 def test_impossible_settings_are_refused(values):
     with pytest.raises(ConfigError, match=next(iter(values))):
         DecodingSettings(**values)

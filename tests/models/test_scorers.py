@@ -80,8 +80,7 @@ def walk_and_compare(model, token_map, prompts, *, normalize, atol, n_beams=4, s
             parent = random.integers(0, len(prefixes[0]), (batch, width))
             code = random.integers(0, token_map.level_sizes[level], (batch, width))
             prefixes = [
-                [(*prefixes[b][p], int(c)) for p, c in zip(parent[b], code[b], strict=True)]
-                for b in range(batch)
+                [(*prefixes[b][p], int(c)) for p, c in zip(parent[b], code[b], strict=True)] for b in range(batch)
             ]
             parents, codes = torch.from_numpy(parent), torch.from_numpy(code)
 

@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,9 +23,7 @@ def listed(histories, samples):
 @given(rows, st.integers(1, 5))
 def test_prefix_samples_are_all_prefixes(lists, max_items):
     histories = Histories.from_lists(lists)
-    want = [
-        (user, row[max(0, t - max_items) : t + 1]) for user, row in enumerate(lists) for t in range(1, len(row))
-    ]
+    want = [(user, row[max(0, t - max_items) : t + 1]) for user, row in enumerate(lists) for t in range(1, len(row))]
     assert listed(histories, prefix_samples(histories, max_items)) == want
 
 

@@ -216,7 +216,8 @@ def test_not_a_number_stops_with_the_step_and_keeps_the_checkpoint(tmp_path):
 
 def test_global_random_states_are_left_alone(tmp_path):
     def states():
-        return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+        numpy = np.random.get_state()[1].tolist()  # noqa: NPY002
+        return random.getstate(), numpy, torch.get_rng_state().tolist()
 
     before = states()
     run("decoder", tmp_path, dataclasses.replace(SHORT, max_steps=3))

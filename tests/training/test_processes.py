@@ -46,9 +46,7 @@ def run_here(folder, settings):
     torch.set_num_threads(1)
     try:
         data = walks()
-        return finetune(
-            tiny_model("decoder", data), data, settings, folder, evaluate=lambda _: {"recall@10": 0.0}
-        )
+        return finetune(tiny_model("decoder", data), data, settings, folder, evaluate=lambda _: {"recall@10": 0.0})
     finally:
         torch.set_num_threads(threads)
 

@@ -122,9 +122,7 @@ def test_users_hash_the_same_in_every_process():
         "print(TokenMap((4,), n_user_tokens=2000).user_tokens([f'user {n}' for n in range(500)]).tolist())"
     )
     environment = {"PYTHONHASHSEED": "7", "PATH": ""}
-    done = subprocess.run(
-        [sys.executable, "-c", script], check=True, capture_output=True, text=True, env=environment
-    )
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, env=environment)
     assert done.stdout.strip() == str(ids.tolist())
     with pytest.raises(ConfigError, match="n_user_tokens"):
         TokenMap((4,)).user_tokens(users)
