@@ -37,10 +37,10 @@ class SyntheticSettings:
     Raises ConfigError for values outside their range.
     """
 
-    n_items: int = 2000
-    n_users: int = 5000
+    n_items: int = 1500
+    n_users: int = 6000
     seed: int = 0
-    n_departments: int = 8  # top level of the categories, at most 8
+    n_departments: int = 6  # top level of the categories, at most 8
     n_subcategories: int = 3  # leaf categories per department, at most 5
     n_brands: int = 10  # at most 40; every brand may appear in every category
     n_tastes: int = 5  # hidden kinds of users
@@ -48,7 +48,7 @@ class SyntheticSettings:
     loyalty: float = 0.8  # chance that a pick inside a cluster is restricted to the preferred brands
     stay: float = 0.6  # chance that the walk stays in its category
     successors: tuple[float, ...] = (0.5, 0.25, 0.15, 0.1)  # otherwise: chances of the categories that follow
-    zipf: float = 0.7  # popularity falls with rank**-zipf inside a (cluster, brand); 0 = equal
+    zipf: float = 0.7  # popularity is rank**-zipf inside a (cluster, brand), times 0.9 to 1.1 so that none tie
     noise: float = 0.1  # chance of a random item, which does not move the walk
     min_length: int = 5  # shortest history (events)
     mean_length: float = 12.0  # mean history before the cut at max_length (events)
@@ -144,9 +144,7 @@ def _check(good: bool, name: str, expected: str, found: object) -> None:
         raise ConfigError(f"{name}: expected {expected}, got {found!r}")
 
 
-def _catalog(
-    s: SyntheticSettings, cluster_N: npt.NDArray[np.int32], brand_N: npt.NDArray[np.int32]
-) -> ItemCatalog:
+def _catalog(s: SyntheticSettings, cluster_N: npt.NDArray[np.int32], brand_N: npt.NDArray[np.int32]) -> ItemCatalog:
     draw = rng(s.seed, "synthetic", "text")
     leaves = [
         (top, leaf, nouns)
@@ -164,22 +162,22 @@ def _catalog(
     numbers = draw.choice(36**6, size=s.n_items, replace=False)
     ids = tuple("B" + np.base_repr(n + 36**6, 36)[1:] for n in numbers.tolist())
     titles = [f"{brand} {title}" for brand, title in zip(brands, titles, strict=True)]
-    return ItemCatalog(
-        ids=ids, fields={"title": titles, "brand": brands, "categories": categories, "price": prices}
-    )
+    return ItemCatalog(ids=ids, fields={"title": titles, "brand": brands, "categories": categories, "price": prices})
 
 
 def _popularity(
     s: SyntheticSettings, cluster_N: npt.NDArray[np.int32], brand_N: npt.NDArray[np.int32]
 ) -> npt.NDArray[np.float64]:
     """Zipf weight of each item by a random rank inside its (cluster, brand), float64 ``[N]``."""
-    order = np.lexsort((rng(s.seed, "synthetic", "popularity").random(s.n_items), brand_N, cluster_N))
+    draw = rng(s.seed, "synthetic", "popularity")
+    order = np.lexsort((draw.random(s.n_items), brand_N, cluster_N))
     group = (cluster_N.astype(np.int64) * s.n_brands + brand_N)[order]
     starts = np.flatnonzero(np.r_[True, group[1:] != group[:-1]])
     rank = np.arange(s.n_items) - np.repeat(starts, np.diff(np.r_[starts, s.n_items]))
     weight = np.empty(s.n_items)
     weight[order] = (rank + 1.0) ** -s.zipf
-    return weight
+    # equal chances would make the oracle's ranking, and so its recall, depend on the rule for ties
+    return np.asarray(weight * draw.uniform(0.9, 1.1, s.n_items))
 
 
 def _transitions(s: SyntheticSettings) -> npt.NDArray[np.float64]:

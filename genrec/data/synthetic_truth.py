@@ -118,9 +118,7 @@ class Oracle:
         """Number of items N."""
         return self.truth.n_items
 
-    def score_all(
-        self, histories: Histories, users: npt.NDArray[np.int32] | None = None
-    ) -> npt.NDArray[np.float32]:
+    def score_all(self, histories: Histories, users: npt.NDArray[np.int32] | None = None) -> npt.NDArray[np.float32]:
         """Chance of every item to come next, float32 ``[B, N]``; see :func:`oracle_scores`."""
         return oracle_scores(self.truth, histories).astype(np.float32)
 
@@ -150,9 +148,7 @@ def _filter(
 def _check_histories(truth: SyntheticTruth, histories: Histories) -> None:
     items = histories.items
     if len(items) and (items.min() < 0 or items.max() >= truth.n_items):
-        raise DataError(
-            f"item numbers: expected 0 to {truth.n_items - 1}, got {items.min()} to {items.max()}"
-        )
+        raise DataError(f"item numbers: expected 0 to {truth.n_items - 1}, got {items.min()} to {items.max()}")
     pair = np.sort(histories.rows() * truth.n_items + items)
     repeated = np.flatnonzero(pair[1:] == pair[:-1])
     if len(repeated):

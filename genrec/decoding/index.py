@@ -8,16 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from genrec.decoding.csr import csr, edge_codes, packed_keys
 from genrec.decoding.mapped import load_mapped
 from genrec.errors import ArtifactError, DataError, FingerprintMismatch
-from genrec.item_tokenizers.codes import ItemCodes, check_catalog, narrowest
+from genrec.item_tokenizers.codes import ItemCodes, check_catalog
 
 KIND = "index"
 SCHEMA = 1
@@ -96,10 +96,10 @@ class CatalogIndex:
         chosen = np.arange(n) if keep is None else np.flatnonzero(keep)
         if not len(chosen):
             raise DataError("index: there is no item to index", hint="check the catalog and its tombstones")
-        symbols = _symbols(codes)
+        symbols = edge_codes(codes)
         by_key = chosen[np.argsort(item_keys[chosen], kind="stable")]
-        ranked = np.lexsort(_packed(symbols[by_key], codes.level_sizes))
-        tokens, pointers, leaf_ranks = _csr(symbols[by_key[ranked]])
+        ranked = np.lexsort(packed_keys(symbols[by_key], codes.level_sizes))
+        tokens, pointers, leaf_ranks = csr(symbols[by_key[ranked]])
         return cls(
             tokens=tokens,
             pointers=pointers,
@@ -310,54 +310,3 @@ def _check_pointers(what: str, pointers: Ints, n_nodes: int, n_edges: int) -> No
     fits = len(pointers) == n_nodes + 1 and pointers[0] == 0 and pointers[-1] == n_edges
     if not fits or not (pointers[1:] > pointers[:-1]).all():
         raise DataError(f"index is corrupt ({what}): some node has no child, or the sizes disagree")
-
-
-def _symbols(codes: ItemCodes) -> npt.NDArray[np.int32]:
-    """Edge codes int32 ``[N, depth]``: the codes, then the end edge, then pass edges."""
-    if codes.lengths is None:
-        return codes.as_int()
-    ends = np.array([*codes.level_sizes, 0], dtype=np.int32)
-    wide = np.concatenate([codes.as_int(), np.full((len(codes), 1), -1, dtype=np.int32)], axis=1)
-    level = np.arange(wide.shape[1])
-    lengths = codes.lengths[:, None]
-    return np.where(level < lengths, wide, np.where(level == lengths, ends, ends + 1)).astype(np.int32)
-
-
-def _packed(symbols_NL: npt.NDArray[np.int32], level_sizes: tuple[int, ...]) -> list[npt.NDArray[np.uint64]]:
-    """Keys for lexsort (last = most significant), several levels to one 64-bit word: fewer sorts."""
-    widths = [int(size + 1).bit_length() for size in (*level_sizes, 1)][: symbols_NL.shape[1]]
-    words: list[npt.NDArray[np.uint64]] = []
-    used = 64
-    for level, width in enumerate(widths):
-        column = symbols_NL[:, level].astype(np.uint64)
-        if used + width > 64:
-            words.append(column)
-            used = width
-        else:
-            words[-1] = (words[-1] << np.uint64(width)) | column
-            used += width
-    return words[::-1]
-
-
-def _csr(sorted_NL: npt.NDArray[np.int32]) -> tuple[tuple[Ints, ...], tuple[Ints, ...], Ints]:
-    """Tokens, pointers and leaf ranks of sorted rows."""
-    n, depth = sorted_NL.shape
-    fresh = np.zeros(n, dtype=bool)
-    fresh[0] = True
-    firsts = [np.zeros(1, dtype=np.int64)]
-    tokens: list[Ints] = []
-    for level in range(depth):
-        column = sorted_NL[:, level]
-        fresh[1:] |= column[1:] != column[:-1]
-        first = np.flatnonzero(fresh)
-        tokens.append(column[first].astype(narrowest(int(column.max()) + 1)))
-        firsts.append(first)
-    pointers = tuple(
-        np.append(np.searchsorted(child, parent), len(child)).astype(_pointer_type(len(child)))
-        for parent, child in pairwise(firsts)
-    )
-    return tuple(tokens), pointers, np.append(firsts[-1], n).astype(_pointer_type(n))
-
-
-def _pointer_type(largest: int) -> npt.DTypeLike:
-    return np.int32 if largest < 2**31 else np.int64

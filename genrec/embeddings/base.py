@@ -173,9 +173,7 @@ def _safetensors_matrix(path: Path, key: str | None) -> npt.NDArray[Any]:
     return matrix
 
 
-def _parquet_matrix(
-    path: Path, id_column: str, vector_column: str | None
-) -> tuple[list[str], npt.NDArray[Any]]:
+def _parquet_matrix(path: Path, id_column: str, vector_column: str | None) -> tuple[list[str], npt.NDArray[Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -195,8 +193,7 @@ def _parquet_matrix(
         numeric = [
             n
             for n in rest
-            if pa.types.is_floating(table.schema.field(n).type)
-            or pa.types.is_integer(table.schema.field(n).type)
+            if pa.types.is_floating(table.schema.field(n).type) or pa.types.is_integer(table.schema.field(n).type)
         ]
         if not numeric:
             raise DataError(f"{path.name}: expected a list column or numeric columns, got {rest}")

@@ -71,14 +71,10 @@ def svd(train: Histories, n_items: int, settings: SvdSettings, catalog: str) -> 
     _check_items(train, n_items)
     n_u = train.lengths
     n_i = np.bincount(train.items, minlength=n_items)
-    weight = (
-        n_u[train.rows()] ** -settings.user_power * n_i[train.items].astype(float) ** -settings.item_power
-    )
+    weight = n_u[train.rows()] ** -settings.user_power * n_i[train.items].astype(float) ** -settings.item_power
     matrix = sp.csr_matrix((weight, (train.rows(), train.items)), shape=(len(train), n_items))
     factors = truncated_svd(matrix, settings.dim, settings.seed)
-    return _embeddings(
-        "svd", factors.right * factors.values**settings.value_power, n_i > 0, settings, catalog
-    )
+    return _embeddings("svd", factors.right * factors.values**settings.value_power, n_i > 0, settings, catalog)
 
 
 def ppmi(train: Histories, n_items: int, settings: PpmiSettings, catalog: str) -> ItemEmbeddings:

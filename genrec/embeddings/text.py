@@ -81,9 +81,7 @@ def item_text(catalog: ItemCatalog, parts: Sequence[str] = DEFAULT_TEXT) -> list
     ['Salt & Pepper. Brand: Acme', 'Wok']
     """
     used = _fields_of(parts)
-    columns = {
-        name: catalog.text(name, clean=True) for names in used for name in names if name in catalog.fields
-    }
+    columns = {name: catalog.text(name, clean=True) for names in used for name in names if name in catalog.fields}
     kept = []
     for part, names in zip(parts, used, strict=True):
         unknown = [name for name in names if name not in columns]
@@ -130,9 +128,7 @@ def lsa(catalog: ItemCatalog, settings: LsaSettings) -> ItemEmbeddings:
     vectors[np.diff(terms.indptr) == 0] = 0.0
     if settings.normalize:
         vectors = _unit_rows(vectors)
-    return ItemEmbeddings(
-        vectors.astype(np.float32), catalog.fingerprint, {"kind": "lsa", **asdict(settings)}
-    )
+    return ItemEmbeddings(vectors.astype(np.float32), catalog.fingerprint, {"kind": "lsa", **asdict(settings)})
 
 
 def sentence_embeddings(
@@ -153,9 +149,7 @@ def sentence_embeddings(
     Raises ConfigError if the model cannot be loaded, MissingExtra if a package is missing.
     """
     texts = item_text(catalog, settings.text)
-    loaded = (
-        None if embedder is not None else load_embedder(settings.model, settings.revision, settings.device)
-    )
+    loaded = None if embedder is not None else load_embedder(settings.model, settings.revision, settings.device)
     name = loaded.identity if loaded else settings.model
     encoder: Any = loaded.encoder if loaded else embedder
     if settings.max_tokens is not None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from genrec import artifacts
 from genrec.decoding.index import CatalogIndex
 from genrec.errors import ArtifactError, FingerprintMismatch
-from genrec.item_tokenizers.codes import ItemCodes
+from genrec.item_tokenizers.codes import ItemCodes, check_catalog
 from genrec.models.backbone import layout_of
 from genrec.models.recommender import DecodingSettings, GenerativeRecommender
 from genrec.vocab.token_map import TokenMap
@@ -34,11 +35,22 @@ SCHEMA = 1
 
 @dataclass(frozen=True, eq=False)
 class Bundle:
-    """A recommender with what is needed to print its lists, and the manifest it was loaded under."""
+    """A recommender and the manifest it was loaded under."""
 
     recommender: GenerativeRecommender
-    catalog: ItemCatalog | None
     manifest: artifacts.Manifest
+
+    @cached_property
+    def catalog(self) -> ItemCatalog | None:
+        """What is needed to print lists, None if the bundle has none. Read when first asked: it needs pyarrow."""
+        folder = self.manifest.path / "catalog"
+        if not any(name.startswith("catalog/") for name in self.manifest.files):
+            return None
+        from genrec.data.catalog import ItemCatalog
+
+        catalog = ItemCatalog.load(folder)
+        check_catalog("the codes of the bundle", self.recommender.codes.catalog, catalog.fingerprint)
+        return catalog
 
 
 def save_bundle(
@@ -112,7 +124,7 @@ def load_bundle(
             DecodingSettings(**artifacts.load_json(folder / "decoding.json")),
             user_ids=user_ids,
         )
-        return Bundle(recommender, _load_catalog(folder), manifest)
+        return Bundle(recommender, manifest)
 
     return artifacts.load(path, read, kind=KIND, schema=SCHEMA)
 
@@ -134,11 +146,3 @@ def _load_model(folder: Path, dtype: torch.dtype | None) -> PreTrainedModel:
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{folder}: not a loadable Hugging Face model ({error})") from error
     return model.eval()
-
-
-def _load_catalog(folder: Path) -> ItemCatalog | None:
-    if not (folder / "catalog").is_dir():
-        return None
-    from genrec.data.catalog import ItemCatalog
-
-    return ItemCatalog.load(folder / "catalog")

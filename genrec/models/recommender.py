@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -41,7 +41,7 @@ class DecodingSettings:
     """How a model is decoded unless a request says otherwise; stored with it (``decoding.json``).
 
     n_beams: identifiers kept per step. normalize: None = as in training (``loss``). loss: the softmax of the
-    training loss, over the whole vocabulary or over the level's codes. max_items: newest items of a history
+    training loss, over the vocabulary, the level's codes or the children. max_items: newest items of a history
     that enter the prompt (all items count as seen). batch_size: users searched at once.
 
     Raises ConfigError for values out of range. Stability: stable.

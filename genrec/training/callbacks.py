@@ -17,7 +17,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 
 from genrec.errors import ConfigError
-from genrec.training.progress import Status, replaced, snapshot
+from genrec.training.progress import Status, replaced, snapshot, used_devices
 from genrec.training.settings import TrainSettings
 from genrec.training.trainer import SafeTrainer
 
@@ -151,7 +151,8 @@ class Loop(TrainerCallback):  # type: ignore[misc]
         answer: list[dict[str, float]] = [{}]
         if trainer.is_world_process_zero():
             model = trainer.model.model
-            with torch.random.fork_rng(), replaced(trainer.weights, trainer.train_state.average):
+            average = trainer.train_state.average
+            with torch.random.fork_rng(devices=used_devices()), replaced(trainer.weights, average):
                 model.eval()
                 answer = [dict(self.evaluate(model))]
                 model.train()

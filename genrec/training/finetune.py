@@ -28,7 +28,7 @@ from genrec.training.collate import Collator
 from genrec.training.dataset import Plan, TrainingData, prefix_samples, window_samples
 from genrec.training.losses import CodeLoss
 from genrec.training.module import TrainingModule, trainable
-from genrec.training.progress import Status, TrainState, assign
+from genrec.training.progress import Status, TrainState, assign, used_devices
 from genrec.training.settings import TrainSettings
 from genrec.training.trainer import SafeTrainer, StepBatches, arguments
 from genrec.training.validation import validator
@@ -206,7 +206,7 @@ def _identity(model: Any, data: TrainingData, settings: TrainSettings) -> dict[s
 def _own_random_state() -> Iterator[None]:
     """The Trainer seeds every global generator; put them back afterwards."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=used_devices()):
         try:
             yield
         finally:

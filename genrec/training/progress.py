@@ -95,6 +95,11 @@ class TrainState:
         return cls(Counters(**artifacts.load_json(folder / "progress.json")), **found)
 
 
+def used_devices() -> list[int]:
+    """The GPU whose random state training changes, if there is one (internal)."""
+    return [torch.cuda.current_device()] if torch.cuda.is_available() else []
+
+
 def save_weights(weights: Mapping[str, Tensor], file: Path) -> None:
     """Write named tensors (no two of them the same memory) to a safetensors file (internal)."""
     save_file({name: value.detach().contiguous() for name, value in weights.items()}, file)

@@ -14,7 +14,7 @@ MIN_RATE = 0.05
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """Settings of :func:`genrec.training.finetune` (stable).
+    """Settings of :func:`genrec.training.finetune.finetune` (stable).
 
     epochs: passes over the samples; ``max_steps`` (0 = no limit) may end training earlier, and the schedule
         with it. batch_size: samples per optimiser step, all processes together.

@@ -20,7 +20,7 @@ def decoding_settings(settings: TrainSettings, *, n_beams: int | None = None) ->
     """How a model trained with ``settings`` is decoded: its own softmax and history length (stable)."""
     return DecodingSettings(
         n_beams=n_beams or settings.eval_beams,
-        loss=settings.softmax,  # type: ignore[arg-type]
+        loss=settings.softmax,
         max_items=settings.max_items,
     )
 

@@ -56,9 +56,7 @@ def joint(truth: SyntheticTruth, items: list[int]) -> float:
 
     n_clusters = len(truth.transitions)
     return sum(
-        truth.taste_prior[p] / n_clusters * rest(p, c, 0)
-        for p in range(len(truth.appeal))
-        for c in range(n_clusters)
+        truth.taste_prior[p] / n_clusters * rest(p, c, 0) for p in range(len(truth.appeal)) for c in range(n_clusters)
     )
 
 
@@ -81,6 +79,27 @@ def test_oracle_rows_are_distributions_over_new_items():
     received = np.zeros(scores.shape, bool)
     received[histories.rows(), histories.items] = True
     assert np.array_equal(scores == 0, received)  # noise makes every other item possible
+
+
+def test_oracle_chances_come_true():
+    data = make(tiny(n_items=300, n_users=3000))
+    whole = data.interactions.histories()
+    known = Histories.from_slices(whole.items, whole.offsets[:-1], whole.offsets[1:] - 1)
+    target = whole.items[whole.offsets[1:] - 1]
+    scores = oracle_scores(data.truth, known)
+    chance = np.sort(scores, axis=1)[:, -10:].sum(axis=1)  # that the target is among the ten best
+    hits = (scores > scores[np.arange(len(target)), target][:, None]).sum(axis=1) < 10
+    assert abs(hits.sum() - chance.sum()) < 4 * np.sqrt((chance * (1 - chance)).sum())
+    by_chance = np.argsort(chance)
+    for third in np.array_split(by_chance, 3):  # right for the certain and for the uncertain alike
+        spread = np.sqrt((chance[third] * (1 - chance[third])).sum())
+        assert abs(hits[third].sum() - chance[third].sum()) < 4 * spread
+
+
+def test_no_two_items_tie():
+    data = make(tiny())
+    scores = oracle_scores(data.truth, Histories.from_lists([[], [3]]))
+    assert all(len(set(row[row > 0].tolist())) >= 59 for row in scores)
 
 
 def test_oracle_does_not_depend_on_the_other_rows():

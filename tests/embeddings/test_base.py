@@ -37,9 +37,7 @@ def test_overflow_of_float32_is_not_finite():
         ItemEmbeddings(np.full((2, 2), 1e300), "x")
 
 
-@pytest.mark.parametrize(
-    "vectors", [np.zeros(3, np.float32), np.zeros((3, 0), np.float32), np.zeros((3, 2), int)]
-)
+@pytest.mark.parametrize("vectors", [np.zeros(3, np.float32), np.zeros((3, 0), np.float32), np.zeros((3, 2), int)])
 def test_wrong_shapes_and_types_are_refused(vectors):
     with pytest.raises(DataError):
         ItemEmbeddings(vectors, "x")

@@ -24,9 +24,7 @@ class FakeModel:
 
 @pytest.fixture
 def fake_library(monkeypatch):
-    monkeypatch.setitem(
-        sys.modules, "sentence_transformers", types.SimpleNamespace(SentenceTransformer=FakeModel)
-    )
+    monkeypatch.setitem(sys.modules, "sentence_transformers", types.SimpleNamespace(SentenceTransformer=FakeModel))
 
 
 def test_unavailable_model_says_what_to_try(fake_library):

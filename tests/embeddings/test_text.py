@@ -60,9 +60,7 @@ def test_own_parts_and_fields():
         item_text(only_titles, ["{colour}"])
 
 
-@pytest.mark.parametrize(
-    "parts", [(), "title", ("title",), ("{title",), ("{}",), ("{title.upper}",), ("{0}",)]
-)
+@pytest.mark.parametrize("parts", [(), "title", ("title",), ("{title",), ("{}",), ("{title.upper}",), ("{0}",)])
 def test_malformed_parts_are_refused(parts):
     with pytest.raises(ConfigError, match="text"):
         LsaSettings(text=parts)
@@ -121,9 +119,7 @@ def test_any_object_with_encode_is_an_embedder():
 
 
 def test_normalize_leaves_zero_vectors_alone():
-    made = sentence_embeddings(
-        SHOP, SentenceSettings(normalize=True), embedder=CountingEmbedder(), progress=False
-    )
+    made = sentence_embeddings(SHOP, SentenceSettings(normalize=True), embedder=CountingEmbedder(), progress=False)
     np.testing.assert_allclose(np.linalg.norm(made.vectors, axis=1), [1, 1, 1, 0])
 
 

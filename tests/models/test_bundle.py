@@ -8,7 +8,7 @@ import pytest
 
 from genrec.data.catalog import ItemCatalog
 from genrec.decoding.index import CatalogIndex
-from genrec.errors import ArtifactError, FingerprintMismatch
+from genrec.errors import ArtifactError, FingerprintMismatch, MissingExtra
 from genrec.item_tokenizers.codes import ItemCodes
 from genrec.models.bundle import load_bundle, save_bundle
 from genrec.models.recommender import DecodingSettings, GenerativeRecommender
@@ -54,6 +54,18 @@ def test_round_trip_gives_the_same_lists(tmp_path, case, recommender, catalog):
     assert loaded.catalog.text("title")[3] == "Title 3"
     again = GenerativeRecommender.from_pretrained(tmp_path / "bundle").recommend(case.histories, top_k=6)
     assert again.items.tolist() == expected.items.tolist()
+
+
+def test_bundle_with_a_catalog_works_without_pyarrow(tmp_path, recommender, catalog, monkeypatch):
+    save_bundle(tmp_path / "bundle", recommender, catalog=catalog)
+    for name in [m for m in sys.modules if m.split(".")[0] == "pyarrow"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    bundle = load_bundle(tmp_path / "bundle")
+    assert bundle.recommender.recommend([[1, 2]], top_k=3).items.shape == (1, 3)
+    with pytest.raises(MissingExtra, match="pyarrow"):
+        _ = bundle.catalog
 
 
 def test_same_bundle_same_bytes(tmp_path, recommender):

@@ -214,6 +214,24 @@ def test_not_a_number_stops_with_the_step_and_keeps_the_checkpoint(tmp_path):
     assert all(torch.isfinite(w).all() for w in trainable(model).values())
 
 
+def test_a_bad_gradient_of_a_good_loss_stops_too(tmp_path):
+    data = walks()
+    model = tiny_model("decoder", data)
+    weight = model.model.norm.weight
+    hook = weight.register_hook(lambda gradient: gradient * float("inf"))
+    before = snapshot(trainable(model))
+    with pytest.raises(TrainingDiverged, match=r"step 1: loss 1\.\d+, gradient norm (nan|inf)"):
+        finetune(model, data, SHORT, tmp_path, evaluate=constant)
+    hook.remove()
+    assert_same(before, snapshot(trainable(model)))
+
+
+def test_bfloat16_autocast_keeps_float32_weights(tmp_path):
+    result = run("t5", tmp_path, dataclasses.replace(SHORT, bf16=True, max_steps=3))
+    assert np.isfinite(result.log[-1]["loss"])
+    assert all(w.dtype == torch.float32 for w in weights(result).values())
+
+
 def test_global_random_states_are_left_alone(tmp_path):
     def states():
         numpy = np.random.get_state()[1].tolist()  # noqa: NPY002
