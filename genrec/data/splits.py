@@ -99,7 +99,7 @@ class Split:
         """Raise :class:`DataError` unless the parts are disjoint and in time order.
 
         Always checked: the cuts lie inside each user's events and in the order train, valid, test, so every
-        history ends before its targets; no event is used twice and each user's events keep their order; item
+        history ends before its targets; no event is used twice; item
         numbers are in the catalog; under a held-out-items rule no test target occurs in train or valid.
         With ``interactions``: every event is the one at its row, of the right user; no target is older than
         its history; under a time rule every train event is at or before the cut of valid, and every valid

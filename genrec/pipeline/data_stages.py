@@ -59,9 +59,10 @@ def split(folder: Path, recipe: PipelineRecipe) -> None:
     numbered = replace(stored, columns={**stored.columns, ROW: np.arange(len(stored))})
     events = numbered.order_ties(recipe.split.ties, recipe.seed)
     made = _cut(events, recipe.split, recipe.seed)
-    made.check_leakage(events)
-    if made.rows is not None:  # rows of the stored log, not of the ordered copy
-        made = replace(made, rows=events.columns[ROW][made.rows])
+    # rows of the stored log, not of the ordered copy
+    assert made.rows is not None
+    made = replace(made, rows=events.columns[ROW][made.rows])
+    made.check_leakage(stored)
     made.save(folder / "split", overwrite=True, recipe=recipes.to_json(recipe.split))
     for part in ("valid", "test"):
         asked = made.queries(part)  # type: ignore[arg-type]

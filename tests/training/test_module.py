@@ -11,9 +11,11 @@ from genrec.models.backbone import scorer_of
 from genrec.models.prompting import build_prompts, item_tokens
 from genrec.testing.walks import tiny_model, walks
 from genrec.training.collate import Collator
-from genrec.training.dataset import prefix_samples, window_samples
+from genrec.training.dataset import Plan, prefix_samples, window_samples
 from genrec.training.losses import CodeLoss
 from genrec.training.module import TrainingModule, trainable
+from genrec.training.settings import TrainSettings
+from genrec.training.trainer import StepBatches
 
 CUT = {"decoder": ("decoder", window_samples), "t5": ("encoder", prefix_samples)}
 
@@ -96,3 +98,15 @@ def test_padding_a_batch_changes_nothing(kind):
     whole = module(**collate(samples), scale=1.0)
     parts = sum(module(**collate(samples.take(np.array([r]))), scale=1.0) for r in range(len(samples)))
     torch.testing.assert_close(whole, parts, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("world", [2, 3, 8])
+def test_processes_share_a_batch_and_their_mean_is_its_loss(world):
+    """Also where there are fewer samples than processes: the idle ones take part at weight zero."""
+    _, samples, collate, module = prepared("decoder", "level", ragged=True)
+    plan = Plan(samples.take(np.arange(9)), collate.tokens_before, TrainSettings(batch_size=6))
+    for step in range(plan.steps_per_epoch):
+        whole = module(**StepBatches(plan, collate, 2)[step])
+        parts = [module(**StepBatches(plan, collate, 2, rank, world)[step]) for rank in range(world)]
+        torch.testing.assert_close(sum(parts) / world, whole, rtol=1e-5, atol=1e-6)
+    assert float(parts[-1].detach()) != 0 or world == 8
