@@ -11,14 +11,26 @@ from typing import Any
 
 __version__ = "0.1.0.dev0"
 
-_LAZY: dict[str, str] = {}
-
-__all__ = ["__version__", *sorted(_LAZY)]
+_LAZY = {
+    "CatalogIndex": "genrec.decoding.index:CatalogIndex",
+    "Histories": "genrec.data.histories:Histories",
+    "Interactions": "genrec.data.interactions:Interactions",
+    "ItemCatalog": "genrec.data.catalog:ItemCatalog",
+    "ItemCodes": "genrec.item_tokenizers.codes:ItemCodes",
+    "ItemEmbeddings": "genrec.embeddings.base:ItemEmbeddings",
+    "Recommender": "genrec.models.recommender:GenerativeRecommender",
+    "SearchOptions": "genrec.decoding.types:SearchOptions",
+    "Split": "genrec.data.splits:Split",
+    "TokenMap": "genrec.vocab.token_map:TokenMap",
+    "evaluate": "genrec.evaluation.run:evaluate",
+    "finetune": "genrec.training.finetune:finetune",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name]), name)
+        module, _, attribute = _LAZY[name].partition(":")
+        return getattr(importlib.import_module(module), attribute)
     raise AttributeError(f"module 'genrec' has no attribute {name!r}")
 
 

@@ -170,16 +170,12 @@ def _check_replaceable(target: Path, kind: str, overwrite: bool) -> None:
     if not any(target.iterdir()):
         return
     if not overwrite:
-        raise ArtifactError(
-            f"{target} exists already", hint="give another path, or overwrite=True (--overwrite)"
-        )
+        raise ArtifactError(f"{target} exists already", hint="give another path, or overwrite=True (--overwrite)")
     advice = "give another path, or delete the folder yourself"
     try:
         found = parse((target / MANIFEST).read_bytes(), target)
     except (OSError, ArtifactError) as error:
-        raise ArtifactError(
-            f"will not replace {target}: no readable artifact ({error})", hint=advice
-        ) from error
+        raise ArtifactError(f"will not replace {target}: no readable artifact ({error})", hint=advice) from error
     if found.kind != kind:
         raise ArtifactError(f"will not replace the {found.kind!r} in {target} by {kind!r}", hint=advice)
     foreign = sorted(set(inventory(target)) - set(found.files))
@@ -289,9 +285,7 @@ def sweep(parent: str | Path) -> list[Path]:
 # --- reading -----------------------------------------------------------------------------------------------
 
 
-def read(
-    path: str | Path, *, kind: str | None = None, schema: int | None = None, verify: bool = True
-) -> Manifest:
+def read(path: str | Path, *, kind: str | None = None, schema: int | None = None, verify: bool = True) -> Manifest:
     """Check an artifact and return its manifest.
 
     Names and sizes of all files are always compared with the manifest; ``verify`` compares their sha256 too
@@ -363,9 +357,7 @@ def _read_manifest(folder: Path) -> Manifest:
         return parse(_manifest_bytes(folder), folder)
     except (FileNotFoundError, NotADirectoryError) as error:
         if folder.is_dir():
-            raise ArtifactError(
-                f"{folder} has no {MANIFEST}: not an artifact, or an interrupted write"
-            ) from error
+            raise ArtifactError(f"{folder} has no {MANIFEST}: not an artifact, or an interrupted write") from error
         target = _absolute(folder)
         copies = [left.content for left in leftovers(target.parent, target.name) if _complete(left.content)]
         hint = f"a complete copy is in {copies[0]}: rename it if you want it back" if copies else None
@@ -396,7 +388,6 @@ def _check_header(manifest: Manifest, kind: str | None, schema: int | None) -> N
         newer = manifest.schema > schema
         advice = "install that genrec or a newer one" if newer else "re-run the stage that makes it"
         raise ArtifactError(
-            f"{manifest.path} has schema {manifest.schema} of {manifest.kind!r}, "
-            f"this genrec reads schema {schema}",
+            f"{manifest.path} has schema {manifest.schema} of {manifest.kind!r}, this genrec reads schema {schema}",
             hint=f"it was written by genrec {manifest.genrec}: {advice}",
         )

@@ -125,15 +125,11 @@ def check_files(manifest: Manifest, verify: bool) -> None:
     for name in sorted(set(manifest.files) - set(found)):
         raise ArtifactError(f"{folder / name} is missing", hint="re-run the stage that makes it")
     for name in sorted(set(found) - set(manifest.files)):
-        raise ArtifactError(
-            f"{folder / name} is not in the manifest", hint="delete it: genrec did not write it"
-        )
+        raise ArtifactError(f"{folder / name} is not in the manifest", hint="delete it: genrec did not write it")
     for name, status in found.items():
         want = manifest.files[name]
         if status.st_size != want["bytes"]:
-            raise ArtifactError(
-                f"{folder / name} has {status.st_size} bytes, the manifest says {want['bytes']}"
-            )
+            raise ArtifactError(f"{folder / name} has {status.st_size} bytes, the manifest says {want['bytes']}")
         if verify and (digest := sha256(folder / name)) != want["sha256"]:
             raise ArtifactError(
                 f"{folder / name} has sha256 {digest[:16]}, the manifest says {want['sha256'][:16]}",

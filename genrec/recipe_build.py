@@ -80,12 +80,8 @@ class Builder:
         texts = tuple(map(str, place))
         silent = bool(place) and place not in self.lines  # the file has no such key: an override made it
         by = [o for o in self.overridden if texts[: len(o)] == o or (silent and o[: len(texts)] == texts)]
-        line = next(
-            (self.lines[place[:n]] for n in range(len(place), -1, -1) if place[:n] in self.lines), None
-        )
-        origin = (
-            f"--set {'.'.join(map(str, by[0]))}" if by else f"{self.where}:{line}" if line else self.where
-        )
+        line = next((self.lines[place[:n]] for n in range(len(place), -1, -1) if place[:n] in self.lines), None)
+        origin = f"--set {'.'.join(map(str, by[0]))}" if by else f"{self.where}:{line}" if line else self.where
         self.problems.append(f"{origin}: {'.'.join(texts) + ': ' if place else ''}{message}")
         return _BAD
 
@@ -148,16 +144,12 @@ class Builder:
             if key not in known:
                 near = get_close_matches(str(key), known, n=1)
                 advice = f"; did you mean {near[0]!r}?" if near else ""
-                self.complain(
-                    (*place, key), f"unknown key{advice}", f"{cls.__name__} has the keys {', '.join(known)}"
-                )
+                self.complain((*place, key), f"unknown key{advice}", f"{cls.__name__} has the keys {', '.join(known)}")
         for name, spec in known.items():
             if name in value:
                 built[name] = self.build(hints[name], value[name], (*place, name))
             elif spec.default is MISSING and spec.default_factory is MISSING:
-                self.complain(
-                    (*place, name), f"expected a value (it has no default), but {name!r} is missing"
-                )
+                self.complain((*place, name), f"expected a value (it has no default), but {name!r} is missing")
         if len(self.problems) > before:
             return _BAD
         try:
@@ -173,9 +165,7 @@ class Builder:
 # --- overrides ---------------------------------------------------------------------------------------------
 
 
-def set_value(
-    tp: Any, node: Any, place: Place, value: Any, to_json: Callable[[Any], dict[str, Any]], what: str
-) -> Any:
+def set_value(tp: Any, node: Any, place: Place, value: Any, to_json: Callable[[Any], dict[str, Any]], what: str) -> Any:
     """``node`` (plain values of type ``tp``) with ``value`` at ``place``; where it is silent, defaults count.
 
     Raises ConfigError when the path leads through something that is neither mapping nor list.

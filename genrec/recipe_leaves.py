@@ -70,9 +70,7 @@ def pydantic_leaf() -> Leaf:
                 expected = " or ".join(dict.fromkeys([*wanted, *nullable]))
                 raise Mismatch(((), f"expected {expected}, got {value!r}")) from None
             both = zip(found, wanted, strict=True)
-            raise Mismatch(
-                *((e["loc"], f"expected {want}, got {e['input']!r}") for e, want in both)
-            ) from None
+            raise Mismatch(*((e["loc"], f"expected {want}, got {e['input']!r}") for e, want in both)) from None
 
     return leaf
 

@@ -155,9 +155,7 @@ def _overrides(overrides: Sequence[str], allow_nonfinite: bool) -> list[tuple[tu
             raise ConfigError(f"--set {override}: expected path.to.field=value")
         value = parse_text(text, f"--set {path}", allow_nonfinite=allow_nonfinite).data
         parsed.append((place, value))
-    return sorted(
-        parsed, key=lambda item: item[0][-1] != "kind"
-    )  # a kind decides which defaults the rest changes
+    return sorted(parsed, key=lambda item: item[0][-1] != "kind")  # a kind decides which defaults the rest changes
 
 
 def _apply(model: Any, data: Any, parsed: Sequence[tuple[tuple[str, ...], Any]]) -> Any:

@@ -24,9 +24,7 @@ def root() -> Path:
     for folder in (_PACKAGE / "_workbench", _PACKAGE.parent):
         if all((folder / name).is_dir() for name in FOLDERS):
             return folder
-    raise ConfigError(
-        f"no workbench in {_PACKAGE / '_workbench'} or {_PACKAGE.parent}", hint="reinstall genrec"
-    )
+    raise ConfigError(f"no workbench in {_PACKAGE / '_workbench'} or {_PACKAGE.parent}", hint="reinstall genrec")
 
 
 def files(folder: Path | None = None) -> list[str]:

@@ -58,9 +58,7 @@ def full(folder):
 def test_roundtrip_and_manifest(tmp_path):
     recipe, parents = {"kind": "rq", "dims": (1, 2)}, {"catalog": "f" * 64}
     path = tmp_path / "new" / "folder" / "codes"
-    with artifacts.write(
-        path, kind="codes", schema=3, recipe=recipe, catalog="c" * 32, parents=parents
-    ) as draft:
+    with artifacts.write(path, kind="codes", schema=3, recipe=recipe, catalog="c" * 32, parents=parents) as draft:
         assert stat.S_IMODE(draft.dir.parent.stat().st_mode) == 0o700
         assert not path.exists()
         draft.meta["n"] = np.int64(4)
@@ -275,11 +273,7 @@ def drop(file, rng):
 
 
 def swap(file, rng):
-    other = (
-        file.parent / "arrays.safetensors"
-        if file.name != "arrays.safetensors"
-        else file.parent / "items.parquet"
-    )
+    other = file.parent / "arrays.safetensors" if file.name != "arrays.safetensors" else file.parent / "items.parquet"
     data = other.read_bytes() if other.exists() else b"something else"
     file.write_bytes(data)
 
@@ -359,9 +353,7 @@ def test_arrays_that_would_need_pickle_are_refused(tmp_path, array):
 
 
 def test_tables_come_back_and_have_page_checksums(tmp_path):
-    table = pa.table(
-        {"id": [f"i{n}" for n in range(2000)], "tags": [["a"], []] * 1000, "x": [0.5, None] * 1000}
-    )
+    table = pa.table({"id": [f"i{n}" for n in range(2000)], "tags": [["a"], []] * 1000, "x": [0.5, None] * 1000})
     file = tmp_path / "fold=3" / "t.parquet"  # not a partition column
     file.parent.mkdir()
     artifacts.save_table(file, table)
@@ -625,8 +617,6 @@ def test_readers_never_see_a_mixture_while_writers_replace(tmp_path):
 
 
 def test_importing_artifacts_is_cheap():
-    code = (
-        "import sys, genrec.artifacts; print([m for m in ('torch', 'numpy', 'pyarrow') if m in sys.modules])"
-    )
+    code = "import sys, genrec.artifacts; print([m for m in ('torch', 'numpy', 'pyarrow') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -156,9 +156,7 @@ def test_what_works_without_torch():
     names = [
         name
         for name, _ in modules()
-        if any(
-            name == prefix or name.startswith(prefix + ".") for prefix in WITHOUT_TORCH if prefix != "genrec"
-        )
+        if any(name == prefix or name.startswith(prefix + ".") for prefix in WITHOUT_TORCH if prefix != "genrec")
     ]
     code = f"""
 import importlib, sys
@@ -188,9 +186,7 @@ def banned(source):
             name in ("yaml.load", "yaml.load_all") and "Safe" not in ast.unparse(node)
         ):
             found.append(name)
-        found += [
-            f"{o}=True" for o in ("shell", "trust_remote_code", "allow_pickle") if options.get(o) == "True"
-        ]
+        found += [f"{o}=True" for o in ("shell", "trust_remote_code", "allow_pickle") if options.get(o) == "True"]
     return found
 
 

@@ -76,9 +76,7 @@ def test_a_file_with_every_type(tmp_path):
         "sizes: [010, 0x10, 1_000]\nwhere: a/b\nshare: 1\non: true\nweights: {a: .5, b: 2}\n"
     )
     found = recipes.load(file, Flat)
-    assert found.value == Flat(
-        16, 1e-4, "no", "exact", (10, 16, 1000), Path("a/b"), 1.0, True, {"a": 0.5, "b": 2.0}
-    )
+    assert found.value == Flat(16, 1e-4, "no", "exact", (10, 16, 1000), Path("a/b"), 1.0, True, {"a": 0.5, "b": 2.0})
     assert recipes.load(str(file), Flat).value == found.value
     assert found.given == set(found.as_dict()) - {"weights"} | {"weights.a", "weights.b"}
 

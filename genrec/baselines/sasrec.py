@@ -41,16 +41,16 @@ class SasRecSettings:
     ``max_seconds``: stop after the epoch that passes this wall time, best weights kept.
     """
 
-    dim: int = 64
+    dim: int = 128
     n_layers: int = 2
     n_heads: int = 2
     inner: int = 0
-    dropout: float = 0.3
+    dropout: float = 0.5
     max_items: int = 50
-    epochs: int = 40
+    epochs: int = 12
     batch_size: int = 128
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.0
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.05
     label_smoothing: float = 0.0
     warmup_steps: int = 100
     max_grad_norm: float = 5.0

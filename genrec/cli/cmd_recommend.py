@@ -34,7 +34,7 @@ def recommend(
 
     if (user is None) == (history is None):
         raise ConfigError("expected either --user or --history", hint="genrec recommend RUN --history 'id1,id2'")
-    bundle = load_bundle(run / "bundle" if (run / "bundle").is_dir() else run)
+    bundle = load_bundle(run)
     catalog = bundle.catalog or _catalog(run)
     items = _of_user(run, user, catalog) if user is not None else _of_ids(history or "", catalog)
     model = bundle.recommender

@@ -44,11 +44,15 @@ def estimate_table(planned: Sequence[runner.Planned], folder: Path) -> str:
 
 def announce(folder: Path, resolved: Resolved[PipelineRecipe], todo: Sequence[runner.Stage]) -> dict[str, Any]:
     """Run the stages, printing each with its time and peak memory; returns the ledger."""
+    from transformers.utils.logging import disable_progress_bar
+
     logging.basicConfig(level=logging.INFO, format="    %(message)s", stream=sys.stderr)
     for quiet in ("httpx", "transformers", "sentence_transformers", "filelock"):
         logging.getLogger(quiet).setLevel(logging.ERROR)
+    disable_progress_bar()  # of loading weights; ours stay
     logging.getLogger("genrec").setLevel(logging.WARNING)
-    logging.getLogger("genrec.pipeline").setLevel(logging.INFO)
+    for told in ("genrec.pipeline", "genrec.training"):
+        logging.getLogger(told).setLevel(logging.INFO)
     print(f"run {resolved.value.name!r} in {folder}, seed {resolved.value.seed}")
     for path, value, origin in resolved.describe():
         if origin == "given":

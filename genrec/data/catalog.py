@@ -74,9 +74,7 @@ class ItemCatalog:
     def _number_of(self) -> dict[str, int]:
         return {item_id: n for n, item_id in enumerate(self.ids)}
 
-    def numbers(
-        self, ids: Iterable[str], missing: Literal["error", "negative"] = "error"
-    ) -> npt.NDArray[np.int32]:
+    def numbers(self, ids: Iterable[str], missing: Literal["error", "negative"] = "error") -> npt.NDArray[np.int32]:
         """The item number of each id, int32; an unknown id raises :class:`DataError` or becomes -1."""
         if missing not in ("error", "negative"):
             raise ConfigError(f"missing: expected 'error' or 'negative', got {missing!r}")
@@ -94,9 +92,7 @@ class ItemCatalog:
         """The id of each item number; raises :class:`DataError` outside 0..N-1 (so also for padding)."""
         wanted = np.asarray(numbers, np.int64).reshape(-1)
         if len(wanted) and (wanted.min() < 0 or wanted.max() >= len(self)):
-            raise DataError(
-                f"item numbers: expected 0..{len(self) - 1}, got {wanted.min()} .. {wanted.max()}"
-            )
+            raise DataError(f"item numbers: expected 0..{len(self) - 1}, got {wanted.min()} .. {wanted.max()}")
         return [self.ids[n] for n in wanted.tolist()]
 
     def text(self, field: str, *, clean: bool = False) -> list[str]:
@@ -142,9 +138,7 @@ class ItemCatalog:
         """Whether the first ``n_items`` of this catalog are exactly the catalog with that fingerprint."""
         return n_items <= len(self) and fingerprint(self.ids[:n_items]) == other_fingerprint
 
-    def save(
-        self, path: Path | str, *, overwrite: bool = False, recipe: dict[str, Any] | None = None
-    ) -> None:
+    def save(self, path: Path | str, *, overwrite: bool = False, recipe: dict[str, Any] | None = None) -> None:
         """Write an artifact of kind "catalog" (items.parquet)."""
         import pyarrow as pa
 

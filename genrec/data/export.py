@@ -51,9 +51,7 @@ def export_recbole(folder: Path | str, name: str, catalog: ItemCatalog, interact
     for identifier in (*catalog.ids, *interactions.user_ids):
         if _BREAKS.search(identifier):
             raise DataError(f"id {identifier!r} contains a tab or line break, which atomic files cannot hold")
-    types = {
-        n: "float" if np.issubdtype(c.dtype, np.number) else "token" for n, c in interactions.columns.items()
-    }
+    types = {n: "float" if np.issubdtype(c.dtype, np.number) else "token" for n, c in interactions.columns.items()}
     columns = [interactions.columns[n].tolist() for n in types]
     header = ["user_id:token", "item_id:token", "timestamp:float", *(f"{n}:{t}" for n, t in types.items())]
     _write_tabs(target / f"{name}.inter", header, _event_rows(catalog, interactions, columns))
@@ -62,9 +60,7 @@ def export_recbole(folder: Path | str, name: str, catalog: ItemCatalog, interact
     for field, column in catalog.fields.items():
         kinds = {type(v) for v in column if v is not None}
         seq = kinds == {list} or field == "title"
-        header.append(
-            f"{field}:{'token_seq' if seq else 'float' if kinds and kinds <= {int, float} else 'token'}"
-        )
+        header.append(f"{field}:{'token_seq' if seq else 'float' if kinds and kinds <= {int, float} else 'token'}")
         values.append([" ".join(v) if isinstance(v, list) else v for v in column])
     _write_tabs(target / f"{name}.item", header, zip(*values, strict=True))
 
@@ -82,9 +78,7 @@ def _check(folder: Path | str, catalog: ItemCatalog, inter: Interactions, names:
     return target
 
 
-def _event_rows(
-    catalog: ItemCatalog, inter: Interactions, columns: Sequence[list[Any]]
-) -> Iterable[list[Any]]:
+def _event_rows(catalog: ItemCatalog, inter: Interactions, columns: Sequence[list[Any]]) -> Iterable[list[Any]]:
     ids, users = catalog.ids, inter.user_ids
     events = zip(inter.user.tolist(), inter.item.tolist(), inter.time.tolist(), *columns, strict=True)
     for user, item, time, *extra in events:

@@ -103,9 +103,7 @@ class Histories:
         ends = self.offsets[1:]
         return Histories.from_slices(self.items, np.maximum(self.offsets[:-1], ends - n), ends)
 
-    def padded(
-        self, max_len: int | None = None, pad: int = -1, side: Literal["left", "right"] = "left"
-    ) -> Int32:
+    def padded(self, max_len: int | None = None, pad: int = -1, side: Literal["left", "right"] = "left") -> Int32:
         """The rows as one matrix, int32 ``[U, T]``; ``side`` says where the padding goes.
 
         T is the longest row, or ``max_len`` exactly; of a longer row the newest ``max_len`` items are kept.

@@ -159,9 +159,7 @@ class Interactions:
             columns={name: values[order] for name, values in self.columns.items()},
         )
 
-    def save(
-        self, path: Path | str, *, overwrite: bool = False, recipe: dict[str, Any] | None = None
-    ) -> None:
+    def save(self, path: Path | str, *, overwrite: bool = False, recipe: dict[str, Any] | None = None) -> None:
         """Write an artifact of kind "interactions" (parquet tables for events, columns and users)."""
         import pyarrow as pa
 

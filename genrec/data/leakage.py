@@ -16,18 +16,12 @@ if TYPE_CHECKING:
 def check_layout(split: Split) -> None:
     """Cuts lie inside each user's events, in order; no event twice; item numbers in the catalog."""
     o, n = split.offsets, len(split.items)
-    if (
-        len(o) == 0
-        or o[0] != 0
-        or o[-1] != n
-        or not len(split.train_end) == len(split.valid_end) == len(o) - 1
-    ):
+    if len(o) == 0 or o[0] != 0 or o[-1] != n or not len(split.train_end) == len(split.valid_end) == len(o) - 1:
         raise DataError("split: offsets, cuts and items do not fit together")
     order = (o[:-1] <= split.train_end) & (split.train_end <= split.valid_end) & (split.valid_end <= o[1:])
     if not bool(order.all()):
         raise DataError(
-            f"split: cuts of user row {int(np.flatnonzero(~order)[0])} are not in the order train, "
-            "valid, test"
+            f"split: cuts of user row {int(np.flatnonzero(~order)[0])} are not in the order train, valid, test"
         )
     if n and (int(split.items.min()) < 0 or int(split.items.max()) >= split.n_items):
         raise DataError(f"split: item numbers outside 0..{split.n_items - 1}")
@@ -58,9 +52,7 @@ def check_against(split: Split, interactions: Interactions) -> None:
         raise DataError(f"split: rows outside 0..{len(interactions) - 1}")
     user = np.repeat(np.arange(split.n_users), np.diff(split.offsets))
     time = interactions.time[rows]
-    if not (
-        np.array_equal(interactions.item[rows], split.items) and np.array_equal(interactions.user[rows], user)
-    ):
+    if not (np.array_equal(interactions.item[rows], split.items) and np.array_equal(interactions.user[rows], user)):
         raise DataError("split: events differ from the interactions at their rows")
     if bool(((user[1:] == user[:-1]) & (time[1:] < time[:-1])).any()):
         raise DataError("split: a target is older than its history")

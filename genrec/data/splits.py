@@ -237,9 +237,7 @@ def predefined_split(interactions: Interactions, column: str = "split") -> Split
     if len(wrong := np.flatnonzero(part == _DROP)):
         row = int(wrong[0])
         user = interactions.user_ids[interactions.user[row]]
-        raise DataError(
-            f"column {column!r}: expected 'train', 'valid' or 'test', got {values[row]!r} (user {user!r})"
-        )
+        raise DataError(f"column {column!r}: expected 'train', 'valid' or 'test', got {values[row]!r} (user {user!r})")
     same_user = interactions.user[1:] == interactions.user[:-1]
     if len(wrong := np.flatnonzero(same_user & (part[1:] < part[:-1]))):
         row = int(wrong[0]) + 1

@@ -6,7 +6,7 @@ Axes: N items, L levels, K codes of a level.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,11 @@ class ItemCodes:
         digest = hashlib.sha256(repr((self.catalog, self.level_sizes, self.shared_vocabulary)).encode())
         digest.update(np.ascontiguousarray(self.as_int(), dtype="<i4").tobytes())
         return digest.hexdigest()[:32]
+
+    def take(self, items: npt.ArrayLike) -> ItemCodes:
+        """The codes where item n has the identifier that ``items[n]`` has here (int ``[N]``)."""
+        at = np.asarray(items, dtype=np.int64)
+        return replace(self, codes=self.codes[at], lengths=None if self.lengths is None else self.lengths[at])
 
     def as_int(self) -> npt.NDArray[np.int32]:
         """The codes as a new int32 ``[N, L]``, ``-1`` beyond the length of short identifiers."""

@@ -101,7 +101,7 @@ def load_bundle(
     dtype: torch.dtype | None = None,
     user_ids: Sequence[str] | None = None,
 ) -> Bundle:
-    """Read a bundle; nothing is looked up on a hub.
+    """Read a bundle, or the bundle of a run folder; nothing is looked up on a hub.
 
     dtype: None = as stored. Raises ArtifactError for a damaged folder, FingerprintMismatch if its parts do
     not belong together. Stability: stable.
@@ -126,7 +126,8 @@ def load_bundle(
         )
         return Bundle(recommender, manifest)
 
-    return artifacts.load(path, read, kind=KIND, schema=SCHEMA)
+    inside = Path(path) / KIND
+    return artifacts.load(inside if inside.is_dir() else path, read, kind=KIND, schema=SCHEMA)
 
 
 def _save_model(folder: Path, model: PreTrainedModel, token_map: TokenMap) -> None:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,9 @@ from genrec.item_tokenizers.codes import ItemCodes
 from genrec.models.backbone import evaluating, layout_of, scorer_of
 from genrec.models.prompting import build_prompts, item_tokens, user_tokens
 from genrec.vocab.token_map import TokenMap
+
+if TYPE_CHECKING:
+    from genrec.data.catalog import ItemCatalog
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +102,7 @@ class GenerativeRecommender:
         self._tokens_NM = item_tokens(codes, token_map)
         self._scorer: Scorer = scorer_of(model, token_map)
         self._device_index: DeviceIndex | None = None
+        self._load_catalog: Callable[[], ItemCatalog | None] = lambda: None
         _say_what_is_ignored(model)
 
     @classmethod
@@ -107,7 +112,14 @@ class GenerativeRecommender:
         """Load a bundle folder; see :func:`genrec.models.bundle.load_bundle`."""
         from genrec.models.bundle import load_bundle
 
-        return load_bundle(path, device=device, dtype=dtype).recommender
+        bundle = load_bundle(path, device=device, dtype=dtype)
+        bundle.recommender._load_catalog = lambda: bundle.catalog
+        return bundle.recommender
+
+    @cached_property
+    def catalog(self) -> ItemCatalog | None:
+        """The catalog stored with the model (ids, titles); None where there is none."""
+        return self._load_catalog()
 
     @property
     def n_items(self) -> int:
@@ -116,7 +128,7 @@ class GenerativeRecommender:
 
     def recommend(
         self,
-        histories: Histories | Sequence[Sequence[int]],
+        histories: Histories | Sequence[Sequence[int]] | Sequence[Sequence[str]],
         options: SearchOptions | None = None,
         users: npt.ArrayLike | Sequence[str] | None = None,
         *,
@@ -124,13 +136,14 @@ class GenerativeRecommender:
     ) -> Recommendations:
         """Lists for all histories, in their order.
 
+        histories: item numbers, or item ids where the model came with its catalog; oldest first.
         options: None = ``top_k`` items with the model's own number of beams. users: ids, or numbers into
         ``user_ids``; needed only by vocabularies with user tokens. Warns when decoding with another
         normaliser than the model was trained with; raises DataError for unknown items.
         """
         wanted = options or SearchOptions(top_k=top_k, n_beams=self.settings.n_beams)
         normalize = self._normalize(wanted.normalize)
-        rows = _histories(histories)
+        rows = self._histories(histories)
         deny = rows if wanted.exclude_seen else None
         found: list[Found] = []
         order: list[npt.NDArray[np.int64]] = []
@@ -171,7 +184,7 @@ class GenerativeRecommender:
         items: int ``[U, M]`` (-1 = padding, scored -inf), or ``[M]`` for the same items for everyone. Seen
         items are scored like others. Equal to the scores of :meth:`recommend` where both exist.
         """
-        rows = _histories(histories)
+        rows = self._histories(histories)
         asked = np.broadcast_to(np.asarray(items, dtype=np.int64), (len(rows), np.shape(items)[-1]))
         how = self._normalize(normalize)
         out = np.full(asked.shape, -np.inf, dtype=np.float32)
@@ -216,15 +229,20 @@ class GenerativeRecommender:
                 ),
             )
 
+    def _histories(self, given: Histories | Sequence[Sequence[int]] | Sequence[Sequence[str]]) -> Histories:
+        if isinstance(given, Histories):
+            return given
+        if not any(isinstance(item, str) for row in given for item in row[:1]):
+            return Histories.from_lists(given)  # type: ignore[arg-type]
+        if self.catalog is None:
+            raise DataError("histories are item ids, and the model has no catalog", hint="pass item numbers")
+        return Histories.from_lists([self.catalog.numbers(row) for row in given])  # type: ignore[arg-type]
+
     def _on_device(self) -> DeviceIndex:
         device = self._scorer.device
         if self._device_index is None or self._device_index.device != device:
             self._device_index = DeviceIndex(self.index, device)
         return self._device_index
-
-
-def _histories(given: Histories | Sequence[Sequence[int]]) -> Histories:
-    return given if isinstance(given, Histories) else Histories.from_lists(given)
 
 
 def _joined(parts: list[npt.NDArray[Any]], back: npt.NDArray[np.int64], dtype: npt.DTypeLike) -> Any:

@@ -21,6 +21,7 @@ from genrec.item_tokenizers import registry
 from genrec.item_tokenizers.base import TokenizerSource
 from genrec.item_tokenizers.codes import ItemCodes
 from genrec.pipeline.recipe import Block, PipelineRecipe, SplitSettings, seeded
+from genrec.seeding import rng
 
 log = logging.getLogger(__name__)
 ROW = "row in the stored log"
@@ -126,6 +127,9 @@ def tokenize(folder: Path, recipe: PipelineRecipe) -> None:
     settings = recipes.validate(recipe.tokenizer, registry.settings_class(recipe.tokenizer["kind"]), where="tokenizer")
     tokenizer = registry.build(settings)
     codes = tokenizer.fit(source, seed=recipe.seed)
+    if recipe.shuffle_identifiers:
+        log.warning("control run: identifiers are dealt out to the items at random")
+        codes = codes.take(rng(recipe.seed, "shuffled identifiers").permutation(codes.n_items))
     tokenizer.save(folder / "item_tokenizer", overwrite=True)
     codes.save(folder / "codes", overwrite=True)
     CatalogIndex.build(codes, source.item_keys).save(folder / "index", overwrite=True)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
+import shutil
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 from genrec import artifacts, recipes
 from genrec.data.catalog import ItemCatalog
+from genrec.data.interactions import Interactions
 from genrec.data.splits import Split
 from genrec.decoding.index import CatalogIndex
 from genrec.errors import GenrecError
@@ -20,7 +24,7 @@ from genrec.models.recommender import GenerativeRecommender
 from genrec.pipeline.baseline_stages import context
 from genrec.pipeline.recipe import PipelineRecipe, seeded
 from genrec.training.dataset import TrainingData
-from genrec.training.finetune import TrainResult, finetune
+from genrec.training.finetune import MAY_CHANGE, TrainResult, finetune
 from genrec.training.validation import decoding_settings
 from genrec.vocab.token_map import TokenMap
 
@@ -38,28 +42,47 @@ def train(folder: Path, recipe: PipelineRecipe) -> None:
     Runs from artifacts alone: ``split``, ``codes`` and, if it is there, ``catalog``.
     """
     cut, codes = Split.load(folder / "split"), ItemCodes.load(folder / "codes")
-    token_map = TokenMap.of(codes)
+    token_map = TokenMap.of(codes, n_user_tokens=recipe.n_user_tokens)
     settings = seeded(recipe.train, recipe.seed)
-    data = TrainingData(cut.train(), codes, token_map, valid=cut.queries("valid"))
+    users = _user_ids(folder, recipe)
+    data = TrainingData(cut.train(), codes, token_map, valid=cut.queries("valid"), user_ids=users)
     model = build(recipe.model, token_map, seed=recipe.seed)
     n_weights = sum(w.numel() for w in model.parameters())
     log.info("%s, %.2f M weights, vocabulary %d", type(model).__name__, n_weights / 1e6, token_map.vocab_size)
-    result = finetune(model, data, settings, folder / "checkpoints")
+    result = finetune(model, data, settings, _checkpoints(folder, recipe, codes))
     if not result.complete:
         raise TrainingPaused(
             f"training stopped at step {result.steps} ({result.status})",
             hint="the checkpoint is complete; run the same command to go on",
         )
+    if not result.main_process:
+        return
     _save_training(folder, recipe, result)
     index = CatalogIndex.load(folder / "index", codes=codes)
     search = replace(decoding_settings(settings), n_beams=recipe.evaluate.n_beams)
     save_bundle(
         folder / "bundle",
-        GenerativeRecommender(result.model, token_map, codes, index, search),
+        GenerativeRecommender(result.model, token_map, codes, index, search, user_ids=users),
         catalog=_catalog(folder),
         recipe=recipes.to_json(recipe),
         overwrite=True,
     )
+
+
+def _user_ids(folder: Path, recipe: PipelineRecipe) -> tuple[str, ...] | None:
+    """The ids behind user numbers, where the vocabulary has user tokens."""
+    return Interactions.load(folder / "interactions").user_ids if recipe.n_user_tokens else None
+
+
+def _checkpoints(folder: Path, recipe: PipelineRecipe, codes: ItemCodes) -> Path:
+    """The folder for checkpoints of exactly this training; those of another recipe are deleted."""
+    train = {k: v for k, v in recipes.to_json(recipe.train).items() if k not in MAY_CHANGE}
+    parts = [train, recipes.to_json(recipe.model), recipe.seed, recipe.n_user_tokens, codes.fingerprint]
+    own = folder / "checkpoints" / hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    for other in (folder / "checkpoints").glob("*"):
+        if other != own and other.is_dir():
+            shutil.rmtree(other, ignore_errors=True)
+    return own
 
 
 def _save_training(folder: Path, recipe: PipelineRecipe, result: TrainResult) -> None:
@@ -96,7 +119,7 @@ def _catalog(folder: Path) -> ItemCatalog | None:
 def evaluate_model(folder: Path, recipe: PipelineRecipe) -> None:
     """Evaluate the trained model on the test part: artifact ``eval/<kind of the model>``."""
     cut = Split.load(folder / "split")
-    bundle = load_bundle(folder / "bundle")
+    bundle = load_bundle(folder / "bundle", user_ids=_user_ids(folder, recipe))
     report = evaluate(
         bundle.recommender,
         cut.queries("test"),

@@ -102,7 +102,12 @@ class Block:
 
 @dataclass(frozen=True)
 class PipelineRecipe:
-    """Everything that decides a run. ``tokenizer``: settings of an item tokenizer, chosen by its ``kind``."""
+    """Everything that decides a run.
+
+    tokenizer: settings of an item tokenizer, chosen by its ``kind``. shuffle_identifiers: a control: the
+    identifiers are dealt out to the items at random, so they mean nothing; what a model gains from their
+    meaning is lost. n_user_tokens: user ids are hashed to so many tokens that open the prompt (0 = none).
+    """
 
     data: DataSettings
     name: str = "run"
@@ -110,6 +115,8 @@ class PipelineRecipe:
     split: SplitSettings = field(default_factory=SplitSettings)
     embeddings: tuple[Block, ...] = (Block(lsa=LsaSettings()),)
     tokenizer: dict[str, Any] = field(default_factory=lambda: {"kind": "rqkmeans"})
+    shuffle_identifiers: bool = False
+    n_user_tokens: int = 0
     model: DecoderSettings | T5Settings = field(default_factory=DecoderSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     evaluate: EvalSettings = field(default_factory=EvalSettings)

@@ -14,6 +14,7 @@ from genrec.pipeline import baseline_stages, data_stages, model_stages, report_s
 from genrec.pipeline.costs import Costs
 from genrec.pipeline.recipe import PipelineRecipe
 from genrec.pipeline.runner import Stage, file_digest
+from genrec.training.finetune import MAY_CHANGE
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> recipes.Resolved[PipelineRecipe]:
@@ -57,14 +58,15 @@ def stages(recipe: PipelineRecipe, folder: Path) -> list[Stage]:
         ),
         Stage(
             "tokenize", ("item_tokenizer", "codes", "index"), partial(data_stages.tokenize, recipe=recipe),
-            recipe=part("tokenizer", "seed"), needs=("embed",), estimate=costs.tokenize, about="item identifiers",
+            recipe=part("tokenizer", "shuffle_identifiers", "seed"), needs=("embed",), estimate=costs.tokenize,
+            about="item identifiers",
         ),
     ]  # fmt: skip
     found += [_baseline(name, recipe, part, costs) for name in recipe.baselines]
     found += [
         Stage(
             "train", ("training", "bundle"), partial(model_stages.train, recipe=recipe),
-            recipe=part("model", "train", "seed"), needs=("split", "tokenize"), estimate=costs.train,
+            recipe=part("model", "train", "n_user_tokens", "seed"), needs=("split", "tokenize"), estimate=costs.train,
             about=f"train the {recipe.model.kind} to write identifiers",
         ),
         Stage(
@@ -97,6 +99,8 @@ class _Parts:
 
     def __init__(self, recipe: PipelineRecipe) -> None:
         self._all = recipes.to_json(recipe)
+        for name in MAY_CHANGE:  # how long and how often, not what
+            del self._all["train"][name]
 
     def __call__(self, *names: str) -> dict[str, Any]:
         return {name: self._all[name] for name in names}

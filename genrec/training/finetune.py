@@ -35,7 +35,7 @@ from genrec.training.validation import validator
 
 logger = logging.getLogger(__name__)
 
-_FREE = ("max_seconds", "save_every", "n_workers")
+MAY_CHANGE = ("max_seconds", "save_every", "n_workers")
 """Settings that may change between an interrupted call and the one that goes on."""
 
 
@@ -191,7 +191,7 @@ def _identity(model: Any, data: TrainingData, settings: TrainSettings) -> dict[s
     digest = hashlib.sha256(np.ascontiguousarray(data.histories.items, dtype="<i4").tobytes())
     digest.update(np.ascontiguousarray(data.histories.offsets, dtype="<i8").tobytes())
     shapes = json.dumps([(name, list(w.shape), w.requires_grad) for name, w in model.named_parameters()])
-    chosen = {k: v for k, v in dataclasses.asdict(settings).items() if k not in _FREE}
+    chosen = {k: v for k, v in dataclasses.asdict(settings).items() if k not in MAY_CHANGE}
     chosen["betas"] = list(settings.betas)
     return {
         **chosen,

@@ -209,9 +209,8 @@ class TokenMap:
         Its saved folder loads through ``AutoTokenizer`` without genrec. A word that is no token raises: there
         is no unknown token, because an unknown item must not become a silent one.
         """
-        from transformers import PreTrainedTokenizerFast
-
         from tokenizers import Tokenizer, models, pre_tokenizers
+        from transformers import PreTrainedTokenizerFast
 
         words = Tokenizer(models.WordLevel({token: i for i, token in enumerate(self.tokens())}))
         words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

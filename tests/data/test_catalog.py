@@ -164,9 +164,7 @@ values = {
 @given(st.data())
 def test_save_and_load_give_an_equal_catalog(tmp_path_factory, data):
     item_ids = data.draw(ids)
-    fields = {
-        k: data.draw(st.lists(v, min_size=len(item_ids), max_size=len(item_ids))) for k, v in values.items()
-    }
+    fields = {k: data.draw(st.lists(v, min_size=len(item_ids), max_size=len(item_ids))) for k, v in values.items()}
     catalog = make(*item_ids, **fields)
     if item_ids:
         catalog = catalog.retire(item_ids[:1])

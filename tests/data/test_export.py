@@ -54,9 +54,7 @@ def test_what_is_written_in_the_neutral_format_is_read_back(tmp_path_factory, da
 
 
 def small():
-    catalog = ItemCatalog(
-        ("i1", "i2"), {"title": ["A\tb", None], "tags": [["x", "y"], None], "size": [1.5, None]}
-    )
+    catalog = ItemCatalog(("i1", "i2"), {"title": ["A\tb", None], "tags": [["x", "y"], None], "size": [1.5, None]})
     columns = {"rating": [4.0, np.nan], "event": np.array(["buy", None], object)}
     inter = Interactions.from_arrays(
         ["u", "v"], [1, 0], [5, 6], n_items=2, catalog=catalog.fingerprint, columns=columns

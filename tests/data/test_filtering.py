@@ -37,9 +37,7 @@ def slow_k_core(rows, user_min, item_min):
 def test_k_core_agrees_with_a_loop(rows, user_min, item_min):
     core = k_core(make(rows), user_min, item_min)
     expected = slow_k_core([(place, u, i) for place, (u, i) in enumerate(rows)], user_min, item_min)
-    got = zip(
-        core.columns["place"].tolist(), [core.user_ids[u] for u in core.user], core.item.tolist(), strict=True
-    )
+    got = zip(core.columns["place"].tolist(), [core.user_ids[u] for u in core.user], core.item.tolist(), strict=True)
     assert sorted(got) == sorted(expected)
     assert set(core.user_ids) == {u for _, u, _ in expected}
     assert (core.n_items, core.catalog) == (N, CATALOG.fingerprint)

@@ -23,9 +23,7 @@ def make(rows, *, timed=True, **columns):
 
 def as_tuples(inter):
     ids = [inter.user_ids[u] for u in inter.user.tolist()]
-    return list(
-        zip(ids, inter.item.tolist(), inter.time.tolist(), inter.columns["place"].tolist(), strict=True)
-    )
+    return list(zip(ids, inter.item.tolist(), inter.time.tolist(), inter.columns["place"].tolist(), strict=True))
 
 
 @few

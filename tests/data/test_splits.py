@@ -24,10 +24,7 @@ def make(rows, **columns):
 def per_user(inter):
     """Each user's events as (item, time), oldest first: what the slow versions work on."""
     pairs = list(zip(inter.item.tolist(), inter.time.tolist(), strict=True))
-    return [
-        [p for p, u in zip(pairs, inter.user.tolist(), strict=True) if u == user]
-        for user in range(inter.n_users)
-    ]
+    return [[p for p, u in zip(pairs, inter.user.tolist(), strict=True) if u == user] for user in range(inter.n_users)]
 
 
 def check(split, parts):
@@ -43,9 +40,7 @@ def check(split, parts):
             elif targets:
                 dropped[part] += 1
         queries = split.queries(part)
-        got = zip(
-            queries.users.tolist(), queries.histories.to_lists(), queries.targets.to_lists(), strict=True
-        )
+        got = zip(queries.users.tolist(), queries.histories.to_lists(), queries.targets.to_lists(), strict=True)
         assert list(got) == asked and len(queries) == len(asked)
     assert split.rule["dropped_queries"] == dropped
 
@@ -92,9 +87,7 @@ def test_time_split_by_fractions_gives_ties_to_the_earlier_part():
 @few
 @given(events, st.data())
 def test_predefined_parts_are_kept_or_refused_in_the_wrong_order(rows, data):
-    names = data.draw(
-        st.lists(st.sampled_from(["train", "valid", "test"]), min_size=len(rows), max_size=len(rows))
-    )
+    names = data.draw(st.lists(st.sampled_from(["train", "valid", "test"]), min_size=len(rows), max_size=len(rows)))
     inter = make(rows, split=np.array(names, object))
     columns = inter.columns["split"].tolist()
     order = ["train", "valid", "test"]

@@ -107,9 +107,7 @@ class Rejected:
     def __str__(self) -> str:
         lines = [f"{file}: {n} x {reason}" for (file, reason), n in self.counts.items()]
         first = {(e.file, e.reason): e for e in reversed(self.examples)}
-        places = [
-            f"; first: line {first[k].line}: {first[k].message}" if k in first else "" for k in self.counts
-        ]
+        places = [f"; first: line {first[k].line}: {first[k].message}" if k in first else "" for k in self.counts]
         return "\n".join([f"left out {self.total} rows", *map(str.__add__, lines, places)])
 
 

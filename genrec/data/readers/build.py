@@ -62,9 +62,7 @@ class ItemRows:
             return kind
         if {before, kind} == {"int", "float"}:
             return "float"
-        raise RowError(
-            "wrong type", name, f"expected {before} like the items before, got {kind} {short(value)}"
-        )
+        raise RowError("wrong type", name, f"expected {before} like the items before, got {kind} {short(value)}")
 
     def catalog(self) -> ItemCatalog:
         """The catalog in the order of the rows."""
@@ -76,9 +74,7 @@ class ItemRows:
 class EventRows:
     """Collects events; items unknown to the catalog are refused or remembered, as the settings say."""
 
-    def __init__(
-        self, items: ItemRows, settings: ReaderSettings, columns: Sequence[str], timed: bool = True
-    ) -> None:
+    def __init__(self, items: ItemRows, settings: ReaderSettings, columns: Sequence[str], timed: bool = True) -> None:
         self.known, self.timed, self.columns = items.row_of, timed, tuple(columns)
         self.add_unknown, self.scale = settings.unknown_items == "add", settings.time_scale
         self.users: list[str] = []
@@ -138,9 +134,7 @@ def identifier(value: Any, field: str) -> str:
     if type(value) is int:
         return str(value)
     if not isinstance(value, str):
-        raise RowError(
-            "wrong type", field, f"expected an id as text, got {type(value).__name__} {short(value)}"
-        )
+        raise RowError("wrong type", field, f"expected an id as text, got {type(value).__name__} {short(value)}")
     if not value or value.isspace():
         raise RowError("empty id", field, "expected a non-empty id")
     if "\0" in value or not is_text(value):
@@ -156,9 +150,7 @@ def timestamp(value: Any, field: str, scale: float = 1.0) -> int:
         else:
             value = number(value, field)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise RowError(
-            "wrong type", field, f"expected a number as time, got {type(value).__name__} {short(value)}"
-        )
+        raise RowError("wrong type", field, f"expected a number as time, got {type(value).__name__} {short(value)}")
     if isinstance(value, float) and not math.isfinite(value):
         raise RowError("not finite", field, f"expected a finite time, got {value}")
     stamp = value if scale == 1 else value * scale
@@ -220,9 +212,7 @@ def _context(name: str, value: Any) -> Any:
         return value
     if type(value) is float or (type(value) is int and -_INT64 <= value < _INT64):
         return value
-    raise RowError(
-        "wrong type", name, f"expected text or a number, got {type(value).__name__} {short(value)}"
-    )
+    raise RowError("wrong type", name, f"expected text or a number, got {type(value).__name__} {short(value)}")
 
 
 def _to_array(name: str, values: list[Any]) -> npt.NDArray[Any]:

@@ -61,9 +61,7 @@ def _movie_rows(path: Path, settings: ReaderSettings) -> Rows:
         yield from _shaped(rows, 3, lambda r: [r[0], r[1], "", r[2]])
     elif path.name.endswith(".dat"):
         # a title may contain "::", an id and genres do not
-        rows = _split(
-            path, settings, lambda text: [*text.split("::", 1)[:1], *text.partition("::")[2].rsplit("::", 1)]
-        )
+        rows = _split(path, settings, lambda text: [*text.split("::", 1)[:1], *text.partition("::")[2].rsplit("::", 1)])
         yield from _shaped(rows, 3, lambda r: [r[0], r[1], "", r[2]])
     else:
         rows = _split(path, settings, lambda text: text.split("|"))

@@ -37,9 +37,7 @@ def read(settings: ReaderSettings, on_error: OnError = "fail") -> Loaded:
     items = ItemRows()
     if found is not None:
         read_items(found, settings, Ledger(found, on_error, rejected), items)
-    columns = Columns(
-        "user_id", "item_id", "timestamp", optional=CONTEXT, known_only=settings.context is None
-    )
+    columns = Columns("user_id", "item_id", "timestamp", optional=CONTEXT, known_only=settings.context is None)
     return finish(items, read_events(log, settings, on_error, rejected, items, columns), rejected)
 
 
@@ -59,6 +57,4 @@ def read_items(path: Path, settings: ReaderSettings, ledger: Ledger, items: Item
 
     ledger.read(source.json_objects(source.texts(path, settings)), add, items.__len__)
     if not len(items):
-        raise DataError(
-            f"{path}: no items in the file", hint="one JSON object per line, with item_id and title"
-        )
+        raise DataError(f"{path}: no items in the file", hint="one JSON object per line, with item_id and title")

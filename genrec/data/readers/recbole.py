@@ -80,9 +80,7 @@ def _convert(text: str, type_: str, name: str) -> Any:
     return text.split(" ") if type_.endswith("_seq") else text
 
 
-def _open(
-    path: Path, settings: ReaderSettings
-) -> tuple[Typed, Iterator[tuple[int, dict[str, str] | RowError]]]:
+def _open(path: Path, settings: ReaderSettings) -> tuple[Typed, Iterator[tuple[int, dict[str, str] | RowError]]]:
     numbered = source.texts(path, settings)
     line, header = next(numbered, (1, ""))
     types: Typed = {}
@@ -100,9 +98,7 @@ def _open(
     return types, _rows(numbered, list(types))
 
 
-def _rows(
-    numbered: Iterator[source.Numbered], names: list[str]
-) -> Iterator[tuple[int, dict[str, str] | RowError]]:
+def _rows(numbered: Iterator[source.Numbered], names: list[str]) -> Iterator[tuple[int, dict[str, str] | RowError]]:
     for line, text in numbered:
         if isinstance(text, RowError):
             yield line, text

@@ -20,9 +20,7 @@ _BOM = b"\xef\xbb\xbf"
 Numbered = tuple[int, "str | RowError"]
 
 
-def find(
-    settings: ReaderSettings, name: str | None, patterns: Sequence[str], what: str, url: str
-) -> Path | None:
+def find(settings: ReaderSettings, name: str | None, patterns: Sequence[str], what: str, url: str) -> Path | None:
     """The file of this name, else the only match of the first pattern with a match, else None."""
     folder = settings.folder
     if not folder.exists():
@@ -38,9 +36,7 @@ def find(
         matches = sorted(p for p in folder.glob(pattern) if p.is_file())
         if len(matches) > 1:
             names = ", ".join(p.name for p in matches[:10])
-            raise DataError(
-                f"{folder}: several files could be the {what}: {names}", hint="name the one to read"
-            )
+            raise DataError(f"{folder}: several files could be the {what}: {names}", hint="name the one to read")
         if matches:
             return matches[0]
     return None
@@ -86,9 +82,7 @@ def lines(path: Path, max_bytes: int) -> Iterator[tuple[int, bytes]]:
                 number += 1
                 yield number, line
             if len(rest) > _MAX_LINE:
-                raise DataError(
-                    f"{path}, line {number + 1}: longer than {_MAX_LINE} bytes; is this a text file?"
-                )
+                raise DataError(f"{path}, line {number + 1}: longer than {_MAX_LINE} bytes; is this a text file?")
     if rest:
         yield number + 1, rest
 
@@ -129,9 +123,7 @@ def texts(
 
 def _undecodable(raw: bytes, encoding: str, error: UnicodeDecodeError) -> RowError:
     message = f"not {encoding}: byte 0x{raw[error.start]:02x} at byte {error.start + 1} of the line"
-    return RowError(
-        "bad encoding", "line", message, "convert the file, or set encoding (for example 'latin-1')"
-    )
+    return RowError("bad encoding", "line", message, "convert the file, or set encoding (for example 'latin-1')")
 
 
 def csv_rows(
@@ -148,9 +140,7 @@ def csv_rows(
     if not header:
         raise DataError(f"{path}, line 1: expected a header with column names, the file is empty")
     if len(set(header)) != len(header) or "" in header:
-        raise DataError(
-            f"{path}, line {line}, field 'header': expected different non-empty names, got {header}"
-        )
+        raise DataError(f"{path}, line {line}, field 'header': expected different non-empty names, got {header}")
     return header, _of_width(rows, len(header))
 
 
@@ -167,9 +157,7 @@ def _of_width(
             yield line, row
 
 
-def _parse_csv(
-    path: Path, settings: ReaderSettings, delimiter: str
-) -> Iterator[tuple[int, list[str] | RowError]]:
+def _parse_csv(path: Path, settings: ReaderSettings, delimiter: str) -> Iterator[tuple[int, list[str] | RowError]]:
     pending: list[tuple[int, RowError]] = []
     line = 0
 

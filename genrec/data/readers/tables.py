@@ -60,9 +60,7 @@ def read_events(
     table = open_table(path, settings)
     wanted = [columns.user, columns.item, *([columns.time] if columns.time else [])]
     at = {name: n for n, name in enumerate(table.header)}
-    context = (
-        [c for c in columns.optional if c in at and c not in wanted] if settings.context is None else None
-    )
+    context = [c for c in columns.optional if c in at and c not in wanted] if settings.context is None else None
     names = context if context is not None else list(settings.context or ())
     _check_header(path, table.header, [*wanted, *names])
     if columns.known_only:

@@ -40,9 +40,7 @@ def read(settings: ReaderSettings, on_error: OnError = "fail") -> Loaded:
         )
     if found is not None:
         read_items(found, settings, Ledger(found, on_error, rejected), items)
-    columns = Columns(
-        settings.user_column or "user_id", settings.item_column or "item_id", settings.time_column
-    )
+    columns = Columns(settings.user_column or "user_id", settings.item_column or "item_id", settings.time_column)
     return finish(items, read_events(log, settings, on_error, rejected, items, columns), rejected)
 
 
@@ -54,15 +52,12 @@ def read_items(path: Path, settings: ReaderSettings, ledger: Ledger, items: Item
     for name in (id_column, title):
         if name not in table.header:
             raise DataError(
-                f"{path}, line 1, field 'header': column {name!r} is missing; found "
-                + ", ".join(table.header),
+                f"{path}, line 1, field 'header': column {name!r} is missing; found " + ", ".join(table.header),
                 hint="name the columns in the settings item_column and title_column",
             )
 
     def add(row: dict[str, Any]) -> None:
-        values = {"title": row[title]} | {
-            k: _value(v, k) for k, v in row.items() if k not in (id_column, title)
-        }
+        values = {"title": row[title]} | {k: _value(v, k) for k, v in row.items() if k not in (id_column, title)}
         if not isinstance(values["title"], str | None):
             raise RowError("wrong type", title, f"expected text, got {type(values['title']).__name__}")
         items.add(row[id_column], values, id_column)

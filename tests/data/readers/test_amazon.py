@@ -66,9 +66,7 @@ def test_2018_lists_prices_and_gzip(tmp_path):
 
 
 def test_2023_counts_the_parent_and_milliseconds(tmp_path):
-    meta = [
-        {"parent_asin": "P", "title": "t", "store": "S", "features": ["f"], "price": 3, "average_rating": 4.9}
-    ]
+    meta = [{"parent_asin": "P", "title": "t", "store": "S", "features": ["f"], "price": 3, "average_rating": 4.9}]
     review = {"user_id": "U", "asin": "child", "parent_asin": "P", "timestamp": 1583032084430, "rating": 1.0}
     settings = write(tmp_path, [review | {"verified_purchase": True}], meta, "Pans.jsonl", "meta_Pans.jsonl")
     loaded = read(settings)
@@ -122,9 +120,7 @@ def test_malformed_reviews(tmp_path, change, field, reason):
 
 
 def test_a_review_without_a_key_is_named(tmp_path):
-    with pytest.raises(
-        DataError, match="line 1, field 'unixReviewTime': no unixReviewTime; keys: reviewerID, asin"
-    ):
+    with pytest.raises(DataError, match="line 1, field 'unixReviewTime': no unixReviewTime; keys: reviewerID, asin"):
         read(write(tmp_path, [{"reviewerID": "R", "asin": "P1"}]))
 
 
@@ -134,9 +130,7 @@ def test_missing_and_ambiguous_files(tmp_path):
     assert "https://" in caught.value.__notes__[0]
     write(tmp_path)
     (tmp_path / "reviews_More_5.json").write_text("{}")
-    with pytest.raises(
-        DataError, match=r"several files could be the reviews file: reviews_More_5\.json, reviews_Pans"
-    ):
+    with pytest.raises(DataError, match=r"several files could be the reviews file: reviews_More_5\.json, reviews_Pans"):
         read(ReaderSettings("amazon", tmp_path))
     named = ReaderSettings("amazon", tmp_path, interactions="reviews_Pans_5.json")
     assert len(read(named).interactions) == 3

@@ -177,9 +177,7 @@ def test_a_wrong_header_is_an_error_either_way(tmp_path, lines, message, on_erro
 
 
 @pytest.mark.parametrize("on_error", ["fail", "skip"])
-@pytest.mark.parametrize(
-    "damage", [lambda b: b[:-12], lambda b: b[:30] + b"\xff" * 8 + b[38:], lambda b: b[:15]]
-)
+@pytest.mark.parametrize("damage", [lambda b: b[:-12], lambda b: b[:30] + b"\xff" * 8 + b[38:], lambda b: b[:15]])
 def test_damaged_gzip_is_an_error_either_way(tmp_path, damage, on_error):
     packed = gzip.compress(as_bytes(EVENTS * 50))
     with pytest.raises(DataError, match=r"interactions.csv.gz: damaged gzip data after line \d") as caught:
@@ -212,9 +210,7 @@ def test_examples_stop_at_twenty_and_every_file_has_one(tmp_path):
     assert rejected.total == 32 and len(rejected.examples) == 20
     assert rejected and not read(write(tmp_path)).rejected
     assert f"{tmp_path / 'items.jsonl'}: 30 x empty id; first: line 3: expected" in str(rejected)
-    assert {e.file for e in rejected.examples} == {
-        str(tmp_path / n) for n in ("items.jsonl", "interactions.csv")
-    }
+    assert {e.file for e in rejected.examples} == {str(tmp_path / n) for n in ("items.jsonl", "interactions.csv")}
 
 
 def test_rows_that_get_lost_without_a_reason_are_noticed(tmp_path):

@@ -116,9 +116,7 @@ def test_a_delimiter_and_an_encoding_can_be_given(tmp_path):
 
 
 def test_parquet_tables_keep_types(tmp_path):
-    pq.write_table(
-        pa.table({"user_id": [1, 1, 2], "item_id": [7, 8, 7], "n": [1, 2, 3]}), tmp_path / "events.parquet"
-    )
+    pq.write_table(pa.table({"user_id": [1, 1, 2], "item_id": [7, 8, 7], "n": [1, 2, 3]}), tmp_path / "events.parquet")
     day = datetime.date(2020, 1, 2)
     table = {
         "item_id": [7, 8],
