@@ -19,7 +19,7 @@ _LAZY = {
     "ItemCodes": "genrec.item_tokenizers.codes:ItemCodes",
     "ItemEmbeddings": "genrec.embeddings.base:ItemEmbeddings",
     "Recommender": "genrec.models.recommender:GenerativeRecommender",
-    "SearchOptions": "genrec.decoding.types:SearchOptions",
+    "SearchOptions": "genrec.decoding.interface:SearchOptions",
     "Split": "genrec.data.splits:Split",
     "TokenMap": "genrec.vocab.token_map:TokenMap",
     "evaluate": "genrec.evaluation.run:evaluate",

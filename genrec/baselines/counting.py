@@ -23,7 +23,7 @@ import scipy.sparse as sp
 
 from genrec.data.histories import Histories
 from genrec.decoding.dense import neutral_order, recommend_dense
-from genrec.decoding.types import Recommendations, SearchOptions
+from genrec.decoding.interface import Recommendations, SearchOptions
 from genrec.errors import ConfigError, DataError, NotFitted
 
 Float32 = npt.NDArray[np.float32]

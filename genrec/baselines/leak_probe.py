@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from genrec.baselines.counting import Counting, DenseLists, Float32, Users
 from genrec.data.histories import Histories
-from genrec.decoding.types import DenseRecommender
+from genrec.decoding.interface import DenseRecommender
 from genrec.errors import DataError
 
 

@@ -29,7 +29,7 @@ def recommend(
     as_json: bool = typer.Option(False, "--json", help="Print JSON instead of text."),
 ) -> None:
     """Recommend items for a user of the run, or for a history given as item ids."""
-    from genrec.decoding.types import SearchOptions
+    from genrec.decoding.interface import SearchOptions
     from genrec.models.bundle import load_bundle
 
     if (user is None) == (history is None):

@@ -6,13 +6,12 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from genrec import artifacts
-from genrec.formats import to_json_bytes
-from genrec.pipeline import runner
-from genrec.pipeline.recipe import PipelineRecipe
-from genrec.recipes import Resolved
+if TYPE_CHECKING:
+    from genrec.pipeline.recipe import PipelineRecipe
+    from genrec.pipeline.runner import Planned, Stage
+    from genrec.recipes import Resolved
 
 
 def seconds_text(seconds: float) -> str:
@@ -29,7 +28,7 @@ def bytes_text(n: float) -> str:
     return f"{n / 2**20:.0f} MiB" if n < 2**30 else f"{n / 2**30:.1f} GiB"
 
 
-def estimate_table(planned: Sequence[runner.Planned], folder: Path) -> str:
+def estimate_table(planned: Sequence[Planned], folder: Path) -> str:
     """The plan as a table: what will run, why, and what it is expected to cost here."""
     lines = [f"plan for {folder}", f"{'stage':<26}{'will':<10}{'time':>10}{'memory':>10}   why"]
     for p in planned:
@@ -42,11 +41,15 @@ def estimate_table(planned: Sequence[runner.Planned], folder: Path) -> str:
     return "\n".join(lines)
 
 
-def announce(folder: Path, resolved: Resolved[PipelineRecipe], todo: Sequence[runner.Stage]) -> dict[str, Any]:
+def announce(folder: Path, resolved: Resolved[PipelineRecipe], todo: Sequence[Stage]) -> dict[str, Any]:
     """Run the stages, printing each with its time and peak memory; returns the ledger."""
     from transformers.utils.logging import disable_progress_bar
 
-    logging.basicConfig(level=logging.INFO, format="    %(message)s", stream=sys.stderr)
+    from genrec import artifacts
+    from genrec.formats import to_json_bytes
+    from genrec.pipeline import runner
+
+    logging.basicConfig(level=logging.INFO, format="    %(message)s", stream=sys.stderr, force=True)
     for quiet in ("httpx", "transformers", "sentence_transformers", "filelock"):
         logging.getLogger(quiet).setLevel(logging.ERROR)
     disable_progress_bar()  # of loading weights; ours stay
@@ -61,7 +64,7 @@ def announce(folder: Path, resolved: Resolved[PipelineRecipe], todo: Sequence[ru
     artifacts.atomic_write_bytes(folder / "recipe.json", to_json_bytes(resolved.as_dict()))
     number = {stage.name: f"[{n}/{len(todo)}]" for n, stage in enumerate(todo, 1)}
 
-    def say(what: runner.Planned | runner.Stage, line: dict[str, Any] | None) -> None:
+    def say(what: Planned | Stage, line: dict[str, Any] | None) -> None:
         if isinstance(what, runner.Planned):
             tail = " (unchanged, kept)" if what.status == "done" else ""
             print(f"{number[what.stage.name]} {what.stage.name}: {what.stage.about}{tail}", flush=True)

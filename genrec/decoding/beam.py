@@ -14,9 +14,9 @@ from torch import Tensor
 
 from genrec.data.histories import Histories
 from genrec.decoding.deny import dead_nodes
+from genrec.decoding.interface import Normalize
 from genrec.decoding.scorer import Prompts, Scorer
 from genrec.decoding.select import NEG_INF, Candidates, DeviceIndex, best, expand, kill
-from genrec.decoding.types import Normalize
 from genrec.errors import DataError
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from genrec.data.histories import Histories
-from genrec.decoding.types import DenseRecommender, Recommendations, SearchOptions
+from genrec.decoding.interface import DenseRecommender, Recommendations, SearchOptions
 from genrec.metrics.ranking import tied_ranks
 from genrec.seeding import rng
 

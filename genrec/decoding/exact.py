@@ -10,9 +10,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from genrec.decoding.interface import Normalize
 from genrec.decoding.scorer import Prompts, Scorer
 from genrec.decoding.select import DeviceIndex, children_total
-from genrec.decoding.types import Normalize
 from genrec.errors import DataError
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from genrec.data.histories import Histories
 from genrec.decoding.deny import denied_ranks
 from genrec.decoding.index import CatalogIndex
-from genrec.decoding.types import Recommendations
+from genrec.decoding.interface import Recommendations
 
 # a proof by comparing float32 sums needs more than their rounding error
 CERTIFICATE_MARGIN = 1e-4

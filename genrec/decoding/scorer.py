@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from genrec.decoding.types import Normalize
+from genrec.decoding.interface import Normalize
 from genrec.errors import ConfigError
 
 if TYPE_CHECKING:

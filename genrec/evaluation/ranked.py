@@ -14,7 +14,7 @@ import numpy.typing as npt
 from genrec.data.histories import Histories
 from genrec.data.splits import EvalSet
 from genrec.decoding.dense import mask_seen, neutral_order, top_k_dense
-from genrec.decoding.types import DenseRecommender, Recommendations, Recommender
+from genrec.decoding.interface import DenseRecommender, Recommendations, Recommender
 from genrec.errors import ConfigError, DataError
 from genrec.evaluation.settings import EvalSettings
 from genrec.metrics import identifiers, ranking

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from genrec.data.histories import Histories
 from genrec.data.splits import EvalSet
-from genrec.decoding.types import DenseRecommender, Recommender
+from genrec.decoding.interface import DenseRecommender, Recommender
 from genrec.errors import DataError
 from genrec.evaluation import slices as slicing
 from genrec.evaluation.ranked import Ranked, ranked_batches

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from genrec.decoding.types import Normalize, SearchOptions
+from genrec.decoding.interface import Normalize, SearchOptions
 from genrec.errors import ConfigError
 from genrec.metrics.ranking import KS
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from genrec.decoding.interface import Normalize
 from genrec.decoding.scorer import Prompts
-from genrec.decoding.types import Normalize
 from genrec.errors import ConfigError
 from genrec.models.head import OutputHead
 from genrec.vocab.token_map import TokenMap

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from genrec.decoding.types import Normalize
+from genrec.decoding.interface import Normalize
 from genrec.errors import ConfigError, FingerprintMismatch
 from genrec.vocab.token_map import TokenMap
 

@@ -22,10 +22,10 @@ from genrec.data.histories import Histories
 from genrec.decoding.beam import Found, beam_search
 from genrec.decoding.exact import score_items
 from genrec.decoding.index import CatalogIndex
+from genrec.decoding.interface import Normalize, Recommendations, SearchOptions
 from genrec.decoding.listing import list_items
 from genrec.decoding.scorer import Prompts, Scorer, check_normalize
 from genrec.decoding.select import DeviceIndex
-from genrec.decoding.types import Normalize, Recommendations, SearchOptions
 from genrec.errors import ConfigError, DataError, FingerprintMismatch
 from genrec.item_tokenizers.codes import ItemCodes
 from genrec.models.backbone import evaluating, layout_of, scorer_of
@@ -68,7 +68,7 @@ class DecodingSettings:
 
 
 class GenerativeRecommender:
-    """Recommends by beam search inside the catalog; a :class:`~genrec.decoding.types.Recommender`.
+    """Recommends by beam search inside the catalog; a :class:`~genrec.decoding.interface.Recommender`.
 
     Users are batched by the length of their prompts; the answer for a batch equals the answers one by one.
     The model's own ``generation_config`` (sampling, penalties, …) plays no part.

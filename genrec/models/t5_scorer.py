@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from genrec.decoding.interface import Normalize
 from genrec.decoding.scorer import Prompts
-from genrec.decoding.types import Normalize
 from genrec.errors import ConfigError
 from genrec.models.head import OutputHead
 from genrec.vocab.token_map import TokenMap

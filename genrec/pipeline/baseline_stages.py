@@ -11,7 +11,7 @@ from genrec.baselines.leak_probe import LargerIdProbe, id_order
 from genrec.baselines.sasrec import SasRec
 from genrec.data.catalog import ItemCatalog
 from genrec.data.splits import Split
-from genrec.decoding.types import DenseRecommender
+from genrec.decoding.interface import DenseRecommender
 from genrec.embeddings.base import ItemEmbeddings
 from genrec.evaluation.run import evaluate
 from genrec.pipeline.recipe import PipelineRecipe, seeded

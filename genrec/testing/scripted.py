@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from genrec.decoding.interface import Normalize
 from genrec.decoding.scorer import Prompts
-from genrec.decoding.types import Normalize
 from genrec.seeding import rng
 
 LogProbs = Callable[[int, tuple[int, ...]], npt.NDArray[np.float64]]

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genrec.decoding.index import CatalogIndex
-from genrec.decoding.types import Normalize
+from genrec.decoding.interface import Normalize
 from genrec.item_tokenizers.codes import ItemCodes
 from genrec.vocab.token_map import TokenMap
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from genrec.baselines import ContentKnn, CopyLast, ItemKnn, LargerIdProbe, Markov1, Popularity, id_order
 from genrec.baselines.counting import Counting, ages, keep_largest, query_matrix
 from genrec.data.histories import Histories
-from genrec.decoding.types import DenseRecommender, Recommender, SearchOptions
+from genrec.decoding.interface import DenseRecommender, Recommender, SearchOptions
 from genrec.errors import ConfigError, DataError, NotFitted
 
 INF = float("inf")

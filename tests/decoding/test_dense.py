@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from genrec.data.histories import Histories
 from genrec.decoding.dense import mask_seen, neutral_order, recommend_dense, top_k_dense
-from genrec.decoding.types import DenseRecommender, Recommendations, Recommender, SearchOptions
+from genrec.decoding.interface import DenseRecommender, Recommendations, Recommender, SearchOptions
 from genrec.errors import ConfigError
 from genrec.metrics.ranking import expected_ranks
 

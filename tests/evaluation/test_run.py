@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from genrec.baselines import ItemKnn, Popularity
 from genrec.data.histories import Histories
 from genrec.data.splits import EvalSet
-from genrec.decoding.types import Recommendations
+from genrec.decoding.interface import Recommendations
 from genrec.errors import ConfigError, DataError
 from genrec.evaluation import EvalSettings, evaluate
 
@@ -46,7 +46,7 @@ class Lister:
 
     def recommend(self, histories, options, users=None):
         from genrec.decoding.dense import recommend_dense
-        from genrec.decoding.types import SearchOptions
+        from genrec.decoding.interface import SearchOptions
 
         self.options.append(options)
         seen = options.exclude_seen and self.respect_seen

@@ -8,7 +8,7 @@ import torch
 
 from genrec.data.histories import Histories
 from genrec.decoding.index import CatalogIndex
-from genrec.decoding.types import Recommender, SearchOptions
+from genrec.decoding.interface import Recommender, SearchOptions
 from genrec.errors import ConfigError, DataError, FingerprintMismatch
 from genrec.item_tokenizers.codes import ItemCodes
 from genrec.models.backbone import T5Settings, build, layout_of
