@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
@@ -34,6 +35,9 @@ def _root(
 
 def main() -> None:
     """Run the command line; a :class:`GenrecError` becomes one line and a hint, exit code 1."""
+    # torch's threads wait for each other by spinning: on a machine with other work, a step then takes 10 to 1000
+    # times as long. Sleeping costs a little on an idle machine. Read by OpenMP when torch is first imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except GenrecError as error:

@@ -1,0 +1,106 @@
+"""Recall on real data: Amazon Beauty 2014 (leave-one-out) and Games (global time split), item-exact.
+
+Every figure comes from `genrec run` on a ready pipeline, in runs/quality/ (kept: a run that is finished is only
+read). The data folder (--data or GENREC_DATA) must hold amazon-beauty-2014 and amazon-games-2014-timesplit in the
+neutral format. Hours on two cores.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from run import Figure, Measured, Options
+
+ROOT = Path(__file__).resolve().parent.parent
+RUNS = ROOT / "runs" / "quality"
+SEEDS = (0, 1, 2)
+
+
+def _run(options: Options, pipeline: str, data: str, name: str, *overrides: str, until: str | None = None) -> Path:
+    """Bring a run up to date and return its folder."""
+    if options.data is None:
+        sys.exit("the quality suite needs real data: give --data FOLDER or set GENREC_DATA")
+    command = [sys.executable, "-m", "genrec.cli.main", "run", str(ROOT / "train" / "pipelines" / pipeline)]
+    command += ["--data", str(options.data / data), "--out", str(RUNS / name)]
+    for override in overrides:
+        command += ["--set", override]
+    command += ["--until", until] if until else []
+    subprocess.run(command, check=True, stdout=sys.stderr)
+    return RUNS / name
+
+
+def _evaluation(run: Path, model: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run / "eval" / model / "report.json").read_text())
+    return found
+
+
+def _mean(run: Path, model: str, metric: str = "recall@10") -> float:
+    return float(_evaluation(run, model)["intervals"][metric]["mean"])
+
+
+def _cost(run: Path, *stages: str) -> str:
+    ledger = json.loads((run / "ledger.json").read_text())
+    minutes = sum(ledger[stage]["cpu_seconds"] for stage in stages if stage in ledger) / 60
+    return f"{minutes:.0f} CPU-minutes"
+
+
+def _beauty(options: Options, seed: int, *, ties: str = "neutral", model: str = "decoder", until: str) -> Path:
+    """A run of the Beauty pipeline: permutation ``seed`` of the ties with seed ``seed``."""
+    pipeline = "beauty.yaml" if model == "decoder" else "beauty-t5.yaml"
+    name = f"beauty-{ties}-{model}-{seed}"
+    return _run(options, pipeline, "amazon-beauty-2014", name, f"seed={seed}", f"split.ties={ties}", until=until)
+
+
+def beauty(options: Options, model: str, seeds: tuple[int, ...], stage: str, ties: str = "neutral") -> Measured:
+    """Recall@10 of one model on Beauty, mean over permutations of the ties."""
+    backbone = "t5" if model == "t5" else "decoder"
+    runs = [_beauty(options, seed, ties=ties, model=backbone, until=stage) for seed in seeds]
+    values = [_mean(run, model) for run in runs]
+    cost = _cost(runs[0], "train" if model in ("decoder", "t5") else model)
+    budget = f"item-exact, seen excluded, ties {ties}, {len(seeds)} runs, {cost} each"
+    spread = {"runs": values, "sd": statistics.stdev(values) if len(values) > 1 else None}
+    return Measured(statistics.mean(values), spread=spread, budget=budget)
+
+
+def best_ratio_to_sasrec(options: Options) -> Measured:
+    """Best generative model over SASRec, both as means over the same permutations."""
+    runs = [_beauty(options, seed, until="evaluate") for seed in SEEDS]
+    ours = statistics.mean(_mean(run, "decoder") for run in runs)
+    line = statistics.mean(_mean(run, "sasrec") for run in runs)
+    return Measured(ours / line, spread={"decoder": ours, "sasrec": line}, budget="means over 3 permutations")
+
+
+def games(options: Options, slice_name: str, line: str) -> Measured:
+    """Recall@10 of the model over that of a line, on the warm or the cold targets of the Games split."""
+    run = _run(options, "games.yaml", "amazon-games-2014-timesplit", "games-decoder-0", until="evaluate")
+    metric = f"{slice_name}.recall@10"
+    ours, theirs = _mean(run, "decoder", metric), _mean(run, line, metric)
+    budget = f"item-exact, seen excluded, {slice_name} targets, 1 run, {_cost(run, 'train')}"
+    return Measured(ours / theirs, spread={"decoder": ours, line: theirs}, budget=budget)
+
+
+FIGURES = [
+    Figure(
+        "beauty_neutral_itemknn_recall10", "recall@10",
+        lambda o: beauty(o, "item_knn", SEEDS, "evaluate item_knn"), baseline="shrink 10, decay 0.7",
+    ),
+    Figure("beauty_neutral_sasrec_recall10", "recall@10", lambda o: beauty(o, "sasrec", SEEDS, "evaluate sasrec")),
+    Figure("beauty_neutral_t5_recall10", "recall@10", lambda o: beauty(o, "t5", (0,), "evaluate")),
+    Figure("beauty_neutral_decoder_recall10", "recall@10", lambda o: beauty(o, "decoder", SEEDS, "evaluate")),
+    Figure("beauty_neutral_best_ratio_to_sasrec", "ratio", best_ratio_to_sasrec, target=">= 1.0"),
+    Figure(
+        "beauty_file_itemknn_recall10", "recall@10",
+        lambda o: beauty(o, "item_knn", (0,), "evaluate item_knn", ties="file"), target=".0723", baseline="literature",
+    ),
+    Figure(
+        "beauty_file_best_recall10", "recall@10", lambda o: beauty(o, "decoder", (0,), "evaluate", ties="file"),
+        baseline="literature: TIGER .0648, SASRec with full softmax .0897",
+    ),
+    Figure("games_warm_best_ratio_to_itemknn", "ratio", lambda o: games(o, "warm", "item_knn")),
+    Figure("games_cold_best_ratio_to_contentknn", "ratio", lambda o: games(o, "cold", "content_knn_unseen")),
+]  # fmt: skip
