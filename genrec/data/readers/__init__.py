@@ -5,12 +5,22 @@ One entry, :func:`read`; one file per format.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 
-from genrec.data.readers.base import Loaded, OnError, ReaderSettings, Reject, Rejected, RowCount
+from genrec.data.readers.base import Loaded, OnError, ReaderSettings, Reject, Rejected, RowCount, log
 from genrec.errors import ConfigError
 
 FORMATS = ("neutral", "amazon", "movielens", "recbole", "tabular")
+
+_COLUMNS = ("user_column", "item_column", "time_column", "title_column")
+_WITHOUT_EFFECT = {
+    "neutral": _COLUMNS,
+    "amazon": (*_COLUMNS, "delimiter"),
+    "movielens": (*_COLUMNS, "context", "delimiter"),
+    "recbole": ("delimiter",),
+    "tabular": (),
+}
 
 __all__ = ["FORMATS", "Loaded", "OnError", "ReaderSettings", "Reject", "Rejected", "RowCount", "read"]
 
@@ -24,6 +34,10 @@ def read(settings: ReaderSettings, on_error: OnError = "fail") -> Loaded:
     """
     if settings.format not in FORMATS:
         raise ConfigError(f"format: expected one of {', '.join(FORMATS)}, got {settings.format!r}")
+    defaults = {field.name: field.default for field in dataclasses.fields(settings)}
+    for name in _WITHOUT_EFFECT[settings.format]:
+        if getattr(settings, name) != defaults[name]:
+            log.warning("%s has no effect on data in the format %s", name, settings.format)
     reader = importlib.import_module(f"genrec.data.readers.{settings.format}")
     loaded: Loaded = reader.read(settings, on_error)
     return loaded

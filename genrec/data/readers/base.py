@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -30,8 +31,9 @@ class ReaderSettings:
     theirs). Tabular data without time_column takes the order of the file as time.
     context: further columns (amazon: keys) to keep for every event; None = those usual for the format.
     unknown_items: what to do with an item that only the log knows: "error", or "add" it without text.
-    delimiter, encoding: of text files, where the format leaves it open.
-    time_scale: stored time = time in the file × this; 1000 keeps milliseconds of fractional seconds.
+    delimiter, encoding: of text files, where the format leaves it open. The encoding must have ASCII's line
+    ends (UTF-16 does not).
+    time_scale: stored time = time in the file × this, rounded; 1000 keeps milliseconds of fractional seconds.
     max_bytes: limit on the decompressed size of one file, in bytes.
     Stability: stable.
     """
@@ -60,6 +62,11 @@ class ReaderSettings:
             raise ConfigError(f"time_scale: expected a positive number, got {self.time_scale}")
         if self.max_bytes < 1:
             raise ConfigError(f"max_bytes: expected at least 1, got {self.max_bytes}")
+        if self.encoding is not None and not _splits_at_newlines(self.encoding):
+            raise ConfigError(
+                f"encoding: expected one that Python knows and that has ASCII's line ends, got {self.encoding!r}",
+                hint="such as 'utf-8', 'latin-1', 'cp1252'; convert UTF-16 files to UTF-8",
+            )
 
     @property
     def folder(self) -> Path:
@@ -162,7 +169,9 @@ class Ledger:
         self.rejected.rows[str(self.file)] = count
         if rejected:
             log.warning("%s: left out %d of %d rows", self.file, rejected, rows_in)
-        if rejected == rows_in and rows_in:
+        if not rows_in:
+            raise DataError(f"{self.file}: no rows in the file", hint="is it the right file, and complete?")
+        if rejected == rows_in:
             first = next(r for r in self.rejected.examples if r.file == str(self.file))
             raise DataError(
                 f"{self.file}: none of the {rows_in} rows can be used, first: {self.unit} {first.line}, "
@@ -182,6 +191,13 @@ class Ledger:
             if len(self.rejected.examples) == N_EXAMPLES:
                 self.rejected.examples.pop()
             self.rejected.examples.append(Reject(file, line, error.field, reason, str(error)))
+
+
+def _splits_at_newlines(encoding: str) -> bool:
+    try:
+        return codecs.encode("a\n", encoding) == b"a\n"
+    except (LookupError, TypeError, ValueError):
+        return False
 
 
 def short(value: Any) -> str:

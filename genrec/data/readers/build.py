@@ -143,7 +143,7 @@ def identifier(value: Any, field: str) -> str:
 
 
 def timestamp(value: Any, field: str, scale: float = 1.0) -> int:
-    """A time as int64: integers, or fractional numbers that are whole after scaling."""
+    """A time as int64: whole numbers; with a ``scale`` other than 1 any number, times the scale, rounded."""
     if isinstance(value, str):
         if _INTEGER.fullmatch(value):
             value = int(value)

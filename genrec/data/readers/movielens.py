@@ -12,6 +12,7 @@ from pathlib import Path
 from genrec.data.readers import source
 from genrec.data.readers.base import Ledger, Loaded, OnError, ReaderSettings, Rejected, RowError
 from genrec.data.readers.build import EventRows, ItemRows, finish
+from genrec.errors import DataError
 
 URL = "https://grouplens.org/datasets/movielens/"
 RATINGS = ("u.data", "ratings.dat", "ratings.csv", "ratings.csv.gz")
@@ -57,7 +58,7 @@ def _genres(text: str) -> list[str]:
 def _movie_rows(path: Path, settings: ReaderSettings) -> Rows:
     """Every movie as [id, title, release date, genres joined by |]."""
     if path.name.removesuffix(".gz").endswith(".csv"):
-        _, rows = source.csv_rows(path, settings, ",")
+        rows = _csv(path, settings, ["movieId", "title", "genres"])
         yield from _shaped(rows, 3, lambda r: [r[0], r[1], "", r[2]])
     elif path.name.endswith(".dat"):
         # a title may contain "::", an id and genres do not
@@ -71,11 +72,21 @@ def _movie_rows(path: Path, settings: ReaderSettings) -> Rows:
 def _rating_rows(path: Path, settings: ReaderSettings) -> Rows:
     """Every rating as [user, movie, rating, time]."""
     if path.name.removesuffix(".gz").endswith(".csv"):
-        _, rows = source.csv_rows(path, settings, ",")
+        rows = _csv(path, settings, ["userId", "movieId", "rating", "timestamp"])
     else:
         mark = "::" if path.name.endswith(".dat") else "\t"
         rows = _split(path, settings, lambda text: text.split(mark))
     return _shaped(rows, 4, lambda r: r)
+
+
+def _csv(path: Path, settings: ReaderSettings, columns: list[str]) -> Rows:
+    header, rows = source.csv_rows(path, settings, ",")
+    if header != columns:
+        raise DataError(
+            f"{path}, line 1, field 'header': expected {','.join(columns)}, got {','.join(header)}",
+            hint="read tables with other columns with format: tabular",
+        )
+    return rows
 
 
 def _flags(flags: list[str]) -> str:

@@ -14,7 +14,6 @@ from genrec.data.readers import source
 from genrec.data.readers.base import Ledger, Loaded, OnError, ReaderSettings, Rejected, RowError
 from genrec.data.readers.build import CONTEXT, ItemRows, finish, nested_to_text
 from genrec.data.readers.tables import Columns, read_events
-from genrec.errors import DataError
 
 URL = "the neutral format is described in the documentation under 'data'; genrec export writes it"
 ITEMS = ("items.jsonl", "items.jsonl.gz")
@@ -56,5 +55,3 @@ def read_items(path: Path, settings: ReaderSettings, ledger: Ledger, items: Item
         items.add(row["item_id"], fields)
 
     ledger.read(source.json_objects(source.texts(path, settings)), add, items.__len__)
-    if not len(items):
-        raise DataError(f"{path}: no items in the file", hint="one JSON object per line, with item_id and title")

@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 import zlib
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -126,63 +127,75 @@ def _undecodable(raw: bytes, encoding: str, error: UnicodeDecodeError) -> RowErr
     return RowError("bad encoding", "line", message, "convert the file, or set encoding (for example 'latin-1')")
 
 
-def csv_rows(
-    path: Path, settings: ReaderSettings, delimiter: str
-) -> tuple[list[str], Iterator[tuple[int, list[str] | RowError]]]:
+Row = list[str] | RowError
+
+
+def csv_rows(path: Path, settings: ReaderSettings, delimiter: str) -> tuple[list[str], Iterator[tuple[int, Row]]]:
     """Header and numbered rows of a CSV file; a row of another width than the header is a RowError.
 
-    The number is that of the line where the row ends (a quoted value may contain line ends).
+    The number is that of the line where the row begins (a quoted value may contain line ends). A row over
+    several lines that cannot be used costs its first line only, and the lines after it are read again: a
+    stray quote would otherwise take everything up to the next one along, thousands of rows under one number.
     """
-    rows = _parse_csv(path, settings, delimiter)
-    line, header = next(rows, (1, []))
+    numbered = _CsvLines(path, settings)
+    reader = csv.reader(numbered, delimiter=delimiter, strict=True)
+    line, header = next(_parse_csv(numbered, reader), (1, []))
     if isinstance(header, RowError):
         raise DataError(f"{path}, line {line}, field 'header': {header}", hint=header.hint)
     if not header:
         raise DataError(f"{path}, line 1: expected a header with column names, the file is empty")
     if len(set(header)) != len(header) or "" in header:
         raise DataError(f"{path}, line {line}, field 'header': expected different non-empty names, got {header}")
-    return header, _of_width(rows, len(header))
+    return header, _parse_csv(numbered, reader, len(header))
 
 
-def _of_width(
-    rows: Iterable[tuple[int, list[str] | RowError]], width: int
-) -> Iterator[tuple[int, list[str] | RowError]]:
-    for line, row in rows:
-        if not isinstance(row, RowError) and len(row) != width:
-            yield (
-                line,
-                RowError("ragged row", "line", f"expected {width} values like the header, got {len(row)}"),
-            )
-        else:
-            yield line, row
+class _CsvLines:
+    """The lines a csv.reader asks for; those of the row in work can be put back."""
 
+    def __init__(self, path: Path, settings: ReaderSettings) -> None:
+        self._fresh = texts(path, settings, whole=True)
+        self._again: deque[tuple[int, str]] = deque()
+        self.bad: list[tuple[int, RowError]] = []  # met on the way, not part of any row
+        self.taken: list[tuple[int, str]] = []  # of the row in work
 
-def _parse_csv(path: Path, settings: ReaderSettings, delimiter: str) -> Iterator[tuple[int, list[str] | RowError]]:
-    pending: list[tuple[int, RowError]] = []
-    line = 0
+    def __iter__(self) -> Iterator[str]:
+        return self
 
-    def feed() -> Iterator[str]:
-        nonlocal line
-        for number, text in texts(path, settings, whole=True):
-            line = number
+    def __next__(self) -> str:
+        if self._again:
+            self.taken.append(self._again.popleft())
+            return self.taken[-1][1]
+        for number, text in self._fresh:
             if isinstance(text, RowError):
-                pending.append((number, text))
-            else:
-                yield text + "\n"
+                self.bad.append((number, text))
+                continue
+            self.taken.append((number, text + "\n"))
+            return self.taken[-1][1]
+        raise StopIteration
 
-    reader = csv.reader(feed(), delimiter=delimiter, strict=True)
+    def put_back(self) -> None:
+        """All lines of the row in work but its first will be given out again."""
+        self._again.extendleft(reversed(self.taken[1:]))
+
+
+def _parse_csv(numbered: _CsvLines, reader: Iterator[list[str]], width: int | None = None) -> Iterator[tuple[int, Row]]:
     while True:
-        row: list[str] | RowError | None
+        numbered.taken.clear()
+        row: Row | None
         try:
             row = next(reader, None)
         except csv.Error as error:
             row = RowError("bad CSV", "line", f"not a CSV row: {error}", "check the quotes of this row")
-        yield from pending
-        pending.clear()
+        if row and width is not None and not isinstance(row, RowError) and len(row) != width:
+            row = RowError("ragged row", "line", f"expected {width} values like the header, got {len(row)}")
+        yield from numbered.bad
+        numbered.bad.clear()
         if row is None:
             return
+        if isinstance(row, RowError):
+            numbered.put_back()
         if isinstance(row, RowError) or row:
-            yield line, row
+            yield numbered.taken[0][0], row
 
 
 def json_objects(

@@ -66,6 +66,20 @@ def test_latest_csv(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "movies, ratings, file",
+    [
+        ("movieId,title,genres", "movieId,userId,rating,timestamp", "ratings.csv"),
+        ("movieId,title,genres", "5,1,0.5,98", "ratings.csv"),  # no header: the first row would be lost
+        ("movieId,genres,title", "userId,movieId,rating,timestamp", "movies.csv"),
+    ],
+)
+def test_columns_in_another_order_are_refused(tmp_path, movies, ratings, file):
+    settings = write(tmp_path, "movies.csv", [movies, "1,One,War"], "ratings.csv", [ratings, "5,1,0.5,99"])
+    with pytest.raises(DataError, match=f"{file}, line 1, field 'header': expected "):
+        read(settings, "skip")
+
+
+@pytest.mark.parametrize(
     "bad, field, reason",
     [
         ("8|no flags", "line", "ragged row"),

@@ -199,7 +199,7 @@ def test_decompression_stops_at_the_limit(tmp_path):
 def test_files_without_a_usable_row_are_errors_when_skipping(tmp_path):
     with pytest.raises(DataError, match="none of the 2 rows can be used, first: line 2, field 'item_id'"):
         read(write(tmp_path, events=[EVENTS[0], "u,x,1,1", "u,y,1,1"]), "skip")
-    with pytest.raises(DataError, match="no items in the file"):
+    with pytest.raises(DataError, match=r"items.jsonl: no rows in the file"):
         read(write(tmp_path, items=b""))
 
 
@@ -211,6 +211,41 @@ def test_examples_stop_at_twenty_and_every_file_has_one(tmp_path):
     assert rejected and not read(write(tmp_path)).rejected
     assert f"{tmp_path / 'items.jsonl'}: 30 x empty id; first: line 3: expected" in str(rejected)
     assert {e.file for e in rejected.examples} == {str(tmp_path / n) for n in ("items.jsonl", "interactions.csv")}
+
+
+@pytest.mark.parametrize(
+    "stray, reason",
+    [
+        ({2: 'u1,"i1,5,'}, "bad CSV"),  # opened, never closed
+        ({2: 'u1,"i1,5,', 500: 'u1",i1,5,'}, "ragged row"),  # closed 500 lines later, a row of five values
+    ],
+)
+def test_a_stray_quote_costs_only_its_own_line(tmp_path, stray, reason):
+    lines = [EVENTS[0], *(f"u{n},i1,{n}," for n in range(999))]
+    for at, line in stray.items():
+        lines[at] = line
+    settings = write(tmp_path, events=lines)
+    with pytest.raises(DataError, match=r"interactions.csv, line 3, field 'line': "):
+        read(settings)
+    loaded = read(settings, "skip")
+    balance = loaded.rejected.rows[str(tmp_path / "interactions.csv")]
+    assert (balance.rows_in, balance.rows_rejected) == (999, len(stray)) and len(loaded.interactions) == 999 - len(
+        stray
+    )
+    assert next((e.line, e.reason) for e in loaded.rejected.examples) == (3, reason)
+
+
+@pytest.mark.parametrize("on_error", ["fail", "skip"])
+def test_a_log_without_rows_is_an_error(tmp_path, on_error):
+    with pytest.raises(DataError, match=r"interactions.csv: no rows in the file"):
+        read(write(tmp_path, events=EVENTS[:1]), on_error)
+
+
+def test_a_setting_without_effect_is_named(tmp_path, caplog):
+    caplog.set_level(logging.WARNING)
+    write(tmp_path)
+    read(ReaderSettings("neutral", tmp_path, user_column="customer", delimiter=","))
+    assert "user_column has no effect on data in the format neutral" in caplog.text and "delimiter" not in caplog.text
 
 
 def test_rows_that_get_lost_without_a_reason_are_noticed(tmp_path):
@@ -295,6 +330,9 @@ def test_missing_files_say_what_was_looked_for(tmp_path):
         {"time_scale": 0},
         {"time_scale": float("nan")},
         {"max_bytes": 0},
+        {"encoding": "utf8x"},
+        {"encoding": "utf-16"},
+        {"encoding": "base64"},
     ],
 )
 def test_settings_check_their_ranges(change):
