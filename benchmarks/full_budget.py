@@ -5,6 +5,7 @@ Prepare, where genrec and the data are (the name of a run folder names its figur
     prepare() { genrec run "train/pipelines/$1.yaml" --data "DATA/$2" --out "full/$3" --until tokenize \\
                 --set 'baselines=[popularity]' --set "model=$4" --set train.epochs=$5 --set train.eval_every=$6; }
     prepare beauty amazon-beauty-2014 beauty-t5 '{kind: t5}' 60 10
+    cp -r full/beauty-t5 full/beauty-decoder-large     # the same identifiers, not made again
     prepare beauty amazon-beauty-2014 beauty-decoder-large \\
             '{kind: decoder, hidden_size: 256, n_layers: 6, n_heads: 8, d_ff: 688, dropout: 0.3}' 40 4
     prepare games amazon-games-2014-timesplit games-decoder '{kind: decoder}' 24 4
@@ -60,7 +61,6 @@ from genrec.training.finetune import MAY_CHANGE
 PAUSED = 75
 SHARD = 15 * 10**6
 FIRST, LARGEST = 16, 1024  # queries in the first piece of a call and in the largest one
-PREPARED = ("split", "codes", "index")
 WORK = ("checkpoints", "training", "bundle", "full_budget")
 ROW = Path("full_budget", "row.json")
 FIGURE = "full_budget_{}_recall10"
@@ -76,7 +76,7 @@ class Budget:
     def grant(self, needed: float) -> float:
         """Seconds left for work expected to take ``needed``; raises TrainingPaused if they are too few."""
         left = self.end - self.clock()
-        if self.worked and left < needed:
+        if self.worked and left <= needed:
             raise TrainingPaused(f"{max(left, 0):.0f} s are left, the next piece needs {needed:.0f} s")
         self.worked = True
         return max(left, 1e-3)
@@ -92,16 +92,13 @@ def trained(folder: Path, recipe: PipelineRecipe) -> bool:
 
 
 def measured(folder: Path, recipe: PipelineRecipe, budget: Budget) -> dict[str, Interval]:
-    """Recall@10 and NDCG@10 of all test queries and of each slice, in pieces that are kept.
-
-    The pipeline's own stage asks the same questions, but all in one go and on the CPU.
-    """
+    """Recall@10 and NDCG@10 as the evaluate stage finds them, but in pieces that are kept, and on the GPU."""
     cut = Split.load(folder / "split")
     queries, history = cut.queries("test"), cut.train()
     bundle = load_bundle(folder / "bundle", device="cuda" if torch.cuda.is_available() else "cpu")
     rule = replace(recipe.evaluate, n_bootstrap=0)
-    key = json.dumps([bundle.manifest.digest, recipes.to_json(rule)], sort_keys=True)
-    pieces = folder / "full_budget" / hashlib.sha256(key.encode()).hexdigest()[:16]
+    key = json.dumps([bundle.manifest.digest, recipes.to_json(rule)], sort_keys=True).encode()
+    pieces = folder / "full_budget" / hashlib.sha256(key).hexdigest()[:16]
     model, same = bundle.recommender, bundle.recommender.codes.collision_ids()
     start = max((artifacts.read(piece).meta["stop"] for piece in pieces.glob("[0-9]*")), default=0)
     size, pace = FIRST, 0.0
@@ -117,24 +114,17 @@ def measured(folder: Path, recipe: PipelineRecipe, budget: Budget) -> dict[str, 
         pace, start = (budget.clock() - began) / size, start + size
         log.info("%d of %d queries, %.3f s each", start, len(queries), pace)
         size = min(2 * size, LARGEST)
-    return joined(pieces, recipe)
-
-
-def joined(pieces: Path, recipe: PipelineRecipe) -> dict[str, Interval]:
-    """Means and intervals over all pieces; a slice that a piece lacks has no value there."""
     found = [artifacts.load_arrays(file) for file in sorted(pieces.glob("[0-9]*/values.safetensors"))]
-    names = sorted({name for part in found for name in part})
-    blank = [np.full(len(part["recall@10"]), np.nan) for part in found]
-    columns = [np.concatenate([p.get(n, b) for p, b in zip(found, blank, strict=True)]) for n in names]
-    how = recipe.evaluate
-    intervals = bootstrap_means(np.stack(columns, axis=1), n_resamples=how.n_bootstrap, seed=how.seed)
-    return dict(zip(names, intervals, strict=True))
+    names = sorted({name for part in found for name in part})  # a piece without a slice has no value of it
+    parts = [[p.get(name, np.full(len(p["recall@10"]), np.nan)) for name in names] for p in found]
+    table, n = np.concatenate(parts, axis=1).T, recipe.evaluate.n_bootstrap
+    return dict(zip(names, bootstrap_means(table, n_resamples=n, seed=rule.seed), strict=True))
 
 
 def result_row(folder: Path, recipe: PipelineRecipe, found: dict[str, Interval], git: str | None) -> dict[str, Any]:
     """The row of a finished run."""
-    main, device = found["recall@10"], torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    cost = artifacts.read(folder / "training", kind="training").meta
+    main, cost = found["recall@10"], artifacts.read(folder / "training", kind="training").meta
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     epochs = artifacts.load_json(folder / "training" / "log.json")[-1]["epoch"]
     spent = f"{epochs:g} epochs, {cost['steps']} steps, {cost['wall_seconds']:.0f} s of training on {device}"
     seen = f"seen {'excluded' if recipe.evaluate.exclude_seen else 'kept'}, ties {recipe.split.ties}"
@@ -143,8 +133,8 @@ def result_row(folder: Path, recipe: PipelineRecipe, found: dict[str, Interval],
     budget = f"{spent}; item-exact, {seen}, {main.n} test queries, {recipe.evaluate.n_beams} beams"
     value = Measured(main.mean, spread, budget, note=json.dumps(asdict(recipe.model) | {"seed": recipe.seed}))
     made = row_of(Figure(FIGURE.format(folder.name), "recall@10", lambda _: value), value, "")
-    made |= {"command": shlex.join(["python", *sys.argv]), "machine": f"{machine()}, {device}"}
-    return made | {"git": git or git_state() or "unknown"}
+    where = {"machine": f"{machine()}, {device}", "git": git or git_state() or "unknown"}
+    return made | {"command": shlex.join(["python", *sys.argv])} | where
 
 
 def advance(folder: Path, options: argparse.Namespace, budget: Budget) -> dict[str, Any]:
@@ -183,9 +173,8 @@ def pack(folders: Sequence[Path], state: Path) -> None:
         whole.seek(0)
         while shard := whole.read(SHARD):
             digest = hashlib.sha256(shard).hexdigest()
-            name = f"state-{len(parts):03d}-{digest[:12]}"
+            parts[name := f"state-{len(parts):03d}-{digest[:12]}"] = digest
             artifacts.atomic_write_bytes(state / name, shard)
-            parts[name] = digest
     artifacts.atomic_write_bytes(state / "state.json", json.dumps(parts, indent=1).encode())
     for old in {file.name for file in state.glob("state-*")} - set(parts):
         (state / old).unlink()
@@ -204,21 +193,9 @@ def unpack(folders: Sequence[Path], state: Path) -> None:
         whole.seek(0)
         with tarfile.open(fileobj=whole, mode="r:") as tar:
             tar.extractall(place, filter="data")
-        for kept, folder in ((kept, folder) for folder in fresh for kept in Path(place, folder.name).glob("*")):
-            if kept.name in WORK:
-                shutil.move(kept, folder / kept.name)
-
-
-def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, required=True, help="folder of prepared run folders")
-    parser.add_argument("--only", help="only the run folder of this name")
-    parser.add_argument("--seconds", type=float, default=520, help="stop after so many seconds (default 520)")
-    parser.add_argument("--state", type=Path, help="keep here what a fresh machine needs to go on")
-    parser.add_argument("--rows", type=Path, default=Path("rows.jsonl"), help="append result rows to this file")
-    parser.add_argument("--workers", type=int, default=0, help="processes that build training batches")
-    parser.add_argument("--git", help="commit of this tree, noted in the rows where there is no .git")
-    return parser.parse_args(arguments)
+        for kept in (Path(place, folder.name, name) for folder in fresh for name in WORK):
+            if kept.exists():
+                shutil.move(kept, folders[0].parent / kept.relative_to(place))
 
 
 def go_on(folders: Sequence[Path], options: argparse.Namespace, budget: Budget) -> None:
@@ -227,19 +204,26 @@ def go_on(folders: Sequence[Path], options: argparse.Namespace, budget: Budget) 
         lines = options.rows.read_text().splitlines() if options.rows.exists() else []
         if FIGURE.format(folder.name) in {json.loads(line)["figure"] for line in lines}:
             continue
-        log.info("%s", folder.name)
         found = advance(folder, options, budget)
         with options.rows.open("a") as out:
             out.write(json.dumps(found) + "\n")
-        log.info("%s %.4f", found["figure"], found["value"])
+        log.info("%(figure)s %(value).4f", found)
 
 
 def main(arguments: Sequence[str] | None = None, clock: Callable[[], float] = time.monotonic) -> int:
     """Unpack, go on until all have a row or the seconds are used up, pack."""
-    options = parsed(arguments)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, required=True, help="folder of prepared run folders")
+    parser.add_argument("--only", help="only the run folder of this name")
+    parser.add_argument("--seconds", type=float, default=520, help="stop after so many seconds (default 520)")
+    parser.add_argument("--state", type=Path, help="keep here what a fresh machine needs to go on")
+    parser.add_argument("--rows", type=Path, default=Path("rows.jsonl"), help="append result rows to this file")
+    parser.add_argument("--workers", type=int, default=0, help="processes that build training batches")
+    parser.add_argument("--git", help="commit of this tree, noted in the rows where there is no .git")
+    options = parser.parse_args(arguments)
     budget = Budget(options.seconds, clock)
     found = [file.parent for file in sorted(options.runs.glob("*/recipe.json"))]
-    folders = [folder for folder in found if all(artifacts.exists(folder / name) for name in PREPARED)]
+    folders = [folder for folder in found if all(artifacts.exists(folder / n) for n in ("split", "codes", "index"))]
     chosen = [folder for folder in folders if options.only in (None, folder.name)]
     if not chosen:
         raise ConfigError(f"{options.runs}: no prepared run {options.only or ''}", hint="--help shows how to make one")
@@ -258,8 +242,7 @@ def main(arguments: Sequence[str] | None = None, clock: Callable[[], float] = ti
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(PAUSED))  # outside of training, which handles it itself
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("genrec").setLevel(logging.INFO)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         sys.exit(main())
     except GenrecError as error:

@@ -9,8 +9,9 @@ Then, where you prepared:    genrec run train/pipelines/beauty.yaml --data DATA 
 
 The folder needs ``recipe.json``, ``split/``, ``codes/`` and ``index/`` only (with ``catalog/`` the bundle can print
 titles), so it can be copied to a machine that has torch, transformers, accelerate, numpy, scipy, scikit-learn,
-safetensors, tqdm and PyYAML, but neither pyarrow nor pydantic. It writes ``checkpoints/``, ``training/`` (the curve)
-and ``bundle/``. A killed run goes on from its newest complete checkpoint when started again.
+safetensors, tqdm and PyYAML, but neither pyarrow nor pydantic. (A recipe with ``n_user_tokens`` also needs
+``interactions/``, for the ids of the users, and pyarrow to read them.) It writes ``checkpoints/``, ``training/`` (the
+curve) and ``bundle/``. A killed run goes on from its newest complete checkpoint when started again.
 
 On a CPU use torchrun for several processes: ``accelerate launch --cpu --num_processes 2`` may start a single one.
 
@@ -42,7 +43,7 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run", type=Path, help="run folder, prepared by `genrec run ... --until tokenize`")
     parser.add_argument("--max-seconds", type=float, help="stop, with a checkpoint, after so many seconds")
-    parser.add_argument("--workers", type=int, default=0, help="processes that build batches")
+    parser.add_argument("--workers", type=int, help="processes that build batches")
     return parser.parse_args()
 
 
@@ -54,7 +55,8 @@ def main() -> int:
     logging.getLogger("genrec").setLevel(logging.INFO if first else logging.WARNING)
 
     recipe = recipes.from_dict(PipelineRecipe, load_json(options.run / "recipe.json"))
-    how = dataclasses.replace(recipe.train, max_seconds=options.max_seconds, n_workers=options.workers)
+    given = {"max_seconds": options.max_seconds, "n_workers": options.workers}
+    how = dataclasses.replace(recipe.train, **{name: value for name, value in given.items() if value is not None})
     try:
         train(options.run, dataclasses.replace(recipe, train=how))
     except TrainingPaused as paused:

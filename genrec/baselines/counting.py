@@ -2,7 +2,7 @@
 
 They cost seconds and, on the usual benchmarks, exceed published generative models: no result without them.
 All statistics come from the training histories given to ``fit``; queries may show newer events. Scores are
-dense, float32 ``[B, N]``, and a batch gives what its rows give one by one.
+dense, float32 ``[B, N]``, and a batch gives what its rows give one by one (content-kNN: up to rounding).
 
 Ties: integer counts tie massively, so results depend on the rule. genrec ranks by *expected* rank; figures
 computed with sort order ("optimistic" ties: the target before all it is tied with) are higher. Recall@10 on
@@ -61,19 +61,22 @@ class DenseLists:
 
 
 def counts(train: Histories, n_items: int) -> npt.NDArray[np.int64]:
-    """Training events of each item, int64 ``[N]``. Raises DataError for an item number out of range."""
+    """Training events of each item, int64 ``[N]``. Raises DataError for an item number out of range (internal)."""
     if len(train.items) and (train.items.min() < 0 or train.items.max() >= n_items):
         raise DataError(f"item numbers: expected 0..{n_items - 1}, got {train.items.min()}..{train.items.max()}")
     return np.bincount(train.items, minlength=n_items).astype(np.int64)
 
 
 def ages(histories: Histories) -> npt.NDArray[np.int64]:
-    """How many events ago each item of each history was, int64 ``[E]``; 0 = the last one."""
+    """How many events ago each item of each history was, int64 ``[E]``; 0 = the last one (internal)."""
     return histories.offsets[1:][histories.rows()] - 1 - np.arange(len(histories.items))
 
 
 def query_matrix(histories: Histories, n_items: int, decay: float) -> Any:
-    """Each history as a weighted bag of items: sparse float64 ``[B, N]`` with the sum of ``decay ** age``."""
+    """Each history as a weighted bag of items: sparse float64 ``[B, N]`` with the sum of ``decay ** age``.
+
+    Stability: internal.
+    """
     weights = np.float64(decay) ** ages(histories)
     return sp.csr_matrix((weights, histories.items, histories.offsets), shape=(len(histories), n_items))
 
@@ -208,7 +211,7 @@ class ItemKnn(DenseLists):
 
 
 def keep_largest(matrix: Any, k: int) -> Any:
-    """The ``k`` largest entries of each row of a sparse CSR matrix; of equal ones at the cut a random few.
+    """The ``k`` largest entries of each row of a sparse CSR matrix; of equal ones at the cut a random few (internal).
 
     The choice is fixed. It moves recall@10 on small data by up to .0003, and taking the smallest columns
     would let the order of the catalog file decide.

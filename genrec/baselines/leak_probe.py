@@ -61,7 +61,7 @@ class LargerIdProbe(DenseLists):
 
 
 def id_order(ids: Sequence[str]) -> npt.NDArray[np.int64]:
-    """Position of each id among the sorted ids, int64 ``[N]``, for :class:`LargerIdProbe`.
+    """Position of each id among the sorted ids, int64 ``[N]``, for :class:`LargerIdProbe` (stable).
 
     >>> id_order(["b", "c", "a"])
     array([1, 2, 0])

@@ -28,7 +28,7 @@ def length_batches(lengths: npt.NDArray[np.integer], batch_size: int, *, seed: i
 
 
 def padding_share(lengths: npt.NDArray[np.integer], batches: Sequence[Rows]) -> float:
-    """Share of the cells of all padded batches that hold no data, in ``[0, 1)``; 0 for no batches.
+    """Share of the cells of all padded batches that hold no data, in ``[0, 1)``; 0 for no batches (internal).
 
     ``1 - sum(lengths) / sum over batches of (rows in the batch x longest row of the batch)``
     """

@@ -168,7 +168,7 @@ class ItemCatalog:
 
 
 def fingerprint(ids: Sequence[str]) -> str:
-    """Hash of ids in order (32 hex digits); no two lists of ids share the hashed bytes."""
+    """Hash of ids in order (32 hex digits); no two lists of ids share the hashed bytes (internal)."""
     parts = []
     for item_id in ids:
         raw = item_id.encode()
@@ -178,7 +178,7 @@ def fingerprint(ids: Sequence[str]) -> str:
 
 
 def clean_text(text: str) -> str:
-    """Resolve HTML entities, strip tags, collapse white space.
+    """Resolve HTML entities, strip tags, collapse white space (stable).
 
     >>> clean_text("Salt &amp; <b>Pepper</b>\\n Mill")
     'Salt & Pepper Mill'
@@ -188,7 +188,7 @@ def clean_text(text: str) -> str:
 
 
 def column_kind(name: str, values: Sequence[Any]) -> Literal["text", "list", "int", "float", "bool", "empty"]:
-    """The one type of a column's values; raises :class:`DataError` naming the first row that breaks it."""
+    """The one type of a column's values; raises :class:`DataError` naming the first row that breaks it (internal)."""
     found = "empty"
     for row, value in enumerate(values):
         kind = _kind_of(value)
@@ -226,7 +226,7 @@ def _kind_of(value: Any) -> str:
 
 
 def is_text(value: str) -> bool:
-    """Whether a string can be stored as UTF-8 (a lone surrogate cannot)."""
+    """Whether a string can be stored as UTF-8 (a lone surrogate cannot) (internal)."""
     try:
         value.encode()
     except UnicodeEncodeError:

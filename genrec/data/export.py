@@ -21,7 +21,7 @@ _BREAKS = re.compile(r"[\t\r\n]")
 
 
 def export_neutral(folder: Path | str, catalog: ItemCatalog, interactions: Interactions) -> None:
-    """Write ``items.jsonl`` and ``interactions.csv.gz``; the neutral reader gives back equal ids and events.
+    """Write ``items.jsonl`` and ``interactions.csv.gz``; the neutral reader gives back equal ids and events (stable).
 
     Missing values are left out of the JSON and are empty in the CSV. A title that is missing becomes "".
     Raises :class:`DataError` if the folder already holds one of the files.
@@ -43,7 +43,7 @@ def export_neutral(folder: Path | str, catalog: ItemCatalog, interactions: Inter
 
 
 def export_recbole(folder: Path | str, name: str, catalog: ItemCatalog, interactions: Interactions) -> None:
-    """Write ``NAME.inter`` and ``NAME.item``; tabs and line breaks inside text become spaces.
+    """Write ``NAME.inter`` and ``NAME.item``; tabs and line breaks inside text become spaces (stable).
 
     Raises :class:`DataError` for an id with a tab or line break, and if the folder already holds a file.
     """

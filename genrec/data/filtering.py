@@ -12,7 +12,7 @@ from genrec.errors import ConfigError, FingerprintMismatch
 
 
 def k_core(interactions: Interactions, user_min: int, item_min: int) -> Interactions:
-    """The largest part where every user has ``user_min`` events and every item ``item_min`` (0: any number).
+    """The largest part where every user has ``user_min`` events and every item ``item_min`` (0: any number) (stable).
 
     Repeat until nothing changes: drop the events of users and of items with too few (the order of dropping
     does not matter). Users without events go; items keep their numbers, since the catalog stays.
@@ -31,14 +31,14 @@ def k_core(interactions: Interactions, user_min: int, item_min: int) -> Interact
 
 @dataclass(frozen=True, eq=False)
 class Used:
-    """A catalog of only the items that occur, and the interactions renumbered to it."""
+    """A catalog of only the items that occur, and the interactions renumbered to it (stable)."""
 
     catalog: ItemCatalog
     interactions: Interactions
 
 
 def drop_unused_items(catalog: ItemCatalog, interactions: Interactions) -> Used:
-    """A new catalog (no child: the numbering changes) of the items with an event, in the old order.
+    """A new catalog (no child: the numbering changes) of the items with an event, in the old order (stable).
 
     Use it before anything is built on the catalog. Raises FingerprintMismatch for another catalog's events.
     """

@@ -126,7 +126,7 @@ class Histories:
 
 
 def concatenate(parts: Sequence[Histories]) -> Histories:
-    """The rows of all parts below each other."""
+    """The rows of all parts below each other (stable)."""
     offsets = np.zeros(1 + sum(len(p) for p in parts), np.int64)
     if parts:
         np.cumsum(np.concatenate([p.lengths for p in parts]), out=offsets[1:])
@@ -134,13 +134,13 @@ def concatenate(parts: Sequence[Histories]) -> Histories:
 
 
 def as_int32(values: npt.ArrayLike, name: str) -> Int32:
-    """A one-dimensional int32 array; raises :class:`DataError` for what would not survive the conversion."""
+    """A one-dimensional int32 array; raises :class:`DataError` for what would not survive the conversion (internal)."""
     array = _integers(values, np.dtype(np.int32), name)
     return array.astype(np.int32, copy=False)
 
 
 def as_int64(values: npt.ArrayLike, name: str) -> Int64:
-    """A one-dimensional int64 array; raises :class:`DataError` for what would not survive the conversion."""
+    """A one-dimensional int64 array; raises :class:`DataError` for what would not survive the conversion (internal)."""
     array = _integers(values, np.dtype(np.int64), name)
     return array.astype(np.int64, copy=False)
 

@@ -178,7 +178,7 @@ class Split:
 
 
 def leave_one_out(interactions: Interactions, min_length: int = 3) -> Split:
-    """The last event of each user is the test target, the one before it the valid target.
+    """The last event of each user is the test target, the one before it the valid target (stable).
 
     Users with fewer than ``min_length`` (at least 3) events keep everything in train and have no target.
     """
@@ -199,7 +199,7 @@ def time_split(
     test_fraction: float = 0.1,
     cuts: tuple[int, int] | None = None,
 ) -> Split:
-    """Cut all users at the same two moments: train is ``time <= cuts[0]``, test is ``time > cuts[1]``.
+    """Cut all users at the same two moments: train is ``time <= cuts[0]``, test is ``time > cuts[1]`` (stable).
 
     The cuts are timestamps, or follow from the fractions: the time of the last event among the oldest
     ``1 - valid_fraction - test_fraction`` (then ``1 - test_fraction``) of all events. Events at exactly the
@@ -223,7 +223,7 @@ def time_split(
 
 
 def predefined_split(interactions: Interactions, column: str = "split") -> Split:
-    """Use the parts that the data set brings: a column with "train", "valid" or "test" for each event.
+    """Use the parts that the data set brings: a column with "train", "valid" or "test" for each event (stable).
 
     Raises :class:`DataError` naming the first user whose parts are not in the order train, valid, test.
     """
@@ -251,7 +251,7 @@ def predefined_split(interactions: Interactions, column: str = "split") -> Split
 
 
 def held_out_items(interactions: Interactions, fraction: float, seed: int) -> Split:
-    """Cold start: a seeded share of the items that occur is never seen before test, which asks for it.
+    """Cold start: a seeded share of the items that occur is never seen before test, which asks for it (stable).
 
     For each user: the last event on a held-out item that has a warm event before it is the test target. All
     other held-out events are dropped, and so is everything after the test target. Of what is left, the last

@@ -11,7 +11,7 @@ from genrec.data.interactions import Interactions
 
 
 def statistics(interactions: Interactions, catalog: ItemCatalog) -> dict[str, Any]:
-    """The figures of a data set, in the order of the table; shares lie in 0..1.
+    """The figures of a data set, in the order of the table; shares lie in 0..1 (stable).
 
     density: distinct (user, item) pairs / (users × items of the catalog). Lengths are over users with events;
     p95 is the smallest length that at least 95 % do not exceed. repeat_share: events that repeat an earlier
@@ -48,7 +48,7 @@ def statistics(interactions: Interactions, catalog: ItemCatalog) -> dict[str, An
 
 
 def table(figures: dict[str, Any]) -> str:
-    """The figures of :func:`statistics` as lines of text, one per figure."""
+    """The figures of :func:`statistics` as lines of text, one per figure (stable)."""
     rows = [(name.replace("_", " "), _shown(name, value)) for name, value in figures.items()]
     left, right = (max(len(row[side]) for row in rows) for side in (0, 1))
     return "\n".join(f"{name:<{left}}  {value:>{right}}" for name, value in rows)

@@ -96,7 +96,7 @@ class SyntheticData:
 
 
 def tiny(seed: int = 0, **changes: Any) -> SyntheticSettings:
-    """Settings of a shop of 60 items and 80 users for tests; ``changes`` override single fields."""
+    """Settings of a shop of 60 items and 80 users for tests; ``changes`` override single fields (stable)."""
     small: dict[str, Any] = {
         "n_items": 60, "n_users": 80, "n_departments": 2, "n_subcategories": 3, "n_brands": 5,
         "n_tastes": 3, "brands_per_taste": 1, "successors": (0.75, 0.25), "mean_length": 8.0,
@@ -108,7 +108,7 @@ def tiny(seed: int = 0, **changes: Any) -> SyntheticSettings:
 
 
 def make(settings: SyntheticSettings) -> SyntheticData:
-    """Generate catalog and interactions; the same settings give the same data.
+    """Generate catalog and interactions; the same settings give the same data (stable).
 
     >>> data = make(tiny())
     >>> len(data.catalog), data.truth.transitions.shape

@@ -48,7 +48,7 @@ class SyntheticTruth:
 
 
 def walk(truth: SyntheticTruth, n_steps: int, draw: np.random.Generator) -> npt.NDArray[np.int32]:
-    """Items ``[U, T]`` of every user's walk; a pick the user already has is thrown away and redrawn."""
+    """Items ``[U, T]`` of every user's walk; a pick the user already has is thrown away and redrawn (internal)."""
     n_users, n_clusters = len(truth.taste), len(truth.transitions)
     order = np.argsort(truth.cluster, kind="stable")
     last = np.cumsum(np.bincount(truth.cluster, minlength=n_clusters)) - 1
@@ -79,7 +79,7 @@ def walk(truth: SyntheticTruth, n_steps: int, draw: np.random.Generator) -> npt.
 
 
 def oracle_scores(truth: SyntheticTruth, histories: Histories) -> npt.NDArray[np.float64]:
-    """Exact chance of every item to come next given the history, float64 ``[B, N]``; rows sum to 1.
+    """Exact chance of every item to come next given the history, float64 ``[B, N]``; rows sum to 1 (stable).
 
     Bayes-optimal for whoever knows the shop but not the user: taste and position of the walk are integrated
     out over their posterior. Histories must be whole (from the first event on); items received already have

@@ -109,7 +109,7 @@ def load_vectors(
     id_column: str = "item_id",
     vector_column: str | None = None,
 ) -> ItemEmbeddings:
-    """Read vectors made elsewhere and bring them into catalog order.
+    """Read vectors made elsewhere and bring them into catalog order (stable).
 
     ``.npy`` and ``.safetensors`` hold one ``[rows, D]`` array; ``ids`` names the item of each row (without it
     the rows are in catalog order). ``.parquet`` has the ids in ``id_column`` and the vectors in one list

@@ -70,7 +70,7 @@ class SentenceSettings:
 
 
 def item_text(catalog: ItemCatalog, parts: Sequence[str] = DEFAULT_TEXT) -> list[str]:
-    """One cleaned text per item: the filled parts joined by ". ".
+    """One cleaned text per item: the filled parts joined by ". " (stable).
 
     A part such as ``"Brand: {brand}"`` names fields of the catalog; it is left out for items that lack one of
     them, and altogether if it is one of the default parts and the catalog has no such field. HTML entities
@@ -144,7 +144,7 @@ def sentence_embeddings(
     ``cache`` is a folder in which vectors are kept by the content of (model, text): a second run, or one on
     a grown catalog, encodes only new texts, and an interrupted run goes on where it stopped. ``embedder`` is
     any object with ``encode(texts, batch_size=...) -> [n, D]`` and replaces the model; ``settings.model``
-    then only names it, in the recipe and the cache.
+    then only names it, in the recipe and the cache. An item without text gets a zero vector.
     Vectors may differ in the last bits from those of a run that put other texts into the same batch.
     Raises ConfigError if the model cannot be loaded, MissingExtra if a package is missing.
     """
@@ -164,6 +164,7 @@ def sentence_embeddings(
         batch_size=settings.batch_size,
         progress=progress,
     )
+    vectors[[not text for text in texts]] = 0.0  # the vector of "" would claim to know something
     if settings.normalize:
         vectors = _unit_rows(vectors)
     recipe: dict[str, Any] = {"kind": "sentence", **asdict(replace(settings, device=None))}

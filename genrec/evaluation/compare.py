@@ -41,10 +41,14 @@ class Comparison:
 def compare(
     a: EvalReport, b: EvalReport, metric: str = "ndcg@10", *, n_resamples: int = 10_000, seed: int = 0
 ) -> Comparison:
-    """Compare the per-query values of two models on one metric, query by query.
+    """Compare the per-query values of two models on one metric, query by query (stable).
 
+    n_resamples: sign patterns of the randomization test; the interval of the difference takes 1,000 at most.
     Raises DataError when the reports do not answer the same queries under the same rule, or lack the metric.
     """
+    if a.n_items != b.n_items or (a.catalog and b.catalog and a.catalog != b.catalog):
+        found = "; ".join(f"{r.name!r}: {r.n_items} items, catalog {(r.catalog or '?')[:8]}" for r in (a, b))
+        raise DataError(f"the reports rank the items of different catalogs ({found})")
     if a.queries != b.queries:
         raise DataError(
             f"{a.name!r} and {b.name!r} answered different queries (users, histories or targets differ)",
@@ -78,7 +82,7 @@ def compare(
 def comparison_table(
     reports: Sequence[EvalReport], baseline: EvalReport, metrics: Sequence[str] = HEADLINE, *, seed: int = 0
 ) -> str:
-    """Text: each report against ``baseline``, one line per metric, with difference, interval and p-values."""
+    """Text: each report against ``baseline``, one line per metric, with difference, interval and p-values (stable)."""
     lines = [
         f"{'model':<24} {'metric':<12} {'model':>7} {'base':>7} {'diff':>8}  {'95 % interval':<19} "
         f"{'p (t)':>8} {'p (rand)':>8}"

@@ -26,7 +26,7 @@ Float64 = npt.NDArray[np.float64]
 
 
 class Ranked(NamedTuple):
-    """One batch: ranks of its targets (items, identifiers) and what was returned, best first."""
+    """One batch: ranks of its targets (items, identifiers) and what was returned, best first (internal)."""
 
     ranks: Float64
     identifier_ranks: Float64 | None
@@ -42,7 +42,7 @@ def ranked_batches(
     identifier_of: Int | None,
     progress: bool,
 ) -> Iterator[Ranked]:
-    """Rank the targets (item ``targets[t]`` of query ``rows[t]``, sorted by query) batch by batch.
+    """Rank the targets (item ``targets[t]`` of query ``rows[t]``, sorted by query) batch by batch (internal).
 
     Each batch's arrays are in the order of its targets and queries. Raises ConfigError when the model cannot
     be asked in the way the settings want, DataError for a malformed answer.

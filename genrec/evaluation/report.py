@@ -169,7 +169,7 @@ def results_table(
     style: str = "text",
     intervals: bool = False,
 ) -> str:
-    """One line per model, one column per metric; the rule under which they were measured below.
+    """One line per model, one column per metric; the rule under which they were measured below (stable).
 
     ``style``: "text" or "markdown". ``intervals``: add half the width of each interval. Raises DataError when
     the reports were not measured under one rule: such a table compares nothing.
@@ -208,16 +208,22 @@ def _one_rule(reports: Sequence[EvalReport]) -> str:
     """The sentence about seen items, history and queries that holds for all reports."""
     if not reports:
         raise DataError("reports: expected at least one")
-    rules = {(r.definitions["seen"], r.definitions["history"], r.n_items, len(r)) for r in reports}
+    rules = {
+        (r.definitions["seen"], r.definitions["history"], r.n_items, len(r), r.context.get("part")) for r in reports
+    }
     if len(rules) > 1:
-        found = "; ".join(f"{r.name}: {r.definitions['seen']}, {len(r)} queries" for r in reports)
+        found = "; ".join(
+            f"{r.name}: {len(r)} queries of {r.context.get('part', 'some part')}, {r.n_items} items, "
+            f"{r.definitions['seen']} {r.definitions['history']}"
+            for r in reports
+        )
         raise DataError(f"the reports were measured under different rules ({found})")
-    seen, history, n_items, n_queries = rules.pop()
+    seen, history, n_items, n_queries, _ = rules.pop()
     return f"{n_queries} queries, ranked among {n_items} items. {seen} {history} Ties: expected rank."
 
 
 def reports_json(reports: Sequence[EvalReport]) -> str:
-    """All reports as JSON: settings, context, definitions, every number with its interval (nan = null)."""
+    """All reports as JSON: settings, context, definitions, every number with its interval (nan = null) (stable)."""
     found = [
         {
             "model": report.name,
@@ -234,13 +240,15 @@ def reports_json(reports: Sequence[EvalReport]) -> str:
 
 
 def average_rows(reports: Sequence[EvalReport]) -> list[Row]:
-    """Mean and standard deviation of every number over reports that repeat one evaluation.
+    """Mean and standard deviation of every number over reports that repeat one evaluation (stable).
 
     For repetitions that should not matter: seeds, or orders of tied events. Rows as in
     :meth:`EvalReport.to_rows` with ``sd`` (of one repetition, ddof 1; nan for a single report), ``low`` and
-    ``high`` the extremes, and ``n`` the number of reports. Raises DataError when rules differ.
+    ``high`` the extremes, and ``n`` the number of reports. Raises DataError when rules or models differ.
     """
     _one_rule(reports)
+    if len(names := sorted({report.name for report in reports})) > 1:
+        raise DataError(f"repetitions of one model expected, got reports of {', '.join(names)}")
     common = set.intersection(*({*report.intervals, *report.figures} for report in reports))
     keys = [key for key in [*reports[0].intervals, *reports[0].figures] if key in common]
     rows: list[Row] = []

@@ -40,7 +40,7 @@ def evaluate(
     context: dict[str, Any] | None = None,
     progress: bool = True,
 ) -> EvalReport:
-    """Rank every target of ``evalset`` and report means, intervals, slices and per-query values.
+    """Rank every target of ``evalset`` and report means, intervals, slices and per-query values (stable).
 
     Ranking is over the whole catalog, nothing is sampled; ties have their expected rank; item-exact always,
     and identifier-level beside it when ``identifier_of`` (int ``[N]``, equal = shared identifier) is given.

@@ -28,7 +28,7 @@ DEFINITIONS = {
 
 
 def popularity_class(counts_N: npt.NDArray[np.integer]) -> npt.NDArray[np.int8]:
-    """Class of each item by training count, int8 ``[N]``: 0 head, 1 mid, 2 tail, 3 cold (no event).
+    """Class of each item by training count, int8 ``[N]``: 0 head, 1 mid, 2 tail, 3 cold (no event) (internal).
 
     An item is head if the items with a higher count have less than a third of all events together, mid if
     they have less than two thirds. Items with equal counts are always in the same class.
@@ -52,7 +52,7 @@ def target_slices(
     counts_N: npt.NDArray[np.integer] | None,
     n_items: int,
 ) -> dict[str, Mask]:
-    """Bool ``[T]`` for every slice that has a target; those by training count need ``counts_N``."""
+    """Bool ``[T]`` for every slice that has a target; those by training count need ``counts_N`` (internal)."""
     seen = np.isin(rows * n_items + targets, histories.rows() * n_items + histories.items)
     slices = {"repeat": seen, "new": ~seen}
     if counts_N is not None:

@@ -16,7 +16,7 @@ def write_trec(
     item_ids: Sequence[str] | None = None,
     user_ids: Sequence[str] | None = None,
 ) -> tuple[Path, Path]:
-    """Write ``<folder>/run.trec`` and ``<folder>/qrels.trec``; returns both paths.
+    """Write ``<folder>/run.trec`` and ``<folder>/qrels.trec``; returns both paths (stable).
 
     Run lines are ``query Q0 item rank score tag``, with scores that fall strictly so that tools that sort by
     score keep our order; qrels lines are ``query 0 item 1``. The tag is the model's name. Without ids,

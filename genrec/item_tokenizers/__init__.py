@@ -1,1 +1,1 @@
-"""genrec.item_tokenizers."""
+"""Item tokenizers: from item vectors to identifiers."""

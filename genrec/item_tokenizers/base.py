@@ -29,7 +29,7 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False)
 class TokenizerSource:
-    """All an item tokenizer may look at: the catalog's identity, item vectors, *training* histories.
+    """All an item tokenizer may look at: the catalog's identity, item vectors, *training* histories (stable).
 
     catalog: fingerprint. item_keys: uint64 ``[N]``, seeded hashes of the item ids: the only order of items
     that may reach an identifier. embeddings: of the same catalog, or None. train: item numbers of what
@@ -113,7 +113,10 @@ class ItemTokenizer(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class TokenizerState:
-    """What an item tokenizer keeps on disk: arrays in safetensors, everything else in JSON (never pickle)."""
+    """What an item tokenizer keeps on disk: arrays in safetensors, everything else in JSON (never pickle).
+
+    Stability: internal.
+    """
 
     settings: dict[str, Any]
     catalog: str
@@ -123,7 +126,7 @@ class TokenizerState:
 
 
 def save_state(path: str | Path, state: TokenizerState, *, overwrite: bool = False) -> None:
-    """Write ``state`` as an ``item_tokenizer`` artifact."""
+    """Write ``state`` as an ``item_tokenizer`` artifact (internal)."""
     with artifacts.write(
         Path(path),
         kind=KIND,
@@ -139,7 +142,7 @@ def save_state(path: str | Path, state: TokenizerState, *, overwrite: bool = Fal
 
 
 def load_state(path: str | Path, *, kind: str, catalog: str | None) -> TokenizerState:
-    """Read what :func:`save_state` wrote.
+    """Read what :func:`save_state` wrote (internal).
 
     Raises ConfigError when the artifact holds another kind of item tokenizer, FingerprintMismatch when it was
     fitted on another catalog than ``catalog`` (None = any).
@@ -170,7 +173,7 @@ def load_state(path: str | Path, *, kind: str, catalog: str | None) -> Tokenizer
 
 
 def check_at_least(settings: Any, limits: Mapping[str, float]) -> None:
-    """Raise ConfigError for the first field of ``settings`` that is set (not None) and below its limit."""
+    """Raise ConfigError for the first field of ``settings`` that is set (not None) and below its limit (internal)."""
     for field, least in limits.items():
         value = getattr(settings, field)
         if value is not None and not value >= least:
@@ -179,7 +182,7 @@ def check_at_least(settings: Any, limits: Mapping[str, float]) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Scaling:
-    """Per-dimension shift and scale of item vectors: ``(x - mean) / scale``, float32 ``[D]`` each."""
+    """Per-dimension shift and scale of item vectors: ``(x - mean) / scale``, float32 ``[D]`` each (internal)."""
 
     mean: Floats
     scale: Floats

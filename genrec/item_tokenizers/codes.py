@@ -214,12 +214,12 @@ class ItemCodes:
 
 
 def narrowest(size: int) -> npt.DTypeLike:
-    """The narrowest unsigned dtype that holds ``0 .. size-1``."""
+    """The narrowest unsigned dtype that holds ``0 .. size-1`` (internal)."""
     return np.uint8 if size <= 1 << 8 else np.uint16 if size <= 1 << 16 else np.uint32
 
 
 def row_numbers(rows_NL: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
-    """Dense lexicographic rank of every row, int32 ``[N]``; equal rows share a number."""
+    """Dense lexicographic rank of every row, int32 ``[N]``; equal rows share a number (internal)."""
     n = len(rows_NL)
     if n == 0 or rows_NL.shape[1] == 0:
         return np.zeros(n, dtype=np.int32)
@@ -231,7 +231,7 @@ def row_numbers(rows_NL: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
 
 
 def check_catalog(what: str, found: str, expected: str | None) -> None:
-    """Raise FingerprintMismatch unless ``expected`` is None or equals ``found``."""
+    """Raise FingerprintMismatch unless ``expected`` is None or equals ``found`` (internal)."""
     if expected is not None and found != expected:
         raise FingerprintMismatch(
             f"{what} belong to catalog {found[:8] or '(none)'}, got catalog {expected[:8]}",

@@ -27,7 +27,7 @@ POLICIES: tuple[CollisionPolicy, ...] = ("suffix", "reassign", "shared")
 
 @dataclass(frozen=True, eq=False)
 class Quantized:
-    """What a residual quantizer knows: item n is approximated by ``sum_l codebooks[l][codes[n, l]]``.
+    """What a residual quantizer knows: item n is approximated by ``sum_l codebooks[l][codes[n, l]]`` (internal).
 
     vectors_ND: float32, the vectors that were quantized. codebooks: L arrays float32 ``[K, D]``.
     """
@@ -50,14 +50,14 @@ class Quantized:
 
 @dataclass(frozen=True, eq=False)
 class Resolution:
-    """Codes after a policy, and what it cost (``report``: numbers for the manifest)."""
+    """Codes after a policy, and what it cost (``report``: numbers for the manifest) (internal)."""
 
     codes: ItemCodes
     report: dict[str, Any]
 
 
 def suffix(codes: ItemCodes, keys: Keys, *, limit: int = 256) -> Resolution:
-    """Append a level that numbers the items of each group 0, 1, 2, … (TIGER; Rajput et al. 2023, 2305.05065).
+    """Append a level that numbers the items of each group 0, 1, 2, … (TIGER; Rajput et al. 2023, 2305.05065) (stable).
 
     Always appended, so identifiers have L + 1 levels; a lone item gets 0. The level's size is the largest
     group.
@@ -86,7 +86,7 @@ def suffix(codes: ItemCodes, keys: Keys, *, limit: int = 256) -> Resolution:
 
 
 def reassign(codes: ItemCodes, keys: Keys, quantized: Quantized) -> Resolution:
-    """Give every item its own identifier of L levels by moving as few and as near as possible.
+    """Give every item its own identifier of L levels by moving as few and as near as possible (stable).
 
     ::
 
@@ -125,7 +125,7 @@ def reassign(codes: ItemCodes, keys: Keys, quantized: Quantized) -> Resolution:
 def resolve(
     policy: CollisionPolicy, codes: ItemCodes, keys: Keys, quantized: Quantized | None, *, limit: int = 256
 ) -> Resolution:
-    """Apply the policy called ``policy``; ``shared`` changes nothing."""
+    """Apply the policy called ``policy``; ``shared`` changes nothing (stable)."""
     if policy == "suffix":
         return suffix(codes, keys, limit=limit)
     if policy == "reassign":
@@ -137,7 +137,7 @@ def resolve(
 
 
 def check_policy(policy: str) -> None:
-    """Raise ConfigError unless ``policy`` is one of :data:`POLICIES`."""
+    """Raise ConfigError unless ``policy`` is one of :data:`POLICIES` (internal)."""
     if policy not in POLICIES:
         raise ConfigError(f"collisions: expected one of {', '.join(POLICIES)}, got {policy!r}")
 

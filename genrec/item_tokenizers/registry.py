@@ -22,7 +22,7 @@ KINDS: dict[str, str] = {
 
 
 def tokenizer_class(kind: str) -> type[ItemTokenizer]:
-    """The class for ``kind``; raises ConfigError, with the nearest name, when there is none."""
+    """The class for ``kind``; raises ConfigError, with the nearest name, when there is none (stable)."""
     target = KINDS.get(kind, kind)
     module_name, colon, class_name = target.partition(":")
     if not colon:
@@ -44,18 +44,18 @@ def tokenizer_class(kind: str) -> type[ItemTokenizer]:
 
 
 def settings_class(kind: str) -> type[Any]:
-    """The settings dataclass for ``kind``: what its recipe is validated against."""
+    """The settings dataclass for ``kind``: what its recipe is validated against (stable)."""
     return tokenizer_class(kind).Settings
 
 
 def build(settings: Any) -> ItemTokenizer:
-    """An unfitted item tokenizer for ``settings``."""
+    """An unfitted item tokenizer for ``settings`` (stable)."""
     make: Any = tokenizer_class(settings.kind)
     tokenizer: ItemTokenizer = make(settings)
     return tokenizer
 
 
 def load_tokenizer(path: str | Path, *, catalog: str | None = None) -> ItemTokenizer:
-    """Read an ``item_tokenizer`` artifact of whatever kind it is (a third-party kind imports its module)."""
+    """Read an ``item_tokenizer`` artifact of whatever kind it is (a third-party kind imports its module) (stable)."""
     manifest = artifacts.read(Path(path), kind=KIND)
     return tokenizer_class(str(manifest.recipe.get("kind"))).load(path, catalog=catalog)

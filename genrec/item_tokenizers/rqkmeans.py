@@ -33,7 +33,7 @@ _CHUNK = 4096
 
 @dataclass(frozen=True)
 class RqKMeansSettings:
-    """Settings of :class:`RqKMeans`; ConfigError for values out of range.
+    """Settings of :class:`RqKMeans`; ConfigError for values out of range (stable).
 
     n_levels, level_size: L levels of K codes each. collisions: suffix | reassign | shared.
     suffix_limit: largest group the suffix level may hold. standardize: scale every dimension to unit variance
@@ -57,7 +57,7 @@ class RqKMeansSettings:
 
 
 class RqKMeans:
-    """Residual k-means; recipe: ``tokenizers/rqkmeans.yaml``.
+    """Residual k-means; recipe: ``tokenizers/rqkmeans.yaml`` (stable).
 
     ::
 
@@ -143,7 +143,7 @@ class RqKMeans:
 
 
 def residual_codes(x_ND: Floats, codebooks_LKD: Floats) -> npt.NDArray[np.int32]:
-    """Greedy residual codes, int32 ``[N, L]``.
+    """Greedy residual codes, int32 ``[N, L]`` (internal).
 
     ::
 

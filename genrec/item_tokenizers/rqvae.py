@@ -35,7 +35,7 @@ _CHUNK = 4096
 
 @dataclass(frozen=True)
 class RqVaeSettings:
-    """Settings of :class:`RqVae`; ConfigError for values out of range.
+    """Settings of :class:`RqVae`; ConfigError for values out of range (stable).
 
     n_levels, level_size: L levels of K codes. dim: width of the bottleneck; hidden: widths between input and
     bottleneck (the decoder mirrors them). collisions: suffix | reassign | shared. suffix_limit: largest group
@@ -85,7 +85,7 @@ class RqVaeSettings:
 
 
 class RqVae:
-    """RQ-VAE of TIGER (Rajput et al. 2023, 2305.05065); recipe: ``tokenizers/rqvae.yaml``.
+    """RQ-VAE of TIGER (Rajput et al. 2023, 2305.05065); recipe: ``tokenizers/rqvae.yaml`` (stable).
 
     ::
 

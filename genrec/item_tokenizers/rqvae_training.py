@@ -32,7 +32,7 @@ _ROWS_PER_CODE = 64
 
 
 class RqVaeModel(nn.Module):
-    """Encoder, residual quantizer, decoder: ``[B, n_inputs] → [B, n_inputs]``."""
+    """Encoder, residual quantizer, decoder: ``[B, n_inputs] → [B, n_inputs]`` (internal)."""
 
     def __init__(self, n_inputs: int, settings: RqVaeSettings) -> None:
         super().__init__()
@@ -44,14 +44,14 @@ class RqVaeModel(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """A trained model in eval mode, and one row of numbers per epoch."""
+    """A trained model in eval mode, and one row of numbers per epoch (internal)."""
 
     model: RqVaeModel
     history: list[dict[str, Any]]
 
 
 def train(x_ND: Floats, settings: RqVaeSettings, *, seed: int, progress: bool = False) -> Trained:
-    """Train on scaled item vectors float32 ``[N, width]``; see :class:`genrec.item_tokenizers.rqvae.RqVae`.
+    """Train on scaled item vectors float32 ``[N, width]``; see :class:`genrec.item_tokenizers.rqvae.RqVae` (internal).
 
     No global random state is touched. Rows of the history: epoch, loss, reconstruction (sum over dimensions,
     mean over items), floor (the same for predicting the mean), commitment, usage and perplexity per level
@@ -86,7 +86,7 @@ def train(x_ND: Floats, settings: RqVaeSettings, *, seed: int, progress: bool = 
 
 
 def start_codebooks(model: RqVaeModel, x: torch.Tensor, seed: int) -> None:
-    """Set each codebook to the k-means centroids of the residuals the levels before it leave."""
+    """Set each codebook to the k-means centroids of the residuals the levels before it leave (internal)."""
     with torch.no_grad():
         residual = model.encoder(x).cpu().numpy()
         for level, book in enumerate(model.quantizer.codebooks):
@@ -98,10 +98,11 @@ def start_codebooks(model: RqVaeModel, x: torch.Tensor, seed: int) -> None:
 
 
 def revive(model: RqVaeModel, x: torch.Tensor, optimizer: Optimizer, generator: torch.Generator) -> int:
-    """Move every code that no item uses onto a residual drawn at random; returns how many moved.
+    """Move every code that no item uses onto a residual drawn at random; returns how many moved (internal).
 
-    Levels go in order, because a moved code changes the residuals of the levels after it. The optimizer
-    forgets its moments for the moved rows.
+    Of a catalog of more than 64 items per code, a random sample of that size is looked at. Levels go in
+    order, because a moved code changes the residuals of the levels after it. The optimizer forgets its
+    moments for the moved rows.
     """
     n_moved = 0
     with torch.no_grad():

@@ -21,7 +21,7 @@ DEFINITIONS = {
 
 
 def coverage(items_QK: npt.NDArray[np.integer], n_items: int, k: int) -> float:
-    """Share of the ``n_items`` items that stand in the first ``k`` places of at least one list.
+    """Share of the ``n_items`` items that stand in the first ``k`` places of at least one list (stable).
 
     >>> coverage(np.array([[0, 1], [0, 2]]), n_items=4, k=1)
     0.25
@@ -33,7 +33,7 @@ def coverage(items_QK: npt.NDArray[np.integer], n_items: int, k: int) -> float:
 
 
 def shortfall(items_QK: npt.NDArray[np.integer], k: int) -> npt.NDArray[np.float64]:
-    """Share of its first ``k`` places that each list leaves empty, float64 ``[Q]``.
+    """Share of its first ``k`` places that each list leaves empty, float64 ``[Q]`` (stable).
 
     >>> shortfall(np.array([[4, 2, -1, -1], [0, 1, 2, 3]]), k=4)
     array([0.5, 0. ])
@@ -42,7 +42,7 @@ def shortfall(items_QK: npt.NDArray[np.integer], k: int) -> npt.NDArray[np.float
 
 
 def validity(items_QK: npt.NDArray[np.integer], n_items: int, k: int | None = None) -> float:
-    """Share of returned items that are a catalog item, each counted once per list; nan if none was returned.
+    """Share of returned items that are a catalog item, each counted once per list; nan if none was returned (stable).
 
     -1 is padding; any other number outside ``0..n_items-1``, and every repetition, is invalid.
 
@@ -58,7 +58,7 @@ def validity(items_QK: npt.NDArray[np.integer], n_items: int, k: int | None = No
 
 
 def novelty(items_QK: npt.NDArray[np.integer], counts_N: npt.NDArray[np.integer], k: int) -> npt.NDArray[np.float64]:
-    """Mean surprise of each list in bits, float64 ``[Q]``: higher = rarer items; nan for an empty list.
+    """Mean surprise of each list in bits, float64 ``[Q]``: higher = rarer items; nan for an empty list (stable).
 
     counts_N: training events of each item; one is added to each, so that unseen items are finite.
 

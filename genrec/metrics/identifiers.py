@@ -22,7 +22,7 @@ DEFINITIONS = {
 
 
 def group_sizes(identifier_N: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
-    """Number of items that share each item's identifier, itself included, int64 ``[N]``.
+    """Number of items that share each item's identifier, itself included, int64 ``[N]`` (stable).
 
     >>> group_sizes(np.array([4, 9, 4]))
     array([2, 1, 2])
@@ -32,7 +32,7 @@ def group_sizes(identifier_N: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
 
 
 def exposed_share(identifier_N: npt.NDArray[np.integer], targets: npt.NDArray[np.integer]) -> float:
-    """Share of ``targets`` (item numbers, with repetitions) whose identifier belongs to several items.
+    """Share of ``targets`` (item numbers, with repetitions) whose identifier belongs to several items (stable).
 
     >>> exposed_share(np.array([4, 9, 4]), np.array([0, 1, 1, 1]))
     0.25
@@ -43,7 +43,7 @@ def exposed_share(identifier_N: npt.NDArray[np.integer], targets: npt.NDArray[np
 def identifier_scores(
     scores_BN: npt.NDArray[np.floating], identifier_N: npt.NDArray[np.integer]
 ) -> npt.NDArray[np.floating]:
-    """Best score of each identifier's items, ``[B, G]`` with identifiers in ascending order of their number.
+    """Best score of each identifier's items, ``[B, G]`` with identifiers in ascending order of their number (stable).
 
     >>> identifier_scores(np.array([[1.0, 5.0, 3.0]]), np.array([4, 9, 4]))
     array([[3., 5.]])
@@ -59,7 +59,7 @@ def identifier_lists(
     ranks_BK: npt.NDArray[np.floating],
     identifier_N: npt.NDArray[np.integer],
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Lists of items as lists of identifiers with their expected ranks; both ``[B, K]``, padding -1 and inf.
+    """Lists of items as lists of identifiers with their expected ranks; both ``[B, K]``, padding -1 and inf (stable).
 
     Each identifier keeps the place of its first item. ``items_BK`` must be complete: everything found, with
     ``ranks_BK`` rising from left to right (inf = padding).

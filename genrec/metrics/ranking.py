@@ -55,11 +55,10 @@ def expected_ranks(
     scores_BN: npt.NDArray[np.floating],
     rows: npt.NDArray[np.integer],
     targets: npt.NDArray[np.integer],
-    excluded_BN: npt.NDArray[np.bool_] | None = None,
 ) -> npt.NDArray[np.float64]:
-    """Expected rank of item ``targets[t]`` among the scores of row ``rows[t]``, float64 ``[T]``.
+    """Expected rank of item ``targets[t]`` among the scores of row ``rows[t]``, float64 ``[T]`` (stable).
 
-    An item that is excluded or scored -inf takes no place, and as a target it has rank inf::
+    An item scored -inf (excluded) takes no place, and as a target it has rank inf::
 
         rank[t] = 1 + #(j: s[j] > s[target]) + #(j != target: s[j] == s[target]) / 2
 
@@ -70,8 +69,6 @@ def expected_ranks(
     """
     if np.isnan(np.max(scores_BN, initial=-np.inf)):
         raise ValueError("scores: expected numbers, got nan")
-    if excluded_BN is not None:
-        scores_BN = np.where(excluded_BN, -np.inf, scores_BN)
     ranks = np.full(len(targets), np.inf)
     step = max(1, _CHUNK_ELEMENTS // max(1, scores_BN.shape[1]))
     for start in range(0, len(targets), step):
@@ -90,7 +87,7 @@ def listed_ranks(
     rows: npt.NDArray[np.integer],
     targets: npt.NDArray[np.integer],
 ) -> npt.NDArray[np.float64]:
-    """Rank of each target in its row's list, float64 ``[T]``; inf where it is not listed.
+    """Rank of each target in its row's list, float64 ``[T]``; inf where it is not listed (stable).
 
     A target listed twice counts where it stands first.
 
@@ -110,7 +107,7 @@ def listed_ranks(
 
 
 def tied_ranks(keys_BK: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
-    """Expected ranks of complete lists whose keys fall from left to right, float64 ``[B, K]``.
+    """Expected ranks of complete lists whose keys fall from left to right, float64 ``[B, K]`` (stable).
 
     Entries with key -inf are padding and get rank inf. Equal neighbours form a block and share its mean rank.
 
@@ -145,7 +142,7 @@ def _ratio(numerator: npt.NDArray[np.float64], denominator: npt.NDArray[np.float
 
 
 def recall(ranked: RankedTargets, k: int) -> npt.NDArray[np.float64]:
-    """Share of each query's targets with rank at most ``k``, float64 ``[Q]``. nan for a query without target.
+    """Share of each query's targets with rank at most ``k``, float64 ``[Q]``. nan for a query without target (stable).
 
     With one target per query this is the hit rate.
 
@@ -156,7 +153,7 @@ def recall(ranked: RankedTargets, k: int) -> npt.NDArray[np.float64]:
 
 
 def hit_rate(ranked: RankedTargets, k: int) -> npt.NDArray[np.float64]:
-    """1 if at least one target of the query has rank at most ``k``, else 0; float64 ``[Q]``.
+    """1 if at least one target of the query has rank at most ``k``, else 0; float64 ``[Q]`` (stable).
 
     >>> hit_rate(RankedTargets(np.array([1.0, 7.0, 9.0]), np.array([0, 0, 1]), 2), k=5)
     array([1., 0.])
@@ -166,7 +163,7 @@ def hit_rate(ranked: RankedTargets, k: int) -> npt.NDArray[np.float64]:
 
 
 def ndcg(ranked: RankedTargets, k: int) -> npt.NDArray[np.float64]:
-    """Discounted gain of the targets with rank at most ``k`` over that of the ideal list, float64 ``[Q]``.
+    """Discounted gain of the targets with rank at most ``k`` over that of the ideal list, float64 ``[Q]`` (stable).
 
     Gain 1/log2(rank + 1) per target; the ideal list has the query's n targets at ranks 1..min(n, k) (Järvelin
     and Kekäläinen 2002, binary relevance). Never above 1: several targets tied across the cut could all have
@@ -181,7 +178,7 @@ def ndcg(ranked: RankedTargets, k: int) -> npt.NDArray[np.float64]:
 
 
 def mrr(ranked: RankedTargets, k: int) -> npt.NDArray[np.float64]:
-    """1 / (rank of the query's best target) if that is at most ``k``, else 0; float64 ``[Q]``.
+    """1 / (rank of the query's best target) if that is at most ``k``, else 0; float64 ``[Q]`` (stable).
 
     >>> mrr(RankedTargets(np.array([4.0, 2.0, 9.0]), np.array([0, 0, 1]), 2), k=5)
     array([0.5, 0. ])
@@ -212,5 +209,5 @@ DEFINITIONS = {
 
 
 def ranking_metrics(ranked: RankedTargets, ks: Sequence[int] = KS) -> dict[str, npt.NDArray[np.float64]]:
-    """All ranking metrics at all list lengths: ``{"recall@5": float64 [Q], ...}``."""
+    """All ranking metrics at all list lengths: ``{"recall@5": float64 [Q], ...}`` (stable)."""
     return {f"{name}@{k}": metric(ranked, k) for name, metric in RANKING.items() for k in ks}

@@ -31,7 +31,7 @@ class PairedTest:
     """Result of a two-sided test that the mean paired difference is zero.
 
     name: which test. difference: mean of ``a - b``. statistic: t, or the mean difference for the
-    randomization test. p_value: in (0, 1]. n: pairs. Stability: stable.
+    randomization test. p_value: in [0, 1], nan where there is nothing to test. n: pairs. Stability: stable.
     """
 
     name: str
@@ -44,7 +44,7 @@ class PairedTest:
 def bootstrap_means(
     values_QM: npt.NDArray[np.float64], *, n_resamples: int = 1000, level: float = 0.95, seed: int = 0
 ) -> list[Interval]:
-    """Percentile bootstrap intervals for the mean of each column (Efron 1979).
+    """Percentile bootstrap intervals for the mean of each column (Efron 1979) (stable).
 
     Queries are resampled with replacement, the same draw for all columns; nan values are left out of every
     mean. A column without a value gets nan throughout. n_resamples = 0: no interval (nan), only means.
@@ -73,7 +73,7 @@ def bootstrap_means(
 def bootstrap_mean(
     values: npt.NDArray[np.float64], *, n_resamples: int = 1000, level: float = 0.95, seed: int = 0
 ) -> Interval:
-    """:func:`bootstrap_means` of one vector of values, float64 ``[Q]``.
+    """:func:`bootstrap_means` of one vector of values, float64 ``[Q]`` (stable).
 
     >>> interval = bootstrap_mean(np.array([0.0, 1.0] * 200))
     >>> interval.mean, 0.44 < interval.low < interval.mean < interval.high < 0.56
@@ -114,7 +114,7 @@ def _paired(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> npt.NDArr
 
 
 def paired_t_test(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> PairedTest:
-    """Student's paired t-test, two-sided, of values float64 ``[Q]`` from the same queries.
+    """Student's paired t-test, two-sided, of values float64 ``[Q]`` from the same queries (stable).
 
     All differences equal: p = 1 if they are zero, else 0. Fewer than two pairs: nan. Raises ValueError for
     unequal lengths.
@@ -140,7 +140,7 @@ def paired_t_test(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> Pai
 def paired_randomization_test(
     a: npt.NDArray[np.float64], b: npt.NDArray[np.float64], *, n_resamples: int = 10_000, seed: int = 0
 ) -> PairedTest:
-    """Fisher's paired randomization test: how often random signs give a mean difference at least as large.
+    """Fisher's paired randomization test: how often random signs give a mean difference at least as large (stable).
 
     Exact over all sign patterns when there are no more than ``n_resamples`` of them, else
     p = (1 + #at least as large) / (1 + n_resamples) (Smucker, Allan, Carterette 2007 recommend this test for

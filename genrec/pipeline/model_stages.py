@@ -10,6 +10,8 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
+import torch
+
 from genrec import artifacts, recipes
 from genrec.data.catalog import ItemCatalog
 from genrec.data.interactions import Interactions
@@ -119,7 +121,7 @@ def _catalog(folder: Path) -> ItemCatalog | None:
 def evaluate_model(folder: Path, recipe: PipelineRecipe) -> None:
     """Evaluate the trained model on the test part: artifact ``eval/<kind of the model>``."""
     cut = Split.load(folder / "split")
-    bundle = load_bundle(folder / "bundle", user_ids=_user_ids(folder, recipe))
+    bundle = load_bundle(folder / "bundle", device=_device(), user_ids=_user_ids(folder, recipe))
     report = evaluate(
         bundle.recommender,
         cut.queries("test"),
@@ -132,3 +134,7 @@ def evaluate_model(folder: Path, recipe: PipelineRecipe) -> None:
     )
     report.save(folder / "eval" / recipe.model.kind, overwrite=True)
     log.info("recall@10 %.4f, ndcg@10 %.4f", report.mean("recall@10"), report.mean("ndcg@10"))
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"

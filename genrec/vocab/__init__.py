@@ -1,1 +1,1 @@
-"""genrec.vocab."""
+"""The vocabulary of a model over item codes."""

@@ -29,7 +29,10 @@ _LETTERS = "abcdefghijklmnopqrstvwxyz"
 
 
 def level_name(level: int) -> str:
-    """The letters of a level inside its tokens: a, b, c, … (never u), then a1, b1, …"""
+    """The letters of a level inside its tokens: a, b, c, … (never u), then a1, b1, …
+
+    Stability: internal.
+    """
     turn, letter = divmod(level, len(_LETTERS))
     return _LETTERS[letter] + (str(turn) if turn else "")
 

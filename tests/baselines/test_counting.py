@@ -3,6 +3,7 @@ from math import sqrt
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -119,6 +120,13 @@ def test_neighbours_keeps_the_most_similar_of_each_item():
         assert sorted(kept[i][kept[i] > 0]) == sorted(np.sort(everything[i][everything[i] > 0])[-2:])
         assert ((kept[i] == 0) | (kept[i] == everything[i])).all()
     assert keep_largest(ItemKnn(shrink=0).fit(train, N).similarity, 99).nnz == (everything > 0).sum()
+
+
+def test_of_equally_similar_neighbours_the_order_of_the_catalog_chooses_none():
+    matrix = sp.csr_matrix(np.ones((1, 60)))
+    kept = keep_largest(matrix, 20).indices
+    assert len(kept) == 20 and np.array_equal(np.sort(kept), np.sort(keep_largest(matrix, 20).indices))
+    assert 15 < kept.mean() < 44  # 9.5 for the first 20, 49.5 for the last
 
 
 def test_content_knn_finds_the_nearest_and_only_unseen_candidates():

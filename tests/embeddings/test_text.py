@@ -123,6 +123,15 @@ def test_normalize_leaves_zero_vectors_alone():
     np.testing.assert_allclose(np.linalg.norm(made.vectors, axis=1), [1, 1, 1, 0])
 
 
+def test_an_item_without_text_gets_a_zero_vector():
+    class Ones:
+        def encode(self, texts, *, batch_size):
+            return np.ones((len(texts), 2), np.float32)
+
+    made = sentence_embeddings(SHOP, SentenceSettings(), embedder=Ones(), progress=False)
+    assert made.known.tolist() == [bool(text) for text in item_text(SHOP)] == [True, True, True, False]
+
+
 def test_cache_encodes_only_new_texts(tmp_path):
     first, second, other = CountingEmbedder(), CountingEmbedder(), CountingEmbedder()
     options = SentenceSettings(model="counting")

@@ -44,7 +44,7 @@ def queries(seed=0):
     )
 
 
-def report(seed=1, name="noise", boost=None, **values):
+def report(seed=1, name="noise", boost=None, catalog="c" * 32, part="test", **values):
     rule = EvalSettings(ks=(1, 5, 10, 20), n_bootstrap=values.pop("n_bootstrap", 30), **values)
     train = Histories.from_lists([[0, 1, 2], [2, 3]])
     return evaluate(
@@ -54,8 +54,8 @@ def report(seed=1, name="noise", boost=None, **values):
         train=train,
         name=name,
         identifier_of=np.arange(N) // 2,
-        catalog="c" * 32,
-        context={"part": "test"},
+        catalog=catalog,
+        context={"part": part},
     )
 
 
@@ -102,6 +102,8 @@ def test_markdown_has_one_cell_per_column():
 def test_reports_under_different_rules_do_not_share_a_table():
     with pytest.raises(DataError, match="different rules"):
         results_table([report(), report(exclude_seen=False)])
+    with pytest.raises(DataError, match="40 queries of valid"):
+        results_table([report(), report(part="valid")])
     with pytest.raises(DataError, match="at least one"):
         results_table([])
     with pytest.raises(DataError, match="style"):
@@ -127,6 +129,8 @@ def test_average_over_repetitions():
     assert row["mean"] == pytest.approx(sum(means) / 3) and row["n"] == 3
     assert row["sd"] == pytest.approx(np.std(means, ddof=1)) and row["low"] == min(means)
     assert np.isnan(average_rows(reports[:1])[0]["sd"])
+    with pytest.raises(DataError, match="one model expected, got reports of noise, other"):
+        average_rows([*reports, report(4, "other")])
 
 
 def test_compare_finds_a_planted_difference_and_none_where_there_is_none():
@@ -147,6 +151,8 @@ def test_compare_refuses_other_queries_rules_and_metrics():
         compare(a, other)
     with pytest.raises(DataError, match="exclude_seen"):
         compare(a, report(exclude_seen=False))
+    with pytest.raises(DataError, match="different catalogs"):
+        compare(a, report(catalog="d" * 32))
     with pytest.raises(DataError, match="ndcg@7"):
         compare(a, report(2), "ndcg@7")
 

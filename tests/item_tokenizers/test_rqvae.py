@@ -165,6 +165,14 @@ def test_unused_codes_come_back():
         assert optimizer.state[book]["exp_avg"].sum(dim=1).tolist() == [4.0] * 2 + [0.0] * 6
 
 
+def test_training_revives_at_its_epochs_and_then_lets_codes_settle():
+    # more codes than items: some are always unused
+    settings = replace(SMALL, level_size=128, epochs=8, revive_every=2, revive_share=0.75, collisions="shared")
+    tokenizer = RqVae(settings)
+    tokenizer.fit(planted_source(), seed=0)
+    assert [row["epoch"] for row in tokenizer.history if row["revived"]] == [2, 4, 6]
+
+
 def test_torch_random_state_is_left_alone():
     before = torch.random.get_rng_state().tolist()
     RqVae(replace(SMALL, epochs=2)).fit(planted_source(), seed=0)

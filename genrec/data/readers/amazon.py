@@ -31,7 +31,7 @@ _NEW = ("user_id", "parent_asin", "timestamp", "rating")
 
 
 def read(settings: ReaderSettings, on_error: OnError = "fail") -> Loaded:
-    """Read a reviews file and its metadata file; raises :class:`DataError` naming file, line and field."""
+    """Read a reviews file and its metadata file; raises :class:`DataError` naming file, line and field (internal)."""
     rejected, items = Rejected(), ItemRows()
     found = source.find(settings, settings.items, META, "metadata file", URL)
     if found is None and settings.unknown_items == "error":

@@ -76,7 +76,7 @@ class ReaderSettings:
 
 @dataclass(frozen=True)
 class Reject:
-    """One row that was left out: where, which field, why."""
+    """One row that was left out: where, which field, why (stable)."""
 
     file: str
     line: int
@@ -87,7 +87,7 @@ class Reject:
 
 @dataclass(frozen=True)
 class RowCount:
-    """Rows of one file; ``rows_in == rows_kept + rows_rejected`` always."""
+    """Rows of one file; ``rows_in == rows_kept + rows_rejected`` always (stable)."""
 
     rows_in: int
     rows_kept: int
@@ -96,7 +96,7 @@ class RowCount:
 
 @dataclass
 class Rejected:
-    """What was left out: counts by (file, reason), up to 20 examples, and the row balance of every file."""
+    """What was left out: counts by (file, reason), up to 20 examples, and the row balance of every file (stable)."""
 
     counts: dict[tuple[str, str], int] = field(default_factory=dict)
     examples: list[Reject] = field(default_factory=list)
@@ -128,7 +128,7 @@ class Loaded:
 
 
 class RowError(Exception):
-    """A row cannot be used; turned into a DataError, or counted."""
+    """A row cannot be used; turned into a DataError, or counted (internal)."""
 
     def __init__(self, reason: str, field: str, message: str, hint: str | None = None) -> None:
         super().__init__(message)
@@ -136,7 +136,7 @@ class RowError(Exception):
 
 
 class Ledger:
-    """Accounts for the rows of one file: a bad row raises :class:`DataError`, or is counted."""
+    """Accounts for the rows of one file: a bad row raises :class:`DataError`, or is counted (internal)."""
 
     def __init__(self, file: Path, on_error: OnError, rejected: Rejected, unit: str = "line") -> None:
         if on_error not in ("fail", "skip"):
@@ -201,6 +201,6 @@ def _splits_at_newlines(encoding: str) -> bool:
 
 
 def short(value: Any) -> str:
-    """A value for an error message, cut to 60 characters."""
+    """A value for an error message, cut to 60 characters (internal)."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

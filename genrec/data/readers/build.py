@@ -24,7 +24,7 @@ CONTEXT = ("rating", "price", "split", "event", "session", "locale")
 
 
 class ItemRows:
-    """Collects items; one column per field, None where an item lacks it."""
+    """Collects items; one column per field, None where an item lacks it (internal)."""
 
     def __init__(self) -> None:
         self.row_of: dict[str, int] = {}
@@ -72,7 +72,7 @@ class ItemRows:
 
 
 class EventRows:
-    """Collects events; items unknown to the catalog are refused or remembered, as the settings say."""
+    """Collects events; items unknown to the catalog are refused or remembered, as the settings say (internal)."""
 
     def __init__(self, items: ItemRows, settings: ReaderSettings, columns: Sequence[str], timed: bool = True) -> None:
         self.known, self.timed, self.columns = items.row_of, timed, tuple(columns)
@@ -118,7 +118,7 @@ class EventRows:
 
 
 def finish(items: ItemRows, events: EventRows, rejected: Rejected) -> Loaded:
-    """The result of a reader. Items that only the log knows come last, in an order that tells nothing."""
+    """The result of a reader. Items that only the log knows come last, in an order that tells nothing (internal)."""
     catalog = items.catalog()
     extra = [i for i in dict.fromkeys(events.items) if i not in items.row_of]
     if extra:
@@ -130,7 +130,7 @@ def finish(items: ItemRows, events: EventRows, rejected: Rejected) -> Loaded:
 
 
 def identifier(value: Any, field: str) -> str:
-    """An id as text; whole numbers are accepted (tables often hold them)."""
+    """An id as text; whole numbers are accepted (tables often hold them) (internal)."""
     if type(value) is int:
         return str(value)
     if not isinstance(value, str):
@@ -143,7 +143,7 @@ def identifier(value: Any, field: str) -> str:
 
 
 def timestamp(value: Any, field: str, scale: float = 1.0) -> int:
-    """A time as int64: whole numbers; with a ``scale`` other than 1 any number, times the scale, rounded."""
+    """A time as int64: whole numbers; with a ``scale`` other than 1 any number, times the scale, rounded (internal)."""
     if isinstance(value, str):
         if _INTEGER.fullmatch(value):
             value = int(value)
@@ -169,7 +169,7 @@ def timestamp(value: Any, field: str, scale: float = 1.0) -> int:
 
 
 def number(text: str, field: str) -> float:
-    """A finite number written as text."""
+    """A finite number written as text (internal)."""
     try:
         if "_" in text or not text.isascii():  # float() takes 1_000 and digits of any script
             raise ValueError
@@ -182,7 +182,10 @@ def number(text: str, field: str) -> float:
 
 
 def nested_to_text(value: Any, field: str) -> Any:
-    """JSON values as catalog values: lists of lists become paths "a > b", other nesting becomes JSON text."""
+    """JSON values as catalog values: lists of lists become paths "a > b", other nesting becomes JSON text.
+
+    Stability: internal.
+    """
     if isinstance(value, list):
         if all(isinstance(v, str) for v in value):
             return value

@@ -26,7 +26,7 @@ Rows = Iterator[tuple[int, "list[str] | RowError"]]
 
 
 def read(settings: ReaderSettings, on_error: OnError = "fail") -> Loaded:
-    """Read ratings and movies; raises :class:`DataError` naming file, line and field."""
+    """Read ratings and movies; raises :class:`DataError` naming file, line and field (internal)."""
     rejected, items = Rejected(), ItemRows()
     movies = source.find(settings, settings.items, MOVIES, "movies file", URL)
     movies = source.need(movies, settings, MOVIES, "movies file", URL)

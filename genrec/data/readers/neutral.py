@@ -21,7 +21,7 @@ EVENTS = ("interactions.csv", "interactions.csv.gz", "interactions.parquet")
 
 
 def read(settings: ReaderSettings, on_error: OnError = "fail") -> Loaded:
-    """Read a folder in the neutral format; raises :class:`DataError` naming file, line and field."""
+    """Read a folder in the neutral format; raises :class:`DataError` naming file, line and field (internal)."""
     rejected = Rejected()
     found = source.find(settings, settings.items, ITEMS, "items file", URL)
     if found is None and settings.unknown_items == "error":
@@ -41,7 +41,7 @@ def read(settings: ReaderSettings, on_error: OnError = "fail") -> Loaded:
 
 
 def read_items(path: Path, settings: ReaderSettings, ledger: Ledger, items: ItemRows) -> None:
-    """Add the items of a JSON-lines file."""
+    """Add the items of a JSON-lines file (internal)."""
 
     def add(row: dict[str, Any]) -> None:
         if "item_id" not in row:

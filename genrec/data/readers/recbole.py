@@ -24,7 +24,7 @@ Typed = dict[str, str]
 
 
 def read(settings: ReaderSettings, on_error: OnError = "fail") -> Loaded:
-    """Read ``.inter`` and ``.item``; raises :class:`DataError` naming file, line and field."""
+    """Read ``.inter`` and ``.item``; raises :class:`DataError` naming file, line and field (internal)."""
     rejected, items = Rejected(), ItemRows()
     found = source.find(settings, settings.items, ("*.item",), ".item file", URL)
     if found is None and settings.unknown_items == "error":

@@ -22,7 +22,7 @@ Numbered = tuple[int, "str | RowError"]
 
 
 def find(settings: ReaderSettings, name: str | None, patterns: Sequence[str], what: str, url: str) -> Path | None:
-    """The file of this name, else the only match of the first pattern with a match, else None."""
+    """The file of this name, else the only match of the first pattern with a match, else None (internal)."""
     folder = settings.folder
     if not folder.exists():
         raise DataError(f"{folder}: no such folder", hint=_get_it(what, url))
@@ -44,7 +44,7 @@ def find(settings: ReaderSettings, name: str | None, patterns: Sequence[str], wh
 
 
 def need(path: Path | None, settings: ReaderSettings, patterns: Sequence[str], what: str, url: str) -> Path:
-    """The path, or a :class:`DataError` which says what was looked for and where to get it."""
+    """The path, or a :class:`DataError` which says what was looked for and where to get it (internal)."""
     if path is None:
         names = ", ".join(sorted(p.name for p in settings.folder.iterdir())[:10]) or "nothing"
         raise DataError(
@@ -59,7 +59,7 @@ def _get_it(what: str, url: str) -> str:
 
 
 def lines(path: Path, max_bytes: int) -> Iterator[tuple[int, bytes]]:
-    """The lines of a plain or gzip file with their numbers from 1, without newline and byte-order mark.
+    """The lines of a plain or gzip file with their numbers from 1, without newline and byte-order mark (internal).
 
     Raises :class:`DataError` for a damaged gzip file and beyond ``max_bytes`` decompressed bytes: both also
     when bad rows are skipped, since what would be left is an arbitrary part of the data.
@@ -101,7 +101,7 @@ def _read(stream: BinaryIO, path: Path, number: int) -> bytes:
 def texts(
     path: Path, settings: ReaderSettings, *, fallback: str | None = None, whole: bool = False
 ) -> Iterator[Numbered]:
-    """The lines as text; blank lines are passed over, one that cannot be decoded is a RowError.
+    """The lines as text; blank lines are passed over, one that cannot be decoded is a RowError (internal).
 
     ``fallback``: encoding of the lines that are not valid UTF-8, unless the settings name the encoding.
     ``whole``: blank lines and carriage returns stay, since a quoted value may contain them.
@@ -131,7 +131,7 @@ Row = list[str] | RowError
 
 
 def csv_rows(path: Path, settings: ReaderSettings, delimiter: str) -> tuple[list[str], Iterator[tuple[int, Row]]]:
-    """Header and numbered rows of a CSV file; a row of another width than the header is a RowError.
+    """Header and numbered rows of a CSV file; a row of another width than the header is a RowError (internal).
 
     The number is that of the line where the row begins (a quoted value may contain line ends). A row over
     several lines that cannot be used costs its first line only, and the lines after it are read again: a
@@ -201,13 +201,13 @@ def _parse_csv(numbered: _CsvLines, reader: Iterator[list[str]], width: int | No
 def json_objects(
     numbered: Iterable[Numbered],
 ) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
-    """One JSON object per line; anything else (NaN and Infinity too) is a RowError."""
+    """One JSON object per line; anything else (NaN and Infinity too) is a RowError (internal)."""
     for number, text in numbered:
         yield number, (text if isinstance(text, RowError) else parse_json(text))
 
 
 def parse_json(text: str) -> dict[str, Any] | RowError:
-    """The object in a line of JSON, or the reason why there is none."""
+    """The object in a line of JSON, or the reason why there is none (internal)."""
     try:
         value = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
@@ -222,7 +222,7 @@ def _no_constant(name: str) -> Any:
 
 
 def parquet_columns(path: Path, settings: ReaderSettings) -> dict[str, list[Any]]:
-    """All columns of a parquet file as Python lists."""
+    """All columns of a parquet file as Python lists (internal)."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -15,7 +15,7 @@ from genrec.errors import DataError
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of an event table mean what; ``time`` None = the order of the file.
+    """Which columns of an event table mean what; ``time`` None = the order of the file (internal).
 
     ``optional`` are kept where they exist. With ``known_only`` any further column is an error: a misspelt
     name would otherwise be lost without a word.
@@ -30,7 +30,7 @@ class Columns:
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """Header, numbered rows, and whether the numbers count lines or rows."""
+    """Header, numbered rows, and whether the numbers count lines or rows (internal)."""
 
     header: list[str]
     rows: Iterable[tuple[int, Sequence[Any] | RowError]]
@@ -38,7 +38,7 @@ class Table:
 
 
 def open_table(path: Path, settings: ReaderSettings, delimiter: str | None = None) -> Table:
-    """A CSV or parquet file as rows."""
+    """A CSV or parquet file as rows (internal)."""
     if path.suffix == ".parquet":
         columns = source.parquet_columns(path, settings)
         return Table(list(columns), enumerate(zip(*columns.values(), strict=True), start=1), "row")
@@ -56,7 +56,7 @@ def read_events(
     items: ItemRows,
     columns: Columns,
 ) -> EventRows:
-    """The events of a table."""
+    """The events of a table (internal)."""
     table = open_table(path, settings)
     wanted = [columns.user, columns.item, *([columns.time] if columns.time else [])]
     at = {name: n for n, name in enumerate(table.header)}
@@ -97,6 +97,6 @@ def _check_known(path: Path, header: Sequence[str], known: Sequence[str]) -> Non
 
 
 def rows_as_dicts(table: Table) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
-    """The rows of a table as dicts from column name to value."""
+    """The rows of a table as dicts from column name to value (internal)."""
     for line, row in table.rows:
         yield line, row if isinstance(row, RowError) else dict(zip(table.header, row, strict=True))

@@ -23,7 +23,7 @@ ITEMS = ("items.*",)
 
 
 def read(settings: ReaderSettings, on_error: OnError = "fail") -> Loaded:
-    """Read tables with named columns; raises :class:`DataError` naming file, line (or row) and field."""
+    """Read tables with named columns; raises :class:`DataError` naming file, line (or row) and field (internal)."""
     rejected, items = Rejected(), ItemRows()
     log = source.need(
         source.find(settings, settings.interactions, EVENTS, "interactions table", URL),
@@ -45,7 +45,7 @@ def read(settings: ReaderSettings, on_error: OnError = "fail") -> Loaded:
 
 
 def read_items(path: Path, settings: ReaderSettings, ledger: Ledger, items: ItemRows) -> None:
-    """Add the items of a table."""
+    """Add the items of a table (internal)."""
     table = open_table(path, settings)
     ledger.unit = table.unit
     id_column, title = settings.item_column or "item_id", settings.title_column or "title"

@@ -1,1 +1,1 @@
-"""genrec.item_tokenizers.quantizers."""
+"""The clustering and quantization beneath the item tokenizers."""

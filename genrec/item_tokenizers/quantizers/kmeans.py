@@ -23,7 +23,7 @@ _INIT_ROWS_PER_CODE = 32
 
 @dataclass(frozen=True, eq=False)
 class KMeans:
-    """A fitted k-means.
+    """A fitted k-means (internal).
 
     centroids_KD: float32, all finite. Codes that cannot be used (fewer distinct rows than codes) are copies
     of the first centroid; :func:`nearest` never returns a copy.
@@ -45,7 +45,7 @@ def kmeans(
     stop_share: float = 0.001,
     rows_per_code: int | None = None,
 ) -> KMeans:
-    """Cluster rows around ``n_codes`` centroids: greedy k-means++ start, then Lloyd iterations.
+    """Cluster rows around ``n_codes`` centroids: greedy k-means++ start, then Lloyd iterations (internal).
 
     ::
 
@@ -78,13 +78,13 @@ def kmeans(
 
 
 def nearest(x_ND: Floats, centroids_KD: Floats) -> npt.NDArray[np.int32]:
-    """Number of the nearest centroid of each row, int32 ``[N]``; of equal centroids always the first."""
+    """Number of the nearest centroid of each row, int32 ``[N]``; of equal centroids always the first (internal)."""
     labels = _assign(x_ND, centroids_KD)[0]
     return first_equal(centroids_KD)[labels]
 
 
 def squared_error(x_ND: Floats, centroids_KD: Floats, labels: npt.NDArray[np.int32]) -> float:
-    """Sum over rows of ``|x[n] - centroids[labels[n]]|²``, from the differences (no cancellation)."""
+    """Sum over rows of ``|x[n] - centroids[labels[n]]|²``, from the differences (no cancellation) (internal)."""
     total = 0.0
     for start in range(0, len(x_ND), _CHUNK):
         gap = x_ND[start : start + _CHUNK] - centroids_KD[labels[start : start + _CHUNK]]
@@ -93,7 +93,7 @@ def squared_error(x_ND: Floats, centroids_KD: Floats, labels: npt.NDArray[np.int
 
 
 def checked_rows(x_ND: npt.ArrayLike) -> Floats:
-    """Rows as C-contiguous float32 ``[N, D]`` ; DataError if empty or not finite."""
+    """Rows as C-contiguous float32 ``[N, D]`` ; DataError if empty or not finite (internal)."""
     x = np.ascontiguousarray(x_ND, dtype=np.float32)
     if x.ndim != 2 or 0 in x.shape:
         raise DataError(f"vectors: expected a non-empty array [N, D], got shape {x.shape}")
@@ -105,7 +105,7 @@ def checked_rows(x_ND: npt.ArrayLike) -> Floats:
 
 
 def first_equal(rows_KD: Floats) -> npt.NDArray[np.int32]:
-    """For each row the number of the first row equal to it, int32 ``[K]``."""
+    """For each row the number of the first row equal to it, int32 ``[K]`` (internal)."""
     _, first, inverse = np.unique(_row_hashes(rows_KD), return_index=True, return_inverse=True)
     return np.asarray(first[inverse], dtype=np.int32)
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True, eq=False)
 class ResidualCodes:
-    """Result of :class:`ResidualQuantizer`.
+    """Result of :class:`ResidualQuantizer` (internal).
 
     codes_BL: int64. quantized_BD: the sum of the chosen codewords, with the gradient of ``z``
     (straight-through). codebook_L, commitment_L: the two losses of each level, sums over D, means over B.
@@ -27,7 +27,7 @@ class ResidualCodes:
 
 
 class ResidualQuantizer(nn.Module):
-    """Quantize a vector level by level, each level taking what the ones before left over.
+    """Quantize a vector level by level, each level taking what the ones before left over (internal).
 
     ::
 
@@ -75,7 +75,7 @@ class ResidualQuantizer(nn.Module):
 
 
 def nearest_codeword(r_BD: torch.Tensor, book_KD: torch.Tensor) -> torch.Tensor:
-    """``argmin_k |r - book[k]|²`` for each row, int64 ``[B]``; of equal distances the lowest k."""
+    """``argmin_k |r - book[k]|²`` for each row, int64 ``[B]``; of equal distances the lowest k (internal)."""
     scores_BK = torch.addmm(book_KD.square().sum(dim=1), r_BD, book_KD.T, alpha=-2)
     if scores_BK.device.type == "cpu":  # numpy's argmin is several times faster than torch's here
         return torch.from_numpy(scores_BK.numpy().argmin(axis=1))
