@@ -1,0 +1,140 @@
+"""The stages of a pipeline: what each depends on, and that they connect the parts rightly."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from genrec import artifacts
+from genrec.data.interactions import Interactions
+from genrec.data.readers import ReaderSettings
+from genrec.data.splits import Split
+from genrec.data.synthetic import tiny
+from genrec.embeddings.text import LsaSettings
+from genrec.errors import ConfigError
+from genrec.item_tokenizers.codes import ItemCodes
+from genrec.models.backbone import DecoderSettings
+from genrec.pipeline import data_stages, model_stages
+from genrec.pipeline.recipe import Block, DataSettings, PipelineRecipe, SplitSettings
+from genrec.pipeline.stages import load_recipe, stages
+from genrec.training.settings import TrainSettings
+
+ROOT = Path(__file__).resolve().parents[2]
+PIPELINES = sorted((ROOT / "train" / "pipelines").glob("*.yaml"))
+
+RECIPE = PipelineRecipe(
+    data=DataSettings(synthetic=tiny()),
+    embeddings=(Block(lsa=LsaSettings(dim=8)),),
+    tokenizer={"kind": "rqkmeans", "n_levels": 2, "level_size": 8, "collisions": "reassign"},
+    model=DecoderSettings(hidden_size=16, n_layers=1, n_heads=2, d_ff=32, dropout=0.0),
+    train=TrainSettings(epochs=2, batch_size=32, warmup_steps=2, eval_every=0, save_every=1),
+    baselines=("popularity",),
+)
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> Path:
+    for stage in (data_stages.prepare, data_stages.split, data_stages.embed, data_stages.tokenize):
+        stage(tmp_path, RECIPE)
+    return tmp_path
+
+
+@pytest.mark.parametrize("path", PIPELINES, ids=lambda p: p.name)
+def test_ready_pipelines_are_valid_and_named_after_their_file(path: Path) -> None:
+    recipe = load_recipe(path).value
+    assert recipe.name == path.stem
+    assert len(stages(recipe, Path("nowhere"))) >= 8
+    assert path.read_text().startswith("# genrec ")
+
+
+def test_a_wrong_tokenizer_option_is_found_before_anything_runs() -> None:
+    with pytest.raises(ConfigError, match="level_sizes"):
+        load_recipe(PIPELINES[0], ["tokenizer.level_sizes=3"])
+
+
+@pytest.mark.parametrize(
+    ("change", "affected"),
+    [
+        ({"seed": 1}, {"split", "embed", "tokenize", "evaluate popularity", "train", "evaluate"}),
+        ({"name": "other"}, set()),
+        ({"tokenizer": {"kind": "rqkmeans", "level_size": 16}}, {"tokenize"}),
+        ({"shuffle_identifiers": True}, {"tokenize"}),
+        ({"n_user_tokens": 10}, {"train"}),
+        ({"train": replace(RECIPE.train, epochs=3)}, {"train"}),
+        ({"train": replace(RECIPE.train, max_seconds=5.0)}, set()),
+        ({"split": SplitSettings(ties="file")}, {"split", "evaluate popularity", "evaluate"}),
+        ({"evaluate": replace(RECIPE.evaluate, exclude_seen=False)}, {"evaluate popularity", "evaluate"}),
+    ],
+)
+def test_what_a_change_touches(change: dict, affected: set[str]) -> None:
+    """Stages whose own key changes; what is downstream of them follows their output."""
+    before = {s.name: s.recipe for s in stages(RECIPE, Path("x"))}
+    after = {s.name: s.recipe for s in stages(replace(RECIPE, **change), Path("x"))}
+    assert {name for name in before if before[name] != after[name]} == affected
+
+
+def test_needs_name_earlier_stages() -> None:
+    recipe = load_recipe(ROOT / "train" / "pipelines" / "games.yaml").value
+    seen: set[str] = set()
+    for stage in stages(recipe, Path("x")):
+        assert set(stage.needs) <= seen, stage.name
+        seen.add(stage.name)
+
+
+def test_rows_of_the_split_point_into_the_stored_log(tmp_path: Path) -> None:
+    day = PipelineRecipe(
+        data=DataSettings(reader=ReaderSettings(format="tabular", path=tmp_path, interactions="log.csv")),
+        split=SplitSettings(ties="neutral"),
+    )
+    lines = ["user_id,item_id,timestamp"]
+    lines += [f"u{u},i{i},{i // 4}" for u in range(6) for i in range(8)]
+    (tmp_path / "log.csv").write_text("\n".join(lines) + "\n")
+    reader = replace(
+        day.data.reader, user_column="user_id", item_column="item_id", time_column="timestamp", unknown_items="add"
+    )
+    recipe = replace(day, data=DataSettings(reader=reader))
+    data_stages.prepare(tmp_path, recipe)
+    data_stages.split(tmp_path, recipe)
+    log, split = Interactions.load(tmp_path / "interactions"), Split.load(tmp_path / "split")
+    assert split.rows is not None
+    assert np.array_equal(log.item[split.rows], split.items)
+    assert not np.array_equal(split.rows, np.arange(len(log)))  # ties were permuted
+
+
+def test_shuffled_identifiers_are_the_same_identifiers_on_other_items(prepared: Path) -> None:
+    plain = ItemCodes.load(prepared / "codes").as_int()
+    data_stages.tokenize(prepared, replace(RECIPE, shuffle_identifiers=True))
+    dealt = ItemCodes.load(prepared / "codes").as_int()
+    assert not np.array_equal(plain, dealt)
+    assert sorted(map(tuple, plain.tolist())) == sorted(map(tuple, dealt.tolist()))
+
+
+def test_paused_training_goes_on_and_another_recipe_starts_anew(prepared: Path) -> None:
+    hurried = replace(RECIPE, train=replace(RECIPE.train, max_seconds=1e-6))
+    with pytest.raises(model_stages.TrainingPaused, match="step 1"):
+        model_stages.train(prepared, hurried)
+    assert not artifacts.exists(prepared / "bundle")
+    model_stages.train(prepared, RECIPE)
+    n_steps = artifacts.read(prepared / "training").meta["steps"]
+    model_stages.train(prepared, replace(RECIPE, train=replace(RECIPE.train, epochs=1)))
+    assert artifacts.read(prepared / "training").meta["steps"] == n_steps / 2
+    assert len(list((prepared / "checkpoints").iterdir())) == 1
+
+
+def test_user_tokens_reach_the_prompt(prepared: Path) -> None:
+    recipe = replace(RECIPE, n_user_tokens=7, train=replace(RECIPE.train, epochs=1))
+    model_stages.train(prepared, recipe)
+    model_stages.evaluate_model(prepared, recipe)
+    assert artifacts.exists(prepared / "eval" / "decoder")
+
+
+def test_content_baselines_need_content() -> None:
+    with pytest.raises(ConfigError, match="content_knn"):
+        PipelineRecipe(data=RECIPE.data, embeddings=(Block(sasrec=True),), baselines=("content_knn",))
+    with pytest.raises(ConfigError, match="oracle"):
+        PipelineRecipe(data=DataSettings(reader=ReaderSettings(format="neutral", path="x")), baselines=("oracle",))
+    with pytest.raises(ConfigError, match="exactly one"):
+        Block(lsa=LsaSettings(), sasrec=True)
