@@ -36,7 +36,7 @@ def score_items(
     items = np.asarray(items_BM, dtype=np.int64)
     padding = items < 0
     known = np.where(padding, host.items[0], items)
-    code_BML = torch.from_numpy(host.path_codes(known)).to(index.device)
+    code_BML = torch.from_numpy(host.path_codes(known)).to(index.device)  # checks that all are in the index
     path = torch.from_numpy(host.path[host.rank_of[known]].astype(np.int64)).to(index.device)
     state = scorer.start(prompts, normalize)
     total = torch.zeros(items.shape, device=index.device)

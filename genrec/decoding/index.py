@@ -215,7 +215,8 @@ class CatalogIndex:
         Raises DataError for an item that is not indexed.
         """
         wanted = np.asarray(items, dtype=np.int64)
-        ranks = self.rank_of[wanted] if wanted.size else wanted
+        known = (wanted >= 0) & (wanted < self.n_items)
+        ranks = np.where(known, self.rank_of[np.where(known, wanted, 0)], -1)
         if (ranks < 0).any():
             raise DataError(f"item {int(wanted[ranks < 0][0])} is not in the index")
         path = self.path[ranks]

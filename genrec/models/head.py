@@ -5,6 +5,8 @@ Axes: B batch, W beams, D width, V vocabulary, S symbols of a level.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,13 +16,22 @@ from genrec.errors import ConfigError, FingerprintMismatch
 from genrec.vocab.token_map import TokenMap
 
 
+def output_scale(model: Any) -> float:
+    """What hidden states are multiplied by before the output layer: D ** -0.5 in a T5 that says so, else 1.
+
+    T5 1.1 and mT5 do not scale, although their configs call the layer tied (internal).
+    """
+    config = model.config
+    return float(config.d_model**-0.5) if getattr(config, "scale_decoder_outputs", False) else 1.0
+
+
 class OutputHead:
     """The rows of a model's output layer that belong to each level.
 
     Raises FingerprintMismatch if the model has too few rows or was built for another vocabulary. Internal.
     """
 
-    def __init__(self, model: nn.Module, token_map: TokenMap, *, scale: float = 1.0) -> None:
+    def __init__(self, model: nn.Module, token_map: TokenMap) -> None:
         layer = model.get_output_embeddings()  # type: ignore[operator]
         if getattr(layer, "bias", None) is not None:
             raise ConfigError("the model's output layer has a bias, which is not supported")
@@ -36,7 +47,7 @@ class OutputHead:
             )
         self._layer = layer
         self._token_map = token_map
-        self._scale = scale
+        self._scale = output_scale(model)
 
     @property
     def n_steps(self) -> int:

@@ -231,12 +231,18 @@ class GenerativeRecommender:
 
     def _histories(self, given: Histories | Sequence[Sequence[int]] | Sequence[Sequence[str]]) -> Histories:
         if isinstance(given, Histories):
-            return given
-        if not any(isinstance(item, str) for row in given for item in row[:1]):
-            return Histories.from_lists(given)  # type: ignore[arg-type]
-        if self.catalog is None:
+            found = given
+        elif not any(isinstance(item, str) for row in given for item in row[:1]):
+            found = Histories.from_lists(given)  # type: ignore[arg-type]
+        elif self.catalog is None:
             raise DataError("histories are item ids, and the model has no catalog", hint="pass item numbers")
-        return Histories.from_lists([self.catalog.numbers(row) for row in given])  # type: ignore[arg-type]
+        else:
+            found = Histories.from_lists([self.catalog.numbers(row) for row in given])  # type: ignore[arg-type]
+        items = found.items
+        # all of them: an item too old for the prompt is still excluded, and -1 would exclude the last item
+        if len(items) and not 0 <= int(items.min()) <= int(items.max()) < self.n_items:
+            raise DataError(f"item numbers: expected 0..{self.n_items - 1}, got {items.min()} .. {items.max()}")
+        return found
 
     def _on_device(self) -> DeviceIndex:
         device = self._scorer.device

@@ -50,8 +50,7 @@ class T5Scorer:
         if model.dtype not in (torch.float32, torch.bfloat16):
             raise ConfigError(f"dtype: expected float32 or bfloat16 for T5, got {model.dtype}")
         self._model: Any = model
-        scaled = model.config.scale_decoder_outputs
-        self._head = OutputHead(model, token_map, scale=model.config.d_model**-0.5 if scaled else 1.0)
+        self._head = OutputHead(model, token_map)
 
     @property
     def device(self) -> torch.device:

@@ -11,7 +11,7 @@ import json
 import logging
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from genrec.data.histories import Histories
 from genrec.models.backbone import layout_of
 from genrec.seeding import derive
 from genrec.training import checkpoints
@@ -92,9 +93,10 @@ def finetune(
     ``data.valid`` if there is one.
 
     SIGTERM and SIGINT end training after the current step, with a checkpoint. Raises TrainingDiverged for a
-    loss or gradient that is not finite, ConfigError if out_dir holds another training, DataError for data
-    without samples. The global random state is left as it was. Processes started by torchrun share every
-    batch; the returned weights are the same in all.
+    loss or gradient that is not finite, ConfigError if out_dir holds a training of other settings, data or
+    shapes of the model (its initial values are not compared) or is in use, DataError for data without samples.
+    The global random state is left as it was. Processes started by torchrun share every batch; the returned
+    weights are the same in all.
     """
     folder = Path(out_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -105,7 +107,8 @@ def finetune(
         trainer, plan = _prepare(model, data, settings, folder)
         loop = Loop(trainer, plan.steps_per_epoch, evaluate if settings.eval_every else None, request)
         trainer.add_callback(loop)
-        _run(trainer, folder, resume)
+        with checkpoints.claimed(folder) if trainer.is_world_process_zero() else nullcontext():
+            _run(trainer, folder, resume)
     return _result(trainer, model, plan)
 
 
@@ -188,8 +191,6 @@ def _result(trainer: SafeTrainer, model: Any, plan: Plan) -> TrainResult:
 
 def _identity(model: Any, data: TrainingData, settings: TrainSettings) -> dict[str, Any]:
     """What must be equal for a checkpoint to be gone on from."""
-    digest = hashlib.sha256(np.ascontiguousarray(data.histories.items, dtype="<i4").tobytes())
-    digest.update(np.ascontiguousarray(data.histories.offsets, dtype="<i8").tobytes())
     shapes = json.dumps([(name, list(w.shape), w.requires_grad) for name, w in model.named_parameters()])
     chosen = {k: v for k, v in dataclasses.asdict(settings).items() if k not in MAY_CHANGE}
     chosen["betas"] = list(settings.betas)
@@ -198,8 +199,25 @@ def _identity(model: Any, data: TrainingData, settings: TrainSettings) -> dict[s
         "model": hashlib.sha256(f"{type(model).__name__} {shapes}".encode()).hexdigest()[:32],
         "vocabulary": data.token_map.fingerprint,
         "codes": data.codes.fingerprint,
-        "histories": digest.hexdigest()[:32],
+        "histories": _digest(data.histories),
+        "valid": None if data.valid is None else _digest(data.valid.histories, data.valid.targets),
+        "users": _users_digest(data),
     }
+
+
+def _digest(*parts: Histories) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(np.ascontiguousarray(part.offsets, dtype="<i8").tobytes())
+        digest.update(np.ascontiguousarray(part.items, dtype="<i4").tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _users_digest(data: TrainingData) -> str | None:
+    """Who the users are, where the model is told."""
+    if not data.token_map.n_user_tokens:
+        return None
+    return hashlib.sha256(json.dumps(list(data.user_ids or ())).encode()).hexdigest()[:32]
 
 
 @contextmanager

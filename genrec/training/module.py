@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from genrec.models.head import output_scale
 from genrec.training.losses import CodeLoss
 
 
@@ -50,7 +51,7 @@ class TrainingModule(nn.Module):
     ) -> Tensor:
         """What the output layer would be given, ``[B, T, D]``.
 
-        A T5 whose output layer is the embedding table scales it by D ** -0.5 first.
+        Scaled as the model's own forward does (:func:`genrec.models.head.output_scale`).
         """
         model = self.model
         if not model.config.is_encoder_decoder:
@@ -63,8 +64,7 @@ class TrainingModule(nn.Module):
             encoder_attention_mask=attention_mask,
             use_cache=False,
         )
-        scaled = getattr(model.config, "scale_decoder_outputs", model.config.tie_word_embeddings)
-        return _tensor(decoded) * (model.config.d_model**-0.5 if scaled else 1.0)
+        return _tensor(decoded) * output_scale(model)
 
 
 def trainable(module: nn.Module) -> dict[str, torch.nn.Parameter]:

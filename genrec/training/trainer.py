@@ -159,8 +159,8 @@ class SafeTrainer(Trainer):  # type: ignore[misc]
         step = self.state.global_step + 1
         return TrainingDiverged(
             f"step {step}: loss {loss}, gradient norm {norm}; the weights of step {step - 1} were not changed",
-            hint="a lower learning_rate or more warmup_steps; the last checkpoint in "
-            f"{self.args.output_dir} is complete and training goes on from it",
+            hint="start again, in another folder, with a lower learning_rate or more warmup_steps; the checkpoints in "
+            f"{self.args.output_dir}, if any, are complete",
         )
 
     # --- checkpoints ---------------------------------------------------------------------------------------

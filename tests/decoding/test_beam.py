@@ -143,6 +143,29 @@ def test_a_certified_list_is_the_exact_one(data):
         np.testing.assert_allclose(listed.scores[0, : len(exact)], exact, atol=1e-5)
 
 
+@pytest.mark.parametrize("normalize", ["vocab", "children"])
+def test_no_certificate_is_wrong_whichever_way_an_identifier_was_dropped(normalize):
+    """Ragged identifiers are dropped in four ways: each alone would make a wrong list look exact."""
+    random = np.random.default_rng(0)
+    n_certified = 0
+    for seed in range(250):
+        rows = random.integers(0, 3, (12, 2))
+        rows[:, 1] = np.where(random.random(12) < 0.5, -1, rows[:, 1])
+        codes = ItemCodes.from_int(rows, (3, 3), "c")
+        n_beams, top_k = random.integers(1, 5), random.integers(1, 8)
+        logp = random_logp((3, 3), ragged=codes.ragged, seed=seed)
+        denied = random.integers(0, 12, 3)
+        deny = Histories.from_lists([denied])
+        _, listed = search(codes, logp, [0], n_beams=int(n_beams), normalize=normalize, deny=deny, top_k=int(top_k))
+        if listed.certified[0]:
+            trie = dict_trie(codes.as_int(), ragged=codes.ragged) if normalize == "children" else None
+            slow = exhaustive_scores(codes.as_int(), (3, 3), logp, row=0, ragged=codes.ragged, trie=trie)
+            slow[denied] = -np.inf
+            np.testing.assert_allclose(listed.scores[0], np.sort(slow)[::-1][:top_k], atol=1e-5)
+            n_certified += 1
+    assert 50 < n_certified < 250
+
+
 def test_certificates_are_given_and_refused():
     rows = np.stack(np.unravel_index(np.arange(64), (4, 4, 4)), axis=1)
     codes = ItemCodes.from_int(rows, (4, 4, 4), "c")

@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from genrec.data.catalog import ItemCatalog
 from genrec.data.histories import Histories
 from genrec.decoding.deny import dead_nodes
 from genrec.decoding.index import CatalogIndex
@@ -140,3 +141,11 @@ def test_a_list_is_certified_only_above_everything_pruned(top_k, pruned, expecte
         pruned=np.array([pruned], dtype=np.float32),
     )
     assert got.certified.tolist() == [expected]
+
+
+def test_lists_as_item_ids_leave_the_padding_out():
+    index = CatalogIndex.build(ItemCodes.from_int([[0], [1], [2]], (3,), "c"), np.arange(3, dtype=np.uint64))
+    leaves, scores = np.array([[2, 0], [-1, -1]]), np.array([[-1.0, -2.0], [-np.inf, -np.inf]], dtype=np.float32)
+    listed = list_items(index, leaves, scores, top_k=3, normalize="vocab")
+    catalog = ItemCatalog(("x", "y", "z"), {"title": ["X", "Y", "Z"]})
+    assert listed.to_ids(catalog) == [["z", "x"], []] and listed.lengths.tolist() == [2, 0]

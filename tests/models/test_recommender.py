@@ -123,6 +123,14 @@ def test_seen_items_are_seen_even_beyond_the_prompt(fixed_case):
     np.testing.assert_allclose(kept.scores[0], kept.scores[1], atol=1e-5)  # the prompt is the same
 
 
+def test_seen_items_take_no_beam(fixed_case):
+    """One beam finds an unseen item although all others are seen, in every row of every batch."""
+    first = fixed_case.codes.as_int()[:, 0]
+    rows = Histories.from_lists([np.flatnonzero(first != code) for code in (3, 0, 1)])
+    got = fixed_case.recommender(batch_size=2).recommend(rows, SearchOptions(top_k=1, n_beams=1))
+    assert first[got.items[:, 0]].tolist() == [3, 0, 1]
+
+
 def test_training_mode_comes_back_and_does_not_matter(fixed_case):
     plain = fixed_case.recommender().recommend(fixed_case.histories, top_k=3)
     fixed_case.model.train()
@@ -177,8 +185,13 @@ def test_no_users_no_items_no_trouble(fixed_case):
     assert isinstance(recommender, Recommender) and recommender.n_items == 40
     got = recommender.recommend(Histories.from_lists([]), top_k=4)
     assert got.items.shape == (0, 4)
-    with pytest.raises(DataError, match="item numbers"):
-        recommender.recommend([[40]])
+    for unknown in (40, -1):
+        # also where the item is too old to enter the prompt
+        for history in ([unknown], [unknown, *range(25)]):
+            with pytest.raises(DataError, match="item numbers"):
+                recommender.recommend([history])
+    with pytest.raises(DataError, match="item 40 is not in the index"):
+        recommender.score([[1]], [3, 40])
 
 
 def test_parts_that_do_not_belong_together_are_refused(fixed_case):

@@ -6,6 +6,8 @@ import torch
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
+    MT5Config,
+    MT5ForConditionalGeneration,
     Qwen2Config,
     Qwen2ForCausalLM,
     T5Config,
@@ -108,6 +110,22 @@ def test_t5_variants(options):
     )
     model = T5ForConditionalGeneration(config).eval()
     assert model.config.scale_decoder_outputs is (not options)
+    walk_and_compare(model, token_map, prompts_for(token_map, "encoder"), normalize="vocab", atol=2e-5)
+
+
+def test_mt5_does_not_scale_its_states():
+    torch.manual_seed(0)
+    token_map = TokenMap((5, 4, 3))
+    config = MT5Config(
+        vocab_size=token_map.vocab_size,
+        d_model=24,
+        d_kv=8,
+        d_ff=40,
+        num_layers=2,
+        num_heads=4,
+        decoder_start_token_id=0,
+    )
+    model = MT5ForConditionalGeneration(config).eval()
     walk_and_compare(model, token_map, prompts_for(token_map, "encoder"), normalize="vocab", atol=2e-5)
 
 

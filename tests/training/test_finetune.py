@@ -132,8 +132,22 @@ def test_another_training_in_the_folder_is_refused(tmp_path):
     data = walks(seed=5)
     with pytest.raises(ConfigError, match="histories"):
         finetune(tiny_model("decoder", data), data, SHORT, tmp_path)
+    data = walks()
+    asked = dataclasses.replace(data.valid, targets=data.valid.histories.last(1))
+    data = dataclasses.replace(data, valid=asked)
+    with pytest.raises(ConfigError, match="valid"):  # its best weights were chosen by other questions
+        finetune(tiny_model("decoder", data), data, SHORT, tmp_path)
     # what only says how to run may change
     run("decoder", tmp_path, dataclasses.replace(SHORT, save_every=7, max_seconds=60.0))
+
+
+def test_other_users_are_another_training(tmp_path):
+    data = walks(n_user_tokens=3)
+    short = dataclasses.replace(SHORT, max_steps=2)
+    finetune(tiny_model("decoder", data), data, short, tmp_path, evaluate=constant)
+    renamed = dataclasses.replace(data, user_ids=[f"{user}!" for user in data.user_ids])
+    with pytest.raises(ConfigError, match="users"):
+        finetune(tiny_model("decoder", data), renamed, short, tmp_path, evaluate=constant)
 
 
 def test_early_stopping_returns_the_best_weights(tmp_path):

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from transformers import MT5Config, MT5ForConditionalGeneration, T5Config, T5ForConditionalGeneration
 
 from genrec.data.histories import Histories
 from genrec.decoding.beam import beam_search
@@ -80,6 +81,18 @@ def test_loss_is_minus_the_score_of_the_search(kind, softmax, ragged):
             want -= float(listed.scores[0][listed.items[0] == items[target]][0])
     got = module(**collate(samples), scale=1.0)
     assert got.item() == pytest.approx(want, rel=1e-4)
+
+
+@pytest.mark.parametrize("family", [(T5Config, T5ForConditionalGeneration), (MT5Config, MT5ForConditionalGeneration)])
+def test_hidden_states_are_what_the_output_layer_of_the_stock_model_gets(family):
+    """T5 scales them, mT5 does not."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 24, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
+    model = family[1](family[0](**sizes, decoder_start_token_id=0)).eval()
+    module = TrainingModule(model, CodeLoss(walks().token_map, "vocab"))
+    inputs = {"input_ids": torch.tensor([[4, 5, 1]]), "decoder_input_ids": torch.tensor([[0, 7]])}
+    got = module.hidden(**inputs) @ model.get_output_embeddings().weight.T
+    torch.testing.assert_close(got, model(**inputs).logits, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["decoder", "t5"])

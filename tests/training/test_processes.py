@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from genrec.errors import ConfigError
 from genrec.testing.walks import tiny_model, walks
 from genrec.training.finetune import finetune
 from genrec.training.module import trainable
@@ -75,8 +76,25 @@ def kills(tmp_path, n_kills, seed):
     first, second = (trainable(result.model) for result in (whole, parts))
     for name in first:
         assert torch.equal(first[name], second[name]), name
-    left = [p.name for p in (tmp_path / "parts").iterdir()]
+    left = [p.name for p in (tmp_path / "parts").iterdir() if p.name != ".lock"]
     assert len(left) == 2 and all(name.startswith("checkpoint-") for name in left)
+
+
+def test_a_second_training_in_the_folder_is_refused_while_the_first_runs(tmp_path):
+    settings = TrainSettings(**{**SETTINGS, "epochs": 1})
+    data = walks()
+    tried = []
+
+    def meanwhile(_):
+        if not tried:
+            tried.append(1)
+            with pytest.raises(ConfigError, match="in use by another training"):
+                finetune(tiny_model("decoder", data), data, settings, tmp_path)
+        return {"recall@10": 0.0}
+
+    first = finetune(tiny_model("decoder", data), data, settings, tmp_path, evaluate=meanwhile)
+    assert tried and first.status == "finished"
+    assert run_here(tmp_path, settings).status == "finished"  # afterwards the folder is free
 
 
 def test_two_kills_lose_nothing(tmp_path):
@@ -100,7 +118,7 @@ def test_a_signal_ends_training_after_the_step_with_a_checkpoint(number, tmp_pat
 
     result = finetune(tiny_model("decoder", data), data, settings, tmp_path, evaluate=interrupted)
     assert (result.status, result.steps, result.complete) == ("interrupted", 1, False)
-    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-00000001"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "checkpoint-00000001"]
     assert signal.getsignal(number) == handler
     assert run_here(tmp_path, settings).status == "finished"
 
