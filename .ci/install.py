@@ -54,7 +54,7 @@ def commands(venv: Path, extras: str, *, gpu: bool, cpu_wheels: str | None) -> l
 def stamp_of(extras: str) -> str:
     """Changes when a file that decides what is installed changes."""
     text = b"".join((ROOT / name).read_bytes() for name in ("pyproject.toml", "constraints.txt"))
-    return hashlib.sha256(text + extras.encode()).hexdigest()
+    return hashlib.sha256(text + f"{extras} {sys.version}".encode()).hexdigest()
 
 
 def main() -> int:

@@ -54,9 +54,8 @@ from genrec.errors import ArtifactError, ConfigError, GenrecError
 from genrec.evaluation.run import evaluate
 from genrec.metrics.significance import Interval, bootstrap_means
 from genrec.models.bundle import load_bundle
-from genrec.pipeline.model_stages import TrainingPaused, train
+from genrec.pipeline.model_stages import TrainingPaused, train, trained
 from genrec.pipeline.recipe import PipelineRecipe
-from genrec.training.finetune import MAY_CHANGE
 
 PAUSED = 75
 SHARD = 15 * 10**6
@@ -80,15 +79,6 @@ class Budget:
             raise TrainingPaused(f"{max(left, 0):.0f} s are left, the next piece needs {needed:.0f} s")
         self.worked = True
         return max(left, 1e-3)
-
-
-def trained(folder: Path, recipe: PipelineRecipe) -> bool:
-    """Whether the run folder holds the model of this recipe."""
-    if not (artifacts.exists(folder / "training") and artifacts.exists(folder / "bundle")):
-        return False
-    old = recipes.from_dict(PipelineRecipe, artifacts.read(folder / "bundle", verify=False).recipe)
-    how = replace(old.train, **{name: getattr(recipe.train, name) for name in MAY_CHANGE})
-    return replace(old, train=how, evaluate=recipe.evaluate) == recipe
 
 
 def measured(folder: Path, recipe: PipelineRecipe, budget: Budget) -> dict[str, Interval]:

@@ -48,7 +48,7 @@ def demo_ratio(options: Options, other: str) -> Measured:
 
 
 def import_seconds(options: Options) -> Measured:
-    """CPU seconds of `import genrec` beyond starting Python, median of 9 interleaved pairs."""
+    """CPU seconds of `import genrec` beyond starting Python, median of 9 processes."""
     command = "import time; t = time.process_time(); import genrec; print(time.process_time() - t)"
     found = [
         float(subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True).stdout)
@@ -79,15 +79,18 @@ def rq_kmeans_fit(options: Options) -> Measured:
             start = time.process_time()
             RqKMeans(RqKMeansSettings(n_levels=3, level_size=256, collisions="suffix")).fit(source, seed=0)
             times.append(time.process_time() - start)
-    return Measured(statistics.median(times), spread=times, budget="one thread, median of 3")
+    return Measured(
+        statistics.median(times), spread=times, budget="one thread, median of 3, synthetic vectors of Beauty's size"
+    )
 
 
 def save_kill_lost(options: Options) -> Measured:
     """Acknowledged saves lost over 200 `kill -9` at random moments."""
     command = [sys.executable, str(HERE / "save_kill.py")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    row = json.loads(done.stdout.strip().splitlines()[-1])
-    return Measured(row["value"], spread=row.get("spread"), budget=row.get("unit", ""))
+    rows = [json.loads(line) for line in done.stdout.strip().splitlines()]
+    row = next(r for r in rows if r["figure"] == "save_kill_lost")
+    return Measured(row["value"], spread=row["seen"], budget=row["command"])
 
 
 def padding_share(options: Options) -> Measured:

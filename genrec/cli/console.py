@@ -45,8 +45,6 @@ def announce(folder: Path, resolved: Resolved[PipelineRecipe], todo: Sequence[St
     """Run the stages, printing each with its time and peak memory; returns the ledger."""
     from transformers.utils.logging import disable_progress_bar
 
-    from genrec import artifacts
-    from genrec.formats import to_json_bytes
     from genrec.pipeline import runner
 
     logging.basicConfig(level=logging.INFO, format="    %(message)s", stream=sys.stderr, force=True)
@@ -60,8 +58,6 @@ def announce(folder: Path, resolved: Resolved[PipelineRecipe], todo: Sequence[St
     for path, value, origin in resolved.describe():
         if origin == "given":
             print(f"    {path} = {value}")
-    folder.mkdir(parents=True, exist_ok=True)
-    artifacts.atomic_write_bytes(folder / "recipe.json", to_json_bytes(resolved.as_dict()))
     number = {stage.name: f"[{n}/{len(todo)}]" for n, stage in enumerate(todo, 1)}
 
     def say(what: Planned | Stage, line: dict[str, Any] | None) -> None:
@@ -72,13 +68,12 @@ def announce(folder: Path, resolved: Resolved[PipelineRecipe], todo: Sequence[St
             took = f"{seconds_text(line['wall_seconds'])}, peak {bytes_text(line['peak_bytes'])}"
             print(f"    done in {took}", flush=True)
 
-    return runner.run(folder, todo, say)
+    return runner.run(folder, todo, say, recipe=resolved.as_dict())
 
 
 def finish(folder: Path, recipe: PipelineRecipe) -> None:
     """Print the results of a finished run: the table, how to read it, a few lists, where the rest is."""
     from genrec.evaluation.report import results_table
-    from genrec.models.bundle import load_bundle
     from genrec.pipeline.report_stage import TABLE, example_lists, headline, load_reports
 
     reports = load_reports(folder, recipe)
@@ -87,7 +82,7 @@ def finish(folder: Path, recipe: PipelineRecipe) -> None:
     for line in headline(reports, recipe.model.kind):
         print(line)
     print()
-    print(example_lists(folder, load_bundle(folder / "bundle")))
+    print(example_lists(folder, recipe))
     print()
     print(f"report: {folder / 'report' / 'report.md'}")
     print(f"try:    genrec recommend {folder} --user USER   (or --history ID,ID,...)")

@@ -34,17 +34,18 @@ def _root(
 
 
 def main() -> None:
-    """Run the command line; a :class:`GenrecError` becomes one line and a hint, exit code 1."""
+    """Run the command line; a :class:`GenrecError` becomes one line and a hint, exit code 1 (75: paused)."""
     # torch's threads wait for each other by spinning: on a machine with other work, a step then takes 10 to 1000
     # times as long. Sleeping costs a little on an idle machine. Read by OpenMP when torch is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except GenrecError as error:
-        print(f"error: {error}", file=sys.stderr)
+        paused = type(error).__name__ == "TrainingPaused"  # by name: its module imports torch
+        print(str(error) if paused else f"error: {error}", file=sys.stderr)
         if error.hint:
             print(f"hint: {error.hint}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(75 if paused else 1)
     except KeyboardInterrupt:
         print("interrupted: run the same command again to go on where it stopped", file=sys.stderr)
         sys.exit(130)

@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import shutil
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from genrec.data.catalog import ItemCatalog
 from genrec.data.interactions import Interactions
 from genrec.data.splits import Split
 from genrec.decoding.index import CatalogIndex
+from genrec.decoding.interface import SearchOptions
 from genrec.errors import GenrecError
 from genrec.evaluation.run import evaluate
 from genrec.item_tokenizers.codes import ItemCodes
@@ -32,6 +32,9 @@ from genrec.vocab.token_map import TokenMap
 
 log = logging.getLogger(__name__)
 
+TRAIN_VERSION = 1
+"""Raise it when the code trains differently: finished and unfinished trainings are then done again."""
+
 
 class TrainingPaused(GenrecError):
     """Training stopped before its end, with a checkpoint: by a signal, or at ``max_seconds``."""
@@ -41,17 +44,22 @@ def train(folder: Path, recipe: PipelineRecipe) -> None:
     """Train the model to write identifiers: artifacts ``training`` (the log) and ``bundle`` (the model).
 
     Goes on from ``checkpoints/`` in the run folder. Raises :class:`TrainingPaused` when it is not finished.
+    A bundle of the same training that is already there, say from another machine, is kept.
     Runs from artifacts alone: ``split``, ``codes`` and, if it is there, ``catalog``.
     """
+    if trained(folder, recipe):
+        log.info("the model of this recipe is already there")
+        return
+    key = training_key(folder, recipe)
     cut, codes = Split.load(folder / "split"), ItemCodes.load(folder / "codes")
     token_map = TokenMap.of(codes, n_user_tokens=recipe.n_user_tokens)
     settings = seeded(recipe.train, recipe.seed)
-    users = _user_ids(folder, recipe)
+    users = user_ids(folder, recipe)
     data = TrainingData(cut.train(), codes, token_map, valid=cut.queries("valid"), user_ids=users)
     model = build(recipe.model, token_map, seed=recipe.seed)
     n_weights = sum(w.numel() for w in model.parameters())
     log.info("%s, %.2f M weights, vocabulary %d", type(model).__name__, n_weights / 1e6, token_map.vocab_size)
-    result = finetune(model, data, settings, _checkpoints(folder, recipe, codes))
+    result = finetune(model, data, settings, _checkpoints(folder, key))
     if not result.complete:
         raise TrainingPaused(
             f"training stopped at step {result.steps} ({result.status})",
@@ -61,26 +69,42 @@ def train(folder: Path, recipe: PipelineRecipe) -> None:
         return
     _save_training(folder, recipe, result)
     index = CatalogIndex.load(folder / "index", codes=codes)
-    search = replace(decoding_settings(settings), n_beams=recipe.evaluate.n_beams)
+    search = decoding_settings(settings, n_beams=SearchOptions().n_beams)
     save_bundle(
         folder / "bundle",
         GenerativeRecommender(result.model, token_map, codes, index, search, user_ids=users),
         catalog=_catalog(folder),
         recipe=recipes.to_json(recipe),
+        parents={"training": key},
         overwrite=True,
     )
 
 
-def _user_ids(folder: Path, recipe: PipelineRecipe) -> tuple[str, ...] | None:
+def user_ids(folder: Path, recipe: PipelineRecipe) -> tuple[str, ...] | None:
     """The ids behind user numbers, where the vocabulary has user tokens."""
     return Interactions.load(folder / "interactions").user_ids if recipe.n_user_tokens else None
 
 
-def _checkpoints(folder: Path, recipe: PipelineRecipe, codes: ItemCodes) -> Path:
-    """The folder for checkpoints of exactly this training; those of another recipe are deleted."""
-    train = {k: v for k, v in recipes.to_json(recipe.train).items() if k not in MAY_CHANGE}
-    parts = [train, recipes.to_json(recipe.model), recipe.seed, recipe.n_user_tokens, codes.fingerprint]
-    own = folder / "checkpoints" / hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+def training_key(folder: Path, recipe: PipelineRecipe) -> str:
+    """Hash of all that decides a training: recipe, identifiers, histories and the version of this code."""
+    train_part = {k: v for k, v in recipes.to_json(recipe.train).items() if k not in MAY_CHANGE}
+    read = ["split", "codes", *(["interactions"] if recipe.n_user_tokens else [])]
+    digests = [artifacts.read(folder / name, verify=False).digest for name in read]
+    parts = [TRAIN_VERSION, train_part, recipes.to_json(recipe.model), recipe.seed, recipe.n_user_tokens, digests]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def trained(folder: Path, recipe: PipelineRecipe) -> bool:
+    """Whether the folder holds the finished training of exactly this recipe on these artifacts."""
+    if not (artifacts.exists(folder / "training") and artifacts.exists(folder / "bundle")):
+        return False
+    found = artifacts.read(folder / "bundle", verify=False)
+    return found.parents.get("training") == training_key(folder, recipe)
+
+
+def _checkpoints(folder: Path, key: str) -> Path:
+    """The folder for checkpoints of exactly this training; those of another one are deleted."""
+    own = folder / "checkpoints" / key[:16]
     for other in (folder / "checkpoints").glob("*"):
         if other != own and other.is_dir():
             shutil.rmtree(other, ignore_errors=True)
@@ -121,7 +145,7 @@ def _catalog(folder: Path) -> ItemCatalog | None:
 def evaluate_model(folder: Path, recipe: PipelineRecipe) -> None:
     """Evaluate the trained model on the test part: artifact ``eval/<kind of the model>``."""
     cut = Split.load(folder / "split")
-    bundle = load_bundle(folder / "bundle", device=_device(), user_ids=_user_ids(folder, recipe))
+    bundle = load_bundle(folder / "bundle", device=_device(), user_ids=user_ids(folder, recipe))
     report = evaluate(
         bundle.recommender,
         cut.queries("test"),

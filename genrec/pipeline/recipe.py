@@ -127,6 +127,11 @@ class PipelineRecipe:
         for name in self.baselines:
             if name not in BASELINES:
                 raise ConfigError(f"baselines: expected names out of {', '.join(BASELINES)}, got {name!r}")
+        blocks = {"train": self.train, "sasrec": self.sasrec}
+        blocks |= {f"embeddings.{n}": b.lsa or b.ppmi or b.svd for n, b in enumerate(self.embeddings)}
+        for where, block in blocks.items():
+            if getattr(block, "seed", 0) not in (0, self.seed):
+                raise ConfigError(f"{where}.seed: the pipeline's seed is the seed of every stage; set seed instead")
         if "oracle" in self.baselines and self.data.synthetic is None:
             raise ConfigError("baselines: 'oracle' needs synthetic data, whose generator is known")
         if not self.embeddings:

@@ -16,9 +16,10 @@ from genrec.data.splits import Split
 from genrec.evaluation.compare import comparison_table
 from genrec.evaluation.report import EvalReport, reports_json, results_table
 from genrec.item_tokenizers.codes import ItemCodes
-from genrec.models.bundle import Bundle, load_bundle
+from genrec.models.bundle import load_bundle
 from genrec.pipeline import figures
 from genrec.pipeline.data_stages import describe_codes
+from genrec.pipeline.model_stages import user_ids
 from genrec.pipeline.recipe import PipelineRecipe
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ def report(folder: Path, recipe: PipelineRecipe) -> None:
     codes = ItemCodes.load(folder / "codes")
     training = artifacts.read(folder / "training", kind="training")
     curve = artifacts.load_json(training.path / "log.json")
-    examples = example_lists(folder, load_bundle(folder / "bundle"))
+    examples = example_lists(folder, recipe)
     with artifacts.write(folder / "report", kind="report", recipe=recipes.to_json(recipe), overwrite=True) as draft:
         pictures = _pictures(draft.dir, reports, codes, curve, recipe)
         text = _markdown(recipe, reports, codes, training.meta, examples, pictures)
@@ -82,10 +83,9 @@ def _pictures(
     return found
 
 
-def example_lists(folder: Path, bundle: Bundle, n: int = N_EXAMPLES) -> str:
+def example_lists(folder: Path, recipe: PipelineRecipe, n: int = N_EXAMPLES) -> str:
     """Histories of a few test users with what the model recommends, as text."""
-    if not artifacts.exists(folder / "catalog"):
-        return ""
+    bundle = load_bundle(folder / "bundle", user_ids=user_ids(folder, recipe))
     catalog = ItemCatalog.load(folder / "catalog")
     titles = catalog.text("title", clean=True)
     queries = Split.load(folder / "split").queries("test")
@@ -95,7 +95,7 @@ def example_lists(folder: Path, bundle: Bundle, n: int = N_EXAMPLES) -> str:
     # users with a usual history are easier to judge than the longest or shortest ones
     order = np.argsort(np.abs(lengths - np.median(lengths)), kind="stable")
     picked = queries.take(np.sort(order[:n]))
-    lists = bundle.recommender.recommend(picked.histories, top_k=5)
+    lists = bundle.recommender.recommend(picked.histories, users=picked.users, top_k=5)
     lines = []
     for row in range(len(picked)):
         asked = set(picked.targets[row].tolist())

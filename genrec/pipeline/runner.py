@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from genrec import artifacts
 from genrec.errors import ArtifactError, ConfigError
+from genrec.formats import to_json_bytes
 
 log = logging.getLogger(__name__)
 
@@ -147,15 +148,21 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def run(
-    folder: Path, stages: Sequence[Stage], say: Callable[[Planned | Stage, dict[str, Any] | None], None]
+    folder: Path,
+    stages: Sequence[Stage],
+    say: Callable[[Planned | Stage, dict[str, Any] | None], None],
+    recipe: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Run what is not done; returns the ledger. ``say(planned, None)`` is called before, ``say(stage, line)`` after.
 
-    Raises what a stage raises; everything finished before stays and is not run again.
+    ``recipe`` is kept as recipe.json. Raises what a stage raises; what was finished before stays and is not run
+    again.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
         artifacts.sweep(folder)
+        if recipe is not None:
+            artifacts.atomic_write_bytes(folder / "recipe.json", to_json_bytes(recipe))
         ledger = _read_ledger(folder)
         done: dict[str, dict[str, str]] = {}
         for stage in stages:

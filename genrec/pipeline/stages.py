@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -58,26 +59,29 @@ def stages(recipe: PipelineRecipe, folder: Path) -> list[Stage]:
         ),
         Stage(
             "tokenize", ("item_tokenizer", "codes", "index"), partial(data_stages.tokenize, recipe=recipe),
-            recipe=part("tokenizer", "shuffle_identifiers", "seed"), needs=("embed",), estimate=costs.tokenize,
+            recipe=part("tokenizer", "shuffle_identifiers", "seed"), needs=("prepare", "split", "embed"),
+            inputs=_tokenizer_code(recipe), estimate=costs.tokenize,
             about="item identifiers",
         ),
     ]  # fmt: skip
+    users = ("prepare",) if recipe.n_user_tokens else ()
     found += [_baseline(name, recipe, part, costs) for name in recipe.baselines]
     found += [
         Stage(
             "train", ("training", "bundle"), partial(model_stages.train, recipe=recipe),
-            recipe=part("model", "train", "n_user_tokens", "seed"), needs=("split", "tokenize"), estimate=costs.train,
+            recipe=part("model", "train", "n_user_tokens", "seed"), needs=(*users, "split", "tokenize"),
+            version=model_stages.TRAIN_VERSION, estimate=costs.train,
             about=f"train the {recipe.model.kind} to write identifiers",
         ),
         Stage(
             "evaluate", (f"eval/{recipe.model.kind}",), partial(model_stages.evaluate_model, recipe=recipe),
-            recipe=part("evaluate", "split", "seed"), needs=("split", "train"), estimate=costs.evaluate,
+            recipe=part("evaluate", "split", "seed"), needs=(*users, "split", "train"), estimate=costs.evaluate,
             about="constrained beam search for every test user",
         ),
         Stage(
             "report", ("report",), partial(report_stage.report, recipe=recipe),
-            recipe={"baselines": list(recipe.baselines)},
-            needs=("evaluate", *(f"evaluate {name}" for name in recipe.baselines)),
+            recipe=part(),
+            needs=("prepare", "split", "tokenize", "train", "evaluate", *(f"evaluate {n}" for n in recipe.baselines)),
             estimate=costs.report, about="tables, pictures, examples",
         ),
     ]  # fmt: skip
@@ -103,7 +107,7 @@ class _Parts:
             del self._all["train"][name]
 
     def __call__(self, *names: str) -> dict[str, Any]:
-        return {name: self._all[name] for name in names}
+        return {name: self._all[name] for name in names or self._all}
 
 
 def _baseline(name: str, recipe: PipelineRecipe, part: _Parts, costs: Costs) -> Stage:
@@ -124,4 +128,13 @@ def _inputs(recipe: PipelineRecipe) -> dict[str, str]:
 
 
 def _vector_files(recipe: PipelineRecipe) -> dict[str, str]:
-    return {b.file: file_digest(Path(b.file)) for b in recipe.embeddings if b.file}
+    """Digests of vectors and encoders that lie in files of the user."""
+    named = [b.file or (b.sentence.model if b.sentence is not None else "") for b in recipe.embeddings]
+    return {name: file_digest(Path(name)) for name in named if name and Path(name).exists()}
+
+
+def _tokenizer_code(recipe: PipelineRecipe) -> dict[str, str]:
+    """Digest of the module of a third-party tokenizer: its code is part of the recipe."""
+    module, colon, _ = str(recipe.tokenizer["kind"]).partition(":")
+    found = find_spec(module) if colon else None
+    return {module: file_digest(Path(found.origin))} if found is not None and found.origin else {}

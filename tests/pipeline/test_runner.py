@@ -112,10 +112,11 @@ def test_a_stage_that_does_not_write_its_outputs_is_an_error(tmp_path: Path) -> 
 def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
     def again(folder: Path) -> None:
         with pytest.raises(ConfigError, match="in use"):
-            runner.run(folder, chain([]), silent)
+            runner.run(folder, chain([]), silent, recipe={"which": "second"})
         writing("a", [])(folder)
 
-    runner.run(tmp_path, [Stage("a", ("a",), again)], silent)
+    runner.run(tmp_path, [Stage("a", ("a",), again)], silent, recipe={"which": "first"})
+    assert artifacts.load_json(tmp_path / "recipe.json") == {"which": "first"}
 
 
 def test_the_ledger_has_time_and_memory(tmp_path: Path) -> None:

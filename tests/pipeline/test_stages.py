@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from genrec.embeddings.text import LsaSettings
 from genrec.errors import ConfigError
 from genrec.item_tokenizers.codes import ItemCodes
 from genrec.models.backbone import DecoderSettings
-from genrec.pipeline import data_stages, model_stages
+from genrec.pipeline import baseline_stages, data_stages, model_stages, report_stage
 from genrec.pipeline.recipe import Block, DataSettings, PipelineRecipe, SplitSettings
 from genrec.pipeline.stages import load_recipe, stages
 from genrec.training.settings import TrainSettings
@@ -73,7 +74,8 @@ def test_what_a_change_touches(change: dict, affected: set[str]) -> None:
     """Stages whose own key changes; what is downstream of them follows their output."""
     before = {s.name: s.recipe for s in stages(RECIPE, Path("x"))}
     after = {s.name: s.recipe for s in stages(replace(RECIPE, **change), Path("x"))}
-    assert {name for name in before if before[name] != after[name]} == affected
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed - {"report"} == affected  # the report names the whole recipe
 
 
 def test_needs_name_earlier_stages() -> None:
@@ -128,7 +130,34 @@ def test_user_tokens_reach_the_prompt(prepared: Path) -> None:
     recipe = replace(RECIPE, n_user_tokens=7, train=replace(RECIPE.train, epochs=1))
     model_stages.train(prepared, recipe)
     model_stages.evaluate_model(prepared, recipe)
-    assert artifacts.exists(prepared / "eval" / "decoder")
+    baseline_stages.evaluate_baseline(prepared, recipe, "popularity")
+    report_stage.report(prepared, recipe)
+    assert "is offered" in (prepared / "report" / "report.md").read_text()
+
+
+def test_another_split_trains_anew_although_the_identifiers_are_the_same(prepared: Path) -> None:
+    model_stages.train(prepared, RECIPE)
+    first = artifacts.read(prepared / "bundle").parents["training"]
+    other = replace(RECIPE, split=SplitSettings(kind="time", valid_fraction=0.2, test_fraction=0.2))
+    data_stages.split(prepared, other)
+    model_stages.train(prepared, other)
+    assert artifacts.read(prepared / "bundle").parents["training"] != first
+
+
+def test_a_bundle_from_another_machine_is_kept(prepared: Path) -> None:
+    model_stages.train(prepared, RECIPE)
+    shutil.rmtree(prepared / "checkpoints")
+    before = artifacts.read(prepared / "bundle").created
+    model_stages.train(prepared, RECIPE)
+    assert artifacts.read(prepared / "bundle").created == before
+    assert not (prepared / "checkpoints").exists()
+
+
+def test_seeds_inside_blocks_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"train\.seed"):
+        replace(RECIPE, train=replace(RECIPE.train, seed=3))
+    with pytest.raises(ConfigError, match=r"embeddings\.0\.seed"):
+        replace(RECIPE, embeddings=(Block(lsa=LsaSettings(dim=8, seed=3)),))
 
 
 def test_content_baselines_need_content() -> None:
