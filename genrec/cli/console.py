@@ -30,14 +30,14 @@ def bytes_text(n: float) -> str:
 
 def estimate_table(planned: Sequence[Planned], folder: Path) -> str:
     """The plan as a table: what will run, why, and what it is expected to cost here."""
-    lines = [f"plan for {folder}", f"{'stage':<26}{'will':<10}{'time':>10}{'memory':>10}   why"]
+    lines = [f"plan for {folder}", f"{'stage':<30}{'will':<10}{'time':>10}{'memory':>10}   why"]
     for p in planned:
         verb = "skip" if p.status == "done" else "run"
         cost = ("-", "-") if verb == "skip" else (seconds_text(p.estimate.seconds), bytes_text(p.estimate.bytes))
-        lines.append(f"{p.stage.name:<26}{verb:<10}{cost[0]:>10}{cost[1]:>10}   {p.reason}")
+        lines.append(f"{p.stage.name:<30}{verb:<10}{cost[0]:>10}{cost[1]:>10}   {p.reason}")
     total = sum(p.estimate.seconds for p in planned)
     peak = max((p.estimate.bytes for p in planned), default=0.0)
-    lines.append(f"{'total':<26}{'':<10}{seconds_text(total):>10}{bytes_text(peak):>10}   estimated, this machine")
+    lines.append(f"{'total':<30}{'':<10}{seconds_text(total):>10}{bytes_text(peak):>10}   estimated, this machine")
     return "\n".join(lines)
 
 

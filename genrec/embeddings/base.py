@@ -75,7 +75,7 @@ class ItemEmbeddings:
             raise FingerprintMismatch(
                 f"embeddings belong to catalog {self.catalog[:8]} ({self.n_items} items), "
                 f"got catalog {catalog.fingerprint[:8]} ({len(catalog)} items)",
-                hint="re-run `genrec embed` on this catalog",
+                hint="make the vectors anew for this catalog (`genrec run` does)",
             )
         return self
 

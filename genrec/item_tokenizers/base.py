@@ -77,7 +77,7 @@ class TokenizerSource:
         if self.embeddings is None:
             raise DataError(
                 "this item tokenizer needs item vectors, got none",
-                hint="run `genrec embed` first, or name an embeddings artifact in the recipe",
+                hint="pass embeddings=... to TokenizerSource.of (see genrec.embeddings)",
             )
         return self.embeddings.vectors
 
@@ -158,7 +158,7 @@ def load_state(path: str | Path, *, kind: str, catalog: str | None) -> Tokenizer
         if catalog is not None and manifest.catalog != catalog:
             raise FingerprintMismatch(
                 f"the item tokenizer was fitted on catalog {(manifest.catalog or '')[:8]}, got {catalog[:8]}",
-                hint="re-run `genrec tokenize` on this catalog, or load with catalog=None",
+                hint="fit an item tokenizer on this catalog, or load with catalog=None",
             )
         history = manifest.path / "history.json"
         return TokenizerState(

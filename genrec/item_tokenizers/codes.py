@@ -235,7 +235,7 @@ def check_catalog(what: str, found: str, expected: str | None) -> None:
     if expected is not None and found != expected:
         raise FingerprintMismatch(
             f"{what} belong to catalog {found[:8] or '(none)'}, got catalog {expected[:8]}",
-            hint="re-run `genrec tokenize` on this catalog",
+            hint="make the codes anew for this catalog (`genrec run` does)",
         )
 
 

@@ -48,7 +48,8 @@ class DataSettings:
     """Where the catalog and the log come from: ``synthetic`` (made by the package) or ``reader`` (files).
 
     on_error: what a malformed row does: fail, or skip and count. user_core, item_core: keep only users and
-    items with at least so many events, repeatedly (0 = no filter; items without events stay then).
+    items with at least so many events, repeatedly (0 = no filter; items without events stay then). get_it: where
+    the data come from, told to whoever does not have them.
     """
 
     synthetic: SyntheticSettings | None = None
@@ -56,6 +57,7 @@ class DataSettings:
     on_error: Literal["fail", "skip"] = "fail"
     user_core: int = 0
     item_core: int = 0
+    get_it: str = ""
 
     def __post_init__(self) -> None:
         _exactly_one(self, ("synthetic", "reader"), "data")

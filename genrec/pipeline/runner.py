@@ -66,7 +66,8 @@ class Planned:
     estimate: Estimate
 
 
-def _read_ledger(folder: Path) -> dict[str, Any]:
+def read_ledger(folder: Path) -> dict[str, Any]:
+    """What is done in a run folder: stage name → key, inputs, outputs, cost; empty where nothing is."""
     file = folder / LEDGER
     if not file.exists():
         return {}
@@ -119,7 +120,7 @@ def _state(folder: Path, stage: Stage, ledger: dict[str, Any], done: dict[str, d
 
 def plan(folder: Path, stages: Sequence[Stage]) -> list[Planned]:
     """What :func:`run` would do, without doing it."""
-    ledger = _read_ledger(folder) if folder.exists() else {}
+    ledger = read_ledger(folder) if folder.exists() else {}
     done: dict[str, dict[str, str]] = {}
     planned = []
     for stage in stages:
@@ -163,7 +164,7 @@ def run(
         artifacts.sweep(folder)
         if recipe is not None:
             artifacts.atomic_write_bytes(folder / "recipe.json", to_json_bytes(recipe))
-        ledger = _read_ledger(folder)
+        ledger = read_ledger(folder)
         done: dict[str, dict[str, str]] = {}
         for stage in stages:
             status, reason = _state(folder, stage, ledger, done)
@@ -185,6 +186,7 @@ def _run_one(folder: Path, stage: Stage, done: dict[str, dict[str, str]]) -> dic
         raise ArtifactError(f"stage {stage.name!r} did not write all of {', '.join(stage.outputs)}")
     return {
         "key": _key(stage, done),
+        "inputs": stage.inputs,
         "outputs": outputs,
         "wall_seconds": round(time.perf_counter() - wall, 3),
         "cpu_seconds": round(time.process_time() - cpu, 3),
@@ -211,11 +213,11 @@ def peak_memory() -> int:
 
 
 def file_digest(path: Path) -> str:
-    """sha256 of a file's bytes, or of the names and bytes of a folder's files."""
+    """sha256 of a file's bytes, or of the names and bytes of the files directly in a folder."""
     if not path.exists():
         return "missing"
     total = hashlib.sha256()
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
     for file in files:
         total.update(str(file.relative_to(path)).encode())
         with file.open("rb") as handle:

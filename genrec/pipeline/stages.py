@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import partial
 from importlib.util import find_spec
@@ -9,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from genrec import recipes
-from genrec.errors import ConfigError
+from genrec.errors import ConfigError, DataError
 from genrec.item_tokenizers import registry
 from genrec.pipeline import baseline_stages, data_stages, model_stages, report_stage
 from genrec.pipeline.costs import Costs
 from genrec.pipeline.recipe import PipelineRecipe
-from genrec.pipeline.runner import Stage, file_digest
+from genrec.pipeline.runner import Stage, file_digest, read_ledger
 from genrec.training.finetune import MAY_CHANGE
+
+log = logging.getLogger(__name__)
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> recipes.Resolved[PipelineRecipe]:
@@ -33,7 +36,8 @@ def stages(recipe: PipelineRecipe, folder: Path) -> list[Stage]:
     found = [
         Stage(
             "prepare", ("catalog", "interactions"), partial(data_stages.prepare, recipe=recipe),
-            recipe=part("data"), inputs=_inputs(recipe), estimate=costs.prepare, about="read the catalog and the log",
+            recipe=part("data"), inputs=_inputs(recipe, folder), estimate=costs.prepare,
+            about="read the catalog and the log",
         ),
         Stage(
             "split", ("split",), partial(data_stages.split, recipe=recipe),
@@ -121,10 +125,23 @@ def _baseline(name: str, recipe: PipelineRecipe, part: _Parts, costs: Costs) -> 
     )  # fmt: skip
 
 
-def _inputs(recipe: PipelineRecipe) -> dict[str, str]:
-    """Digest of the data folder, so that changed files are read again."""
+def _inputs(recipe: PipelineRecipe, folder: Path) -> dict[str, str]:
+    """Digest of the data, so that changed files are read again.
+
+    Where the data are gone and were read before, what was read counts. Raises DataError if they never were there.
+    """
     reader = recipe.data.reader
-    return {} if reader is None else {"data": file_digest(Path(reader.path))}
+    if reader is None:
+        return {}
+    path = Path(reader.path)
+    if path.exists():
+        return {"data": file_digest(path)}
+    before = read_ledger(folder).get("prepare")
+    if before is None:
+        hint = f"get the data, or name their folder with --data. {recipe.data.get_it}".strip()
+        raise DataError(f"{path}: no such folder", hint=hint)
+    log.warning("%s is gone: going on with what was read from it before", path)
+    return dict(before["inputs"])
 
 
 def _vector_files(recipe: PipelineRecipe) -> dict[str, str]:

@@ -15,12 +15,12 @@ from genrec.data.readers import ReaderSettings
 from genrec.data.splits import Split
 from genrec.data.synthetic import tiny
 from genrec.embeddings.text import LsaSettings
-from genrec.errors import ConfigError
+from genrec.errors import ConfigError, DataError
 from genrec.item_tokenizers.codes import ItemCodes
 from genrec.models.backbone import DecoderSettings
-from genrec.pipeline import baseline_stages, data_stages, model_stages, report_stage
+from genrec.pipeline import baseline_stages, data_stages, model_stages, report_stage, runner
 from genrec.pipeline.recipe import Block, DataSettings, PipelineRecipe, SplitSettings
-from genrec.pipeline.stages import load_recipe, stages
+from genrec.pipeline.stages import load_recipe, stages, stages_until
 from genrec.training.settings import TrainSettings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,10 +44,15 @@ def prepared(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("path", PIPELINES, ids=lambda p: p.name)
-def test_ready_pipelines_are_valid_and_named_after_their_file(path: Path) -> None:
+def test_ready_pipelines_are_valid_and_named_after_their_file(path: Path, tmp_path: Path) -> None:
     recipe = load_recipe(path).value
     assert recipe.name == path.stem
-    assert len(stages(recipe, Path("nowhere"))) >= 8
+    if recipe.data.reader is not None:
+        with pytest.raises(DataError, match="no such folder") as error:
+            stages(recipe, tmp_path)
+        assert "https://" in str(error.value.hint)  # where to get them
+        recipe = load_recipe(path, [f"data.reader.path={tmp_path}"]).value
+    assert len(stages(recipe, tmp_path)) >= 8
     assert path.read_text().startswith("# genrec ")
 
 
@@ -78,10 +83,10 @@ def test_what_a_change_touches(change: dict, affected: set[str]) -> None:
     assert changed - {"report"} == affected  # the report names the whole recipe
 
 
-def test_needs_name_earlier_stages() -> None:
-    recipe = load_recipe(ROOT / "train" / "pipelines" / "games.yaml").value
+def test_needs_name_earlier_stages(tmp_path: Path) -> None:
+    recipe = load_recipe(ROOT / "train" / "pipelines" / "games.yaml", [f"data.reader.path={tmp_path}"]).value
     seen: set[str] = set()
-    for stage in stages(recipe, Path("x")):
+    for stage in stages(recipe, tmp_path):
         assert set(stage.needs) <= seen, stage.name
         seen.add(stage.name)
 
@@ -167,3 +172,17 @@ def test_content_baselines_need_content() -> None:
         PipelineRecipe(data=DataSettings(reader=ReaderSettings(format="neutral", path="x")), baselines=("oracle",))
     with pytest.raises(ConfigError, match="exactly one"):
         Block(lsa=LsaSettings(), sasrec=True)
+
+
+def test_data_that_are_gone_do_not_undo_what_was_read(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "log.csv").write_text("user_id,item_id,timestamp\nu,a,1\nu,b,2\nu,c,3\n")
+    columns = {"user_column": "user_id", "item_column": "item_id", "time_column": "timestamp"}
+    reader = ReaderSettings(format="tabular", path=data, interactions="log.csv", unknown_items="add", **columns)
+    recipe = PipelineRecipe(data=DataSettings(reader=reader))
+    first = stages_until(stages(recipe, tmp_path), "prepare")
+    runner.run(tmp_path, first, lambda *_: None)
+    shutil.rmtree(data)
+    again = stages_until(stages(recipe, tmp_path), "prepare")
+    assert [p.status for p in runner.plan(tmp_path, again)] == ["done"]

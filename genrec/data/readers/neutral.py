@@ -15,7 +15,7 @@ from genrec.data.readers.base import Ledger, Loaded, OnError, ReaderSettings, Re
 from genrec.data.readers.build import CONTEXT, ItemRows, finish, nested_to_text
 from genrec.data.readers.tables import Columns, read_events
 
-URL = "the neutral format is described in the documentation under 'data'; genrec export writes it"
+URL = "the neutral format is described in docs/data.md; genrec.data.export.export_neutral writes it"
 ITEMS = ("items.jsonl", "items.jsonl.gz")
 EVENTS = ("interactions.csv", "interactions.csv.gz", "interactions.parquet")
 
