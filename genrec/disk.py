@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from genrec.errors import ArtifactError
+from genrec.errors import ArtifactError, ConfigError
 
 try:
     import fcntl
@@ -92,6 +92,24 @@ def release(fd: int | None) -> None:
 def locked(folder: Path) -> Iterator[None]:
     """Hold the lock of ``folder`` during the block; waits for other holders."""
     fd = hold(folder, wait=True)
+    try:
+        yield
+    finally:
+        release(fd)
+
+
+@contextlib.contextmanager
+def claimed(folder: Path, what: str) -> Iterator[None]:
+    """Keep others out of ``folder`` during the block; the claim of a killed process ends with it.
+
+    Raises ConfigError "in use by another ``what``" instead of waiting.
+    """
+    file = folder / ".lock"
+    file.touch()
+    try:
+        fd = hold(file, wait=False)
+    except BlockingIOError:
+        raise ConfigError(f"{folder} is in use by another {what}", hint="wait for it, or use another folder") from None
     try:
         yield
     finally:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from genrec import artifacts
 from genrec.baselines.sasrec_encoder import SasRecEncoder, batch_loss, padded
@@ -244,7 +245,7 @@ def _train(model: SasRec, train: Histories, valid: EvalSet | None) -> None:
         encoder.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.98)
     )
     fit = _Fit(model, optimizer, settings.epochs * -(-len(windows) // settings.batch_size))
-    for epoch in range(1, settings.epochs + 1):
+    for epoch in tqdm(range(1, settings.epochs + 1), desc="sasrec", unit="epoch", disable=None):
         loss = fit.epoch(windows, epoch - 1)
         late = settings.max_seconds is not None and time.monotonic() - fit.start[0] > settings.max_seconds
         if late or epoch == settings.epochs or epoch % settings.eval_every == 0:

@@ -95,7 +95,7 @@ def encode_cached(
     known = _read_shards(folder) if folder else {}
     todo = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
     order = sorted(todo, key=lambda key: (len(todo[key]), key))  # like lengths together: less padding
-    with tqdm(total=len(order), desc="embed", unit="text", disable=not progress or not order) as bar:
+    with tqdm(total=len(order), desc="embed", unit="text", disable=None if progress and order else True) as bar:
         for start in range(0, len(order), _SHARD):
             part = order[start : start + _SHARD]
             vectors = _encode(encoder, [todo[key] for key in part], batch_size, bar)

@@ -114,8 +114,8 @@ class RqVae:
         self._scaling: Scaling | None = None
         self._model: RqVaeModel | None = None
 
-    def fit(self, source: TokenizerSource, *, seed: int, progress: bool = False) -> ItemCodes:
-        """Train, and return the identifiers after the collision policy. ``progress`` shows a bar."""
+    def fit(self, source: TokenizerSource, *, seed: int, progress: bool = True) -> ItemCodes:
+        """Train, and return the identifiers after the collision policy. ``progress``: a bar where somebody watches."""
         given = checked_rows(source.vectors())
         self._scaling = Scaling.fit(given, standardize=self.settings.standardize)
         self._catalog = source.catalog

@@ -50,7 +50,7 @@ class Trained:
     history: list[dict[str, Any]]
 
 
-def train(x_ND: Floats, settings: RqVaeSettings, *, seed: int, progress: bool = False) -> Trained:
+def train(x_ND: Floats, settings: RqVaeSettings, *, seed: int, progress: bool = True) -> Trained:
     """Train on scaled item vectors float32 ``[N, width]``; see :class:`genrec.item_tokenizers.rqvae.RqVae` (internal).
 
     No global random state is touched. Rows of the history: epoch, loss, reconstruction (sum over dimensions,
@@ -67,7 +67,7 @@ def train(x_ND: Floats, settings: RqVaeSettings, *, seed: int, progress: bool = 
     order_rng, revive_rng = torch_rng(seed, "rqvae", "order"), torch_rng(seed, "rqvae", "revive")
     optimizer = _optimizer(model, settings)
     history: list[dict[str, Any]] = []
-    for epoch in tqdm(range(1, settings.epochs + 1), desc="rqvae", unit="epoch", disable=not progress):
+    for epoch in tqdm(range(1, settings.epochs + 1), desc="rqvae", unit="epoch", disable=None if progress else True):
         if epoch <= settings.warmup_epochs:
             row = _warm_up_epoch(model, x, settings.batch_size, optimizer, order_rng)
         else:

@@ -14,13 +14,13 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from genrec import artifacts
-from genrec.errors import ArtifactError, ConfigError
+from genrec import artifacts, disk
+from genrec.errors import ArtifactError
 from genrec.formats import to_json_bytes
 
 log = logging.getLogger(__name__)
@@ -132,22 +132,6 @@ def plan(folder: Path, stages: Sequence[Stage]) -> list[Planned]:
     return planned
 
 
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Refuse a second run in the same folder."""
-    try:
-        import fcntl
-    except ImportError:  # not on this platform: two runs at once are then the user's to avoid
-        yield
-        return
-    with (folder / ".lock").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"{folder} is in use by another run", hint="wait for it, or give another --out") from None
-        yield
-
-
 def run(
     folder: Path,
     stages: Sequence[Stage],
@@ -160,7 +144,7 @@ def run(
     again.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+    with disk.claimed(folder, "run"):
         artifacts.sweep(folder)
         if recipe is not None:
             artifacts.atomic_write_bytes(folder / "recipe.json", to_json_bytes(recipe))

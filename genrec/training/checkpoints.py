@@ -8,39 +8,19 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from genrec import artifacts, disk
+from genrec import artifacts
 from genrec.errors import ArtifactError, ConfigError
 
 logger = logging.getLogger(__name__)
 
 KIND = "checkpoint"
 SCHEMA = 1
-LOCK = ".lock"
 KEPT = 2
 """Checkpoints kept: the newest, and one more should the disk damage it."""
-
-
-@contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Keep other trainings out of ``folder`` during the block (internal): two would delete each other's checkpoints.
-
-    The claim of a killed process ends with it. Raises ConfigError if another training is at work there.
-    """
-    file = folder / LOCK
-    file.touch()
-    try:
-        held = disk.hold(file, wait=False)
-    except BlockingIOError:
-        raise ConfigError(f"{folder} is in use by another training", hint="wait for it, or stop it") from None
-    try:
-        yield
-    finally:
-        disk.release(held)
 
 
 def _folders(folder: Path) -> list[Path]:

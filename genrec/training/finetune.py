@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from genrec import disk
 from genrec.data.histories import Histories
 from genrec.models.backbone import layout_of
 from genrec.seeding import derive
@@ -107,7 +108,7 @@ def finetune(
         trainer, plan = _prepare(model, data, settings, folder)
         loop = Loop(trainer, plan.steps_per_epoch, evaluate if settings.eval_every else None, request)
         trainer.add_callback(loop)
-        with checkpoints.claimed(folder) if trainer.is_world_process_zero() else nullcontext():
+        with disk.claimed(folder, "training") if trainer.is_world_process_zero() else nullcontext():
             _run(trainer, folder, resume)
     return _result(trainer, model, plan)
 
