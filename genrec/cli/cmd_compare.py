@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,31 +30,55 @@ def compare(
     ),
 ) -> None:
     """Compare evaluations: one table, and paired tests against the first where they answered the same queries."""
-    from genrec.evaluation import report as reporting
     from genrec.evaluation.compare import comparison_table
+    from genrec.evaluation.report import results_table
 
-    folders = [f for run in runs for f in _evaluations(run)]
-    reports = [reporting.EvalReport.load(f) for f in folders]
+    found = [each for run in runs for each in _evaluations(run, named=len(runs) > 1 and not average)]
+    reports = [each.report for each in found]
     if average:
         _print_average(reports)
     else:
-        groups: dict[str, list[EvalReport]] = {}
-        for found in reports:
-            groups.setdefault(found.queries, []).append(found)
+        groups: dict[str, list[Found]] = {}
+        for each in found:
+            groups.setdefault(each.report.queries, []).append(each)
         for group in groups.values():
-            print(reporting.results_table(group))
-            if len(group) > 1:
-                print(comparison_table(group[1:], group[0], (metric,)))
+            print(results_table([each.report for each in group]))
+            ours = next((each for each in group if each.trained), group[0])
+            others = [each.report for each in group if each is not ours]
+            if others:
+                print(comparison_table(ours.report, others, (metric,)).rstrip())
     if trec is not None:
-        _export(reports, folders, trec)
+        _export(found, trec)
 
 
-def _evaluations(run: Path) -> list[Path]:
+@dataclass(frozen=True)
+class Found:
+    """An evaluation of a run; ``trained``: of the run's own model, not of a baseline."""
+
+    report: EvalReport
+    run: Path
+    trained: bool
+
+
+def _evaluations(run: Path, named: bool) -> list[Found]:
+    """The evaluations that the run's recipe asks for; ``named``: with the run's name before the model's."""
+    from genrec import artifacts
+    from genrec.evaluation.report import EvalReport
+
     if (run / "genrec.json").exists():
-        return [run]
-    found = sorted(p.parent for p in (run / "eval").glob("*/genrec.json"))
-    if not found:
-        raise ConfigError(f"{run}: no evaluation there", hint="a run folder has eval/<model> after `genrec run`")
+        return [Found(EvalReport.load(run), run.parent.parent, True)]
+    if not (run / "recipe.json").exists():
+        raise ConfigError(f"{run}: no run there", hint="a run folder has recipe.json and eval/<model>")
+    recipe = artifacts.load_json(run / "recipe.json")
+    ours = recipe["model"]["kind"]
+    names = [name for name in (*recipe["baselines"], ours) if artifacts.exists(run / "eval" / name)]
+    if not names:
+        raise ConfigError(f"{run}: nothing is evaluated there yet", hint="`genrec run` does it")
+    found = []
+    for name in names:
+        report = EvalReport.load(run / "eval" / name)
+        report = replace(report, name=f"{run.name}/{name}") if named else report
+        found.append(Found(report, run, name == ours))
     return found
 
 
@@ -73,13 +98,13 @@ def _print_average(reports: list[EvalReport]) -> None:
         print(f"{name:<22}" + "".join(f"{cell:>22}" for cell in cells) + f"   {len(same)}")
 
 
-def _export(reports: list[EvalReport], folders: list[Path], trec: Path) -> None:
+def _export(found: list[Found], trec: Path) -> None:
     from genrec.data.catalog import ItemCatalog
     from genrec.evaluation.trec import write_trec
 
-    for report, folder in zip(reports, folders, strict=True):
-        catalog = folder.parent.parent / "catalog"
+    for each in found:
+        catalog = each.run / "catalog"
         ids = ItemCatalog.load(catalog).ids if catalog.is_dir() else None
-        name = f"{folder.parent.parent.name}-{report.name}"
-        for path in write_trec(report, trec / name, item_ids=ids):
+        name = f"{each.run.name}-{each.report.name.rpartition('/')[2]}"
+        for path in write_trec(each.report, trec / name, item_ids=ids):
             print(f"wrote {path}")

@@ -29,11 +29,18 @@ def recommend(
     as_json: bool = typer.Option(False, "--json", help="Print JSON instead of text."),
 ) -> None:
     """Recommend items for a user of the run, or for a history given as item ids."""
+    from transformers.utils.logging import disable_progress_bar
+
     from genrec.decoding.interface import SearchOptions
     from genrec.models.bundle import load_bundle
 
     if (user is None) == (history is None):
         raise ConfigError("expected either --user or --history", hint="genrec recommend RUN --history 'id1,id2'")
+    if top_k < 1 or (n_beams is not None and n_beams < 1):
+        raise ConfigError("--top-k and --n-beams: expected positive numbers")
+    if user is not None and not (run / "interactions").is_dir():
+        raise ConfigError(f"{run} holds no log", hint="give the run folder, or the items with --history")
+    disable_progress_bar()  # of loading weights
     bundle = load_bundle(run)
     catalog = bundle.catalog or _catalog(run)
     items = _of_user(run, user, catalog) if user is not None else _of_ids(history or "", catalog)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import typer
@@ -38,6 +39,8 @@ def run(
     from genrec.pipeline import runner
     from genrec.pipeline.stages import load_recipe, stages, stages_until
 
+    # a tokenizer of the user's, named module:Class, may lie where the command is run
+    sys.path.append(str(Path.cwd()))
     given = [*overrides, *([f"data.reader.path={data}"] if data is not None else [])]
     resolved = load_recipe(pipeline, given)
     folder = out or Path("runs") / resolved.value.name

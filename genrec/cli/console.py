@@ -68,7 +68,11 @@ def announce(folder: Path, resolved: Resolved[PipelineRecipe], todo: Sequence[St
             took = f"{seconds_text(line['wall_seconds'])}, peak {bytes_text(line['peak_bytes'])}"
             print(f"    done in {took}", flush=True)
 
-    return runner.run(folder, todo, say, recipe=resolved.as_dict())
+    try:
+        return runner.run(folder, todo, say, recipe=resolved.as_dict())
+    except KeyboardInterrupt:
+        print("interrupted: finished stages are kept; run the same command again to go on", file=sys.stderr)
+        raise
 
 
 def finish(folder: Path, recipe: PipelineRecipe) -> None:

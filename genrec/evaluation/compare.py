@@ -80,20 +80,28 @@ def compare(
 
 
 def comparison_table(
-    reports: Sequence[EvalReport], baseline: EvalReport, metrics: Sequence[str] = HEADLINE, *, seed: int = 0
+    ours: EvalReport, others: Sequence[EvalReport], metrics: Sequence[str] = HEADLINE, *, seed: int = 0
 ) -> str:
-    """Text: each report against ``baseline``, one line per metric, with difference, interval and p-values (stable)."""
+    """Text: ``ours`` against each other report, one line per metric, with difference, interval and p-values.
+
+    A positive difference means that ``ours`` is better. Stability: stable.
+    """
+    width = max([len(other.name) for other in others] + [16])
     lines = [
-        f"{'model':<24} {'metric':<12} {'model':>7} {'base':>7} {'diff':>8}  {'95 % interval':<19} "
+        f"{'against':<{width}}  {'metric':<12} {'ours':>7} {'theirs':>7} {'diff':>8}  {'95 % interval':<19} "
         f"{'p (t)':>8} {'p (rand)':>8}"
     ]
-    for report in reports:
+    for other in others:
         for metric in metrics:
-            c = compare(report, baseline, metric, seed=seed)
+            c = compare(ours, other, metric, seed=seed)
             d = c.difference
             lines.append(
-                f"{c.a:<24} {metric:<12} {c.mean_a:7.4f} {c.mean_b:7.4f} {d.mean:+8.4f}  "
+                f"{other.name:<{width}}  {metric:<12} {c.mean_a:7.4f} {c.mean_b:7.4f} {d.mean:+8.4f}  "
                 f"{f'[{d.low:+.4f}, {d.high:+.4f}]':<19} "
-                f"{c.t_test.p_value:8.4f} {c.randomization.p_value:8.4f}"
+                f"{_p_text(c.t_test.p_value):>8} {_p_text(c.randomization.p_value):>8}"
             )
-    return "\n".join([*lines, "", f"base: {baseline.name}. Paired over queries, two-sided."]) + "\n"
+    return "\n".join([*lines, "", f"ours: {ours.name}. Paired over queries, two-sided."]) + "\n"
+
+
+def _p_text(p: float) -> str:
+    return "<0.0001" if p < 0.0001 else f"{p:.4f}"

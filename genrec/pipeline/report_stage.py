@@ -12,6 +12,7 @@ import numpy as np
 
 from genrec import artifacts, recipes
 from genrec.data.catalog import ItemCatalog
+from genrec.data.interactions import Interactions
 from genrec.data.splits import Split
 from genrec.evaluation.compare import comparison_table
 from genrec.evaluation.report import EvalReport, reports_json, results_table
@@ -95,11 +96,12 @@ def example_lists(folder: Path, recipe: PipelineRecipe, n: int = N_EXAMPLES) -> 
     # users with a usual history are easier to judge than the longest or shortest ones
     order = np.argsort(np.abs(lengths - np.median(lengths)), kind="stable")
     picked = queries.take(np.sort(order[:n]))
+    ids = Interactions.load(folder / "interactions").user_ids
     lists = bundle.recommender.recommend(picked.histories, users=picked.users, top_k=5)
     lines = []
     for row in range(len(picked)):
         asked = set(picked.targets[row].tolist())
-        lines.append(f"user {row + 1} had:")
+        lines.append(f"user {ids[picked.users[row]]} had:")
         lines += [f"      {titles[i][:90]}" for i in picked.histories[row][-5:]]
         lines.append("    and is offered:")
         for place, (item, score) in enumerate(zip(lists.items[row], lists.scores[row], strict=True), 1):
@@ -142,10 +144,10 @@ def _markdown(
         *_identifier_lines(reports[-1]),
         "",
         *_slice_lines(reports),
-        "## Against the model, paired by user",
+        "## The model against the others, paired by user",
         "",
         "```",
-        comparison_table(reports[:-1], reports[-1], ("recall@10", "ndcg@10")).rstrip(),
+        comparison_table(reports[-1], reports[:-1], ("recall@10", "ndcg@10")).rstrip(),
         "```",
         "",
         "## Identifiers and training",

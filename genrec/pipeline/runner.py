@@ -71,9 +71,13 @@ def read_ledger(folder: Path) -> dict[str, Any]:
     file = folder / LEDGER
     if not file.exists():
         return {}
-    found = artifacts.load_json(file)
+    hint = "delete the file: every stage runs again"
+    try:
+        found = artifacts.load_json(file)
+    except ArtifactError as error:
+        raise ArtifactError(str(error), hint=hint) from error
     if not isinstance(found, dict):
-        raise ArtifactError(f"{file}: expected a JSON object", hint="delete the file: every stage runs again")
+        raise ArtifactError(f"{file}: expected a JSON object", hint=hint)
     return found
 
 
@@ -83,12 +87,15 @@ def _write_ledger(folder: Path, ledger: dict[str, Any]) -> None:
 
 
 def _digests(folder: Path, outputs: Sequence[str]) -> dict[str, str] | None:
-    """Digest of each output's manifest, or None when one is missing or incomplete."""
+    """Digest of each output's manifest, or None when one is missing, incomplete or damaged."""
     found = {}
     for output in outputs:
-        if not artifacts.exists(folder / output):
+        try:
+            found[output] = artifacts.read(folder / output).digest
+        except ArtifactError as error:
+            if (folder / output).exists():
+                log.warning("%s", error)
             return None
-        found[output] = artifacts.read(folder / output, verify=False).digest
     return found
 
 
@@ -110,7 +117,7 @@ def _state(folder: Path, stage: Stage, ledger: dict[str, Any], done: dict[str, d
         return ("changed" if line else "run"), f"after {missing[0]}"
     digests = _digests(folder, stage.outputs)
     if line is None or digests is None:
-        return "run", "not done yet" if line is None else "its output is missing"
+        return "run", "not done yet" if line is None else "its output is missing or damaged"
     if line["key"] != _key(stage, done):
         return "changed", "its recipe or input changed"
     if line["outputs"] != digests:

@@ -47,7 +47,7 @@ def planted_source(n_items: int = 90, dim: int = 12, n_groups: int = 6, seed: in
 class TokenizerContract:
     """Subclass it, override :meth:`make` (an unfitted tokenizer, small and quick), inherit the checks.
 
-    ``self_contained``: False when no vectors are needed (then the checks of vectors are skipped).
+    ``needs_vectors``: False when no vectors are needed (then the checks of vectors are skipped).
     """
 
     needs_vectors = True

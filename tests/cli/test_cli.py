@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -137,3 +138,20 @@ def test_help_teaches_and_needs_no_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code, "run", "--help"], capture_output=True, text=True, check=True)
     assert "--plan" in done.stdout and "--set" in done.stdout
     assert done.stdout.strip().endswith("False")
+
+
+def test_two_runs_are_told_apart_and_the_trained_models_compared(run: Path) -> None:
+    other = run / "second"
+    if not other.exists():
+        shutil.copytree(run / "out", other)
+    shown = genrec("compare", run / "out", other)
+    assert shown.returncode == 0, shown.stderr
+    assert "out/decoder" in shown.stdout and "second/decoder" in shown.stdout
+    assert "ours: out/decoder" in shown.stdout
+    averaged = genrec("compare", run / "out", other, "--average")
+    assert "± 0.0000" in averaged.stdout
+
+
+def test_a_bundle_has_no_users(run: Path) -> None:
+    done = genrec("recommend", run / "out" / "bundle", "--user", "U0000")
+    assert done.returncode == 1 and "--history" in done.stderr

@@ -133,3 +133,20 @@ def test_file_digest_follows_names_and_bytes(tmp_path: Path) -> None:
     (tmp_path / "two.txt").write_text("2")
     assert len({first, second, runner.file_digest(tmp_path)}) == 3
     assert runner.file_digest(tmp_path / "none") == "missing"
+
+
+def test_damaged_outputs_are_made_again(tmp_path: Path) -> None:
+    calls: list[str] = []
+    runner.run(tmp_path, chain(calls), silent)
+    (tmp_path / "b" / "file.txt").write_text("y")  # same size, other bytes
+    assert statuses(tmp_path, chain(calls))[1] == "run"
+    calls.clear()
+    runner.run(tmp_path, chain(calls), silent)
+    assert calls == ["b"]
+
+
+def test_a_ledger_that_is_no_json_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / runner.LEDGER).write_text("{half")
+    with pytest.raises(ArtifactError) as error:
+        runner.plan(tmp_path, chain([]))
+    assert "delete the file" in str(error.value.hint)

@@ -180,7 +180,7 @@ class Ledger:
 
     def _reject(self, line: int, error: RowError) -> None:
         if self.on_error == "fail":
-            hint = error.hint or "correct the file, or read with on_error='skip' to leave such rows out"
+            hint = error.hint or "correct the file, or leave such rows out with on_error='skip' (data.on_error: skip)"
             raise self.fail(line, error.field, str(error), hint) from None
         file, reason = str(self.file), error.reason
         counts = self.rejected.counts

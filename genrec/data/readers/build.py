@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from genrec.errors import DataError
 
 _INT64 = 2**63
 _INTEGER = re.compile(r"[+-]?[0-9]{1,30}")
+_DATE = re.compile(r"\s*\d{4}-\d{2}-\d{2}")
 NUMERIC = frozenset({"rating", "price"})
 CONTEXT = ("rating", "price", "split", "event", "session", "locale")
 
@@ -143,10 +145,15 @@ def identifier(value: Any, field: str) -> str:
 
 
 def timestamp(value: Any, field: str, scale: float = 1.0) -> int:
-    """A time as int64: whole numbers; with a ``scale`` other than 1 any number, times the scale, rounded (internal)."""
+    """A time as int64 (internal): an ISO 8601 date (seconds, UTC), or a whole number.
+
+    With a ``scale`` other than 1 any number, times the scale, rounded.
+    """
     if isinstance(value, str):
         if _INTEGER.fullmatch(value):
             value = int(value)
+        elif _DATE.match(value):
+            value = _seconds(value, field)
         else:
             value = number(value, field)
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -166,6 +173,15 @@ def timestamp(value: Any, field: str, scale: float = 1.0) -> int:
     if not -_INT64 <= stamp < _INT64:
         raise RowError("time out of range", field, f"{short(value)} does not fit into 64 bits")
     return stamp
+
+
+def _seconds(text: str, field: str) -> int:
+    """Unix seconds of an ISO 8601 date or time; without a zone it is UTC."""
+    try:
+        moment = datetime.fromisoformat(text.strip())
+    except ValueError:
+        raise RowError("wrong type", field, f"expected a number or an ISO date as time, got {short(text)}") from None
+    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
 
 
 def number(text: str, field: str) -> float:
