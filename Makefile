@@ -18,11 +18,12 @@ install:  ## make the environment
 demo: install  ## synthetic catalog -> identifiers -> model -> recommendations, in minutes
 	@$(BIN)/genrec demo --out runs/demo
 
+# one thread each: two workers of two spinning threads on two cores would wait for each other
 test: install  ## the fast tests
-	@$(BIN)/python -m pytest -q -n 2 --dist worksteal
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
-test-slow: install  ## the slow tests too
-	@$(BIN)/python -m pytest -q -m "not gpu and not vllm"
+test-slow: install  ## only the slow tests (minutes)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "slow and not gpu and not vllm"
 
 lint: install  ## ruff
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
