@@ -29,7 +29,9 @@ def run(
         metavar="PATH=VALUE",
         help="Change one value of the recipe, e.g. --set train.epochs=4. Repeatable.",
     ),
-    until: str | None = typer.Option(None, "--until", help="Stop after this stage."),
+    until: str | None = typer.Option(
+        None, "--until", help="Run only this stage and what it needs (--plan names them)."
+    ),
     plan: bool = typer.Option(
         False, "--plan", help="Say what would run, with an estimate of time and memory, and stop."
     ),

@@ -93,13 +93,19 @@ def stages(recipe: PipelineRecipe, folder: Path) -> list[Stage]:
 
 
 def stages_until(all_stages: Sequence[Stage], last: str | None) -> list[Stage]:
-    """The stages up to and including ``last`` (None = all); raises ConfigError for a name that is none."""
+    """``last`` and all it needs, in order (None = every stage); raises ConfigError for a name that is none."""
     if last is None:
         return list(all_stages)
     names = [stage.name for stage in all_stages]
     if last not in names:
         raise ConfigError(f"--until: expected one of {', '.join(names)}, got {last!r}")
-    return list(all_stages[: names.index(last) + 1])
+    needs = {stage.name: stage.needs for stage in all_stages}
+    wanted, todo = {last}, [last]
+    while todo:
+        new = set(needs[todo.pop()]) - wanted
+        wanted |= new
+        todo += new
+    return [stage for stage in all_stages if stage.name in wanted]
 
 
 class _Parts:

@@ -186,3 +186,12 @@ def test_data_that_are_gone_do_not_undo_what_was_read(tmp_path: Path) -> None:
     shutil.rmtree(data)
     again = stages_until(stages(recipe, tmp_path), "prepare")
     assert [p.status for p in runner.plan(tmp_path, again)] == ["done"]
+
+
+def test_until_runs_only_what_is_needed() -> None:
+    recipe = replace(RECIPE, baselines=("popularity", "sasrec", "item_knn"))
+    names = [stage.name for stage in stages_until(stages(recipe, Path("x")), "tokenize")]
+    assert names == ["prepare", "split", "embed", "tokenize"]
+    assert [s.name for s in stages_until(stages(recipe, Path("x")), "evaluate item_knn")] == [
+        "prepare", "split", "evaluate item_knn",
+    ]  # fmt: skip
