@@ -87,6 +87,8 @@ class Block:
 
     Exactly one of: lsa, sentence (text), ppmi, svd (training interactions), sasrec (the item table of the
     SASRec baseline), file (vectors of your own: .npy in catalog order, .safetensors or .parquet with ids).
+    unit_rows: scale every item's vector to length 1 first. Lengths of co-occurrence vectors spread widely, and the
+    few long ones take most codes of the later levels.
     """
 
     lsa: LsaSettings | None = None
@@ -97,6 +99,7 @@ class Block:
     file: str | None = None
     dim: int | None = None
     weight: float = 1.0
+    unit_rows: bool = False
 
     def __post_init__(self) -> None:
         _exactly_one(self, ("lsa", "sentence", "ppmi", "svd", "sasrec", "file"), "embeddings")

@@ -14,6 +14,8 @@ from genrec.data.interactions import Interactions
 from genrec.data.readers import ReaderSettings
 from genrec.data.splits import Split
 from genrec.data.synthetic import tiny
+from genrec.embeddings.base import ItemEmbeddings
+from genrec.embeddings.collaborative import PpmiSettings
 from genrec.embeddings.text import LsaSettings
 from genrec.errors import ConfigError, DataError
 from genrec.item_tokenizers.codes import ItemCodes
@@ -195,3 +197,13 @@ def test_until_runs_only_what_is_needed() -> None:
     assert [s.name for s in stages_until(stages(recipe, Path("x")), "evaluate item_knn")] == [
         "prepare", "split", "evaluate item_knn",
     ]  # fmt: skip
+
+
+def test_unit_rows_and_unknown_items(prepared: Path) -> None:
+    recipe = replace(RECIPE, embeddings=(Block(ppmi=PpmiSettings(dim=4), unit_rows=True),))
+    data_stages.embed(prepared, recipe)
+    vectors = ItemEmbeddings.load(prepared / "embeddings").vectors
+    length = np.linalg.norm(vectors, axis=1)
+    seen = np.isin(np.arange(len(vectors)), Split.load(prepared / "split").train().items)
+    assert np.allclose(length[seen & (length > 0)], 1, atol=1e-6)
+    assert (length[~seen] == 0).all()
