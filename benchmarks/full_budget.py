@@ -3,7 +3,7 @@
 Prepare, where genrec and the data are (the name of a run folder names its figure):
 
     prepare() { genrec run "train/pipelines/$1.yaml" --data "DATA/$2" --out "full/$3" --until tokenize \\
-                --set 'baselines=[popularity]' --set "model=$4" --set train.epochs=$5 --set train.eval_every=$6; }
+                --set "model=$4" --set train.epochs=$5 --set train.eval_every=$6; }
     prepare beauty amazon-beauty-2014 beauty-t5 '{kind: t5}' 60 10
     cp -r full/beauty-t5 full/beauty-decoder-large     # the same identifiers, not made again
     prepare beauty amazon-beauty-2014 beauty-decoder-large \\

@@ -67,3 +67,9 @@ def principal(centred: Float64, dim: int) -> Float64:
     peak = np.abs(directions).argmax(axis=0)
     sign = np.where(directions[peak, np.arange(directions.shape[1])] < 0, -1.0, 1.0)
     return np.asarray(centred @ (directions * sign), np.float64)
+
+
+def unit_rows(vectors: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Every row scaled to length 1; a zero row (nothing known) stays zero (internal)."""
+    norm = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(np.divide(vectors, norm, out=np.zeros_like(vectors), where=norm > 0))

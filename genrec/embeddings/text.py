@@ -16,7 +16,7 @@ import numpy as np
 
 from genrec.data.catalog import ItemCatalog
 from genrec.embeddings.base import ItemEmbeddings
-from genrec.embeddings.linear import truncated_svd
+from genrec.embeddings.linear import truncated_svd, unit_rows
 from genrec.embeddings.sentence import Embedder, encode_cached, load_embedder
 from genrec.errors import ConfigError, DataError
 
@@ -127,7 +127,7 @@ def lsa(catalog: ItemCatalog, settings: LsaSettings) -> ItemEmbeddings:
     vectors = factors.left * factors.values
     vectors[np.diff(terms.indptr) == 0] = 0.0
     if settings.normalize:
-        vectors = _unit_rows(vectors)
+        vectors = unit_rows(vectors)
     return ItemEmbeddings(vectors.astype(np.float32), catalog.fingerprint, {"kind": "lsa", **asdict(settings)})
 
 
@@ -166,14 +166,9 @@ def sentence_embeddings(
     )
     vectors[[not text for text in texts]] = 0.0  # the vector of "" would claim to know something
     if settings.normalize:
-        vectors = _unit_rows(vectors)
+        vectors = unit_rows(vectors)
     recipe: dict[str, Any] = {"kind": "sentence", **asdict(replace(settings, device=None))}
     return ItemEmbeddings(vectors.astype(np.float32), catalog.fingerprint, {**recipe, "identity": name})
-
-
-def _unit_rows(vectors: Any) -> Any:
-    norm = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.divide(vectors, norm, out=np.zeros_like(vectors), where=norm > 0)
 
 
 def _fields_of(parts: Sequence[str]) -> list[list[str]]:

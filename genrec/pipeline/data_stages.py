@@ -16,6 +16,7 @@ from genrec.decoding.index import CatalogIndex
 from genrec.embeddings.base import ItemEmbeddings, load_vectors
 from genrec.embeddings.collaborative import ppmi, svd
 from genrec.embeddings.fuse import fuse
+from genrec.embeddings.linear import unit_rows
 from genrec.embeddings.text import lsa, sentence_embeddings
 from genrec.item_tokenizers import registry
 from genrec.item_tokenizers.base import TokenizerSource
@@ -88,7 +89,10 @@ def embed(folder: Path, recipe: PipelineRecipe) -> None:
     catalog = ItemCatalog.load(folder / "catalog")
     cut = Split.load(folder / "split")
     blocks = [_vectors(block, catalog, cut, folder, recipe.seed) for block in recipe.embeddings]
-    blocks = [_unit_rows(v) if b.unit_rows else v for v, b in zip(blocks, recipe.embeddings, strict=True)]
+    blocks = [
+        replace(v, vectors=unit_rows(v.vectors)) if b.unit_rows else v
+        for v, b in zip(blocks, recipe.embeddings, strict=True)
+    ]
     if len(blocks) == 1 and recipe.embeddings[0].dim is None:
         made = blocks[0]
     else:
@@ -114,13 +118,6 @@ def _vectors(block: Block, catalog: ItemCatalog, cut: Split, folder: Path, seed:
 
     table = SasRec.load(folder / "sasrec").item_vectors()
     return ItemEmbeddings(table, catalog.fingerprint, {"kind": "sasrec"})
-
-
-def _unit_rows(embeddings: ItemEmbeddings) -> ItemEmbeddings:
-    """Every known vector at length 1; a zero vector (nothing known) stays zero."""
-    length = np.linalg.norm(embeddings.vectors, axis=1, keepdims=True)
-    vectors = embeddings.vectors / np.where(length > 0, length, 1)
-    return replace(embeddings, vectors=vectors.astype(np.float32))
 
 
 def tokenize(folder: Path, recipe: PipelineRecipe) -> None:

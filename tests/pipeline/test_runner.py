@@ -121,8 +121,8 @@ def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
 
 def test_the_ledger_has_time_and_memory(tmp_path: Path) -> None:
     ledger = runner.run(tmp_path, chain([]), silent)
-    assert ledger["a"]["peak_bytes"] > 1e6
-    assert ledger["a"]["wall_seconds"] >= 0
+    assert set(ledger["a"]) == {"key", "inputs", "outputs", "wall_seconds", "cpu_seconds", "peak_bytes"}
+    assert ledger["a"]["peak_bytes"] > 1e6  # a Python process is larger
 
 
 def test_file_digest_follows_names_and_bytes(tmp_path: Path) -> None:
