@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ from genrec import artifacts
 from genrec.baselines.sasrec_encoder import SasRecEncoder, batch_loss, padded
 from genrec.data.batching import length_batches
 from genrec.data.histories import Histories
+from genrec.data.ties import Bools, redraw
 from genrec.errors import ConfigError, DataError
 from genrec.metrics.ranking import RankedTargets, expected_ranks, ndcg, recall
 from genrec.seeding import derive, rng
@@ -102,8 +103,19 @@ class SasRec:
     log: list[dict[str, float]] = field(default_factory=list)
 
     @classmethod
-    def fit(cls, train: Histories, n_items: int, settings: SasRecSettings, valid: EvalSet | None = None) -> SasRec:
+    def fit(
+        cls,
+        train: Histories,
+        n_items: int,
+        settings: SasRecSettings,
+        valid: EvalSet | None = None,
+        *,
+        tied: Bools | None = None,
+    ) -> SasRec:
         """Train on ``train``; with ``valid``, keep the weights of the best validation NDCG@10.
+
+        ``tied``: bool, one per event of ``train``; blocks of ties get a new order in every epoch
+        (:meth:`genrec.data.splits.Split.train_ties`).
 
         Reproducible: the same inputs, settings and number of threads give the same bits. The global random
         state of torch is left as it was. Validation uses a seeded sample of ``eval_users`` users, ranks the
@@ -115,7 +127,7 @@ class SasRec:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(settings.seed, "sasrec"))
             model = cls(SasRecEncoder(n_items, settings), settings, n_items)
-            _train(model, train, valid)
+            _train(model, train, valid, tied)
         model.encoder.eval()
         return model
 
@@ -237,15 +249,16 @@ class _Fit:
         logger.info("sasrec %s", entry)
 
 
-def _train(model: SasRec, train: Histories, valid: EvalSet | None) -> None:
+def _train(model: SasRec, train: Histories, valid: EvalSet | None, tied: Bools | None) -> None:
     settings, encoder = model.settings, model.encoder
-    windows = train.last(settings.max_items + 1)
-    windows = windows.take(np.flatnonzero(windows.lengths >= 2))
+    usable = np.flatnonzero(train.lengths >= 2)
     optimizer = torch.optim.AdamW(
         encoder.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.98)
     )
-    fit = _Fit(model, optimizer, settings.epochs * -(-len(windows) // settings.batch_size))
+    fit = _Fit(model, optimizer, settings.epochs * -(-len(usable) // settings.batch_size))
     for epoch in tqdm(range(1, settings.epochs + 1), desc="sasrec", unit="epoch", disable=None):
+        items = redraw(train.items, tied, seed=settings.seed, epoch=epoch - 1)
+        windows = replace(train, items=items).take(usable).last(settings.max_items + 1)
         loss = fit.epoch(windows, epoch - 1)
         late = settings.max_seconds is not None and time.monotonic() - fit.start[0] > settings.max_seconds
         if late or epoch == settings.epochs or epoch % settings.eval_every == 0:

@@ -49,6 +49,7 @@ def findings() -> dict[str, Any]:
     import torch
 
     from genrec import __version__
+    from genrec.training.precision import has_bf16
 
     devices = [f"cuda:{n} {torch.cuda.get_device_name(n)}" for n in range(torch.cuda.device_count())]
     if torch.backends.mps.is_available():
@@ -59,7 +60,7 @@ def findings() -> dict[str, Any]:
         "platform": platform.platform(),
         "packages": {name: installed(name) for name in PACKAGES},
         "devices": [*devices, "cpu"],
-        "bf16": bool(devices) and torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
+        "bf16": has_bf16(),
         "cpu_count": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "extras": {

@@ -30,6 +30,8 @@ def check_layout(split: Split) -> None:
             raise DataError(f"split: expected {n} rows, one per event, got {len(split.rows)}")
         if bool((np.diff(np.sort(split.rows)) == 0).any()):
             raise DataError("split: an event is used twice")
+    if split.tied is not None and (len(split.tied) != n or bool(split.tied[o[:-1][o[:-1] < o[1:]]].any())):
+        raise DataError(f"split: expected {n} tie marks, false for the first event of every user")
 
 
 def check_held_out(split: Split) -> None:
@@ -56,6 +58,8 @@ def check_against(split: Split, interactions: Interactions) -> None:
         raise DataError("split: events differ from the interactions at their rows")
     if bool(((user[1:] == user[:-1]) & (time[1:] < time[:-1])).any()):
         raise DataError("split: a target is older than its history")
+    if split.tied is not None and bool((split.tied[1:] & (time[1:] != time[:-1])).any()):
+        raise DataError("split: events of different times are marked as tied")
     if "cuts" in split.rule:
         part = split.parts()
         for p, cut in enumerate(split.rule["cuts"]):

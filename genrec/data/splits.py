@@ -6,7 +6,7 @@ Axis letters: E events, U users, Q queries, N items.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from genrec import artifacts, seeding
 from genrec.data import leakage
 from genrec.data.histories import Histories, Int32, Int64, as_int32, as_int64
 from genrec.data.interactions import Interactions
+from genrec.data.ties import Bools, tied_with_previous
 from genrec.errors import ArtifactError, ConfigError, DataError
 
 KIND = "split"
@@ -53,6 +54,8 @@ class Split:
     ``items[offsets[u]:train_end[u]]`` is train, ``items[train_end[u]:valid_end[u]]`` the valid targets and
     ``items[valid_end[u]:offsets[u + 1]]`` the test targets; any of them may be empty.
     rows: int64 ``[E]``, the row of each event in the interactions (context columns stay reachable), or None.
+    tied: bool ``[E]``, true where an event's place after the one before it is arbitrary (both at the same moment,
+    in a drawn order), or None if the order means something. Training draws the order of ties anew every epoch.
     rule: how it was made, with ``dropped_queries`` (users who have targets but no history) by part.
     The layout makes it true that no target is older than its history; :meth:`check_leakage` states the rest.
     Stability: stable.
@@ -66,6 +69,7 @@ class Split:
     catalog: str
     rule: dict[str, Any] = field(default_factory=dict)
     rows: Int64 | None = None
+    tied: Bools | None = None
 
     def __post_init__(self) -> None:
         for name in ("offsets", "train_end", "valid_end"):
@@ -81,6 +85,20 @@ class Split:
     def train(self) -> Histories:
         """What training may see: one row per user, may be empty."""
         return Histories.from_slices(self.items, self.offsets[:-1], self.train_end)
+
+    def train_ties(self) -> Bools | None:
+        """``tied`` for the events of :meth:`train`, bool ``[E_train]``, or None."""
+        return None if self.tied is None else self.tied[self.parts() == _TRAIN]
+
+    def open_ties(self, interactions: Interactions) -> Split:
+        """The same split, saying that the order of a user's events at the same time is arbitrary.
+
+        ``interactions``: those that ``rows`` refers to. Raises DataError if the split has no rows.
+        """
+        if self.rows is None:
+            raise DataError("split: ties can be told only if the split knows the rows of its events")
+        tied = tied_with_previous(interactions.user[self.rows], interactions.time[self.rows])
+        return replace(self, tied=tied)
 
     def queries(self, part: Part) -> EvalSet:
         """The queries of a part: all a user did before the part is the history, the part is the targets.
@@ -143,6 +161,8 @@ class Split:
         }
         if self.rows is not None:
             arrays["rows"] = self.rows
+        if self.tied is not None:
+            arrays["tied"] = self.tied.view(np.uint8)
         meta = {"n_items": self.n_items, "rule": self.rule}
         with artifacts.write(
             path,
@@ -171,6 +191,7 @@ class Split:
             train_end=arrays["train_end"],
             valid_end=arrays["valid_end"],
             rows=arrays.get("rows"),
+            tied=arrays["tied"].view(np.bool_) if "tied" in arrays else None,
             n_items=int(manifest.meta["n_items"]),
             catalog=manifest.catalog,
             rule=manifest.meta["rule"],

@@ -22,7 +22,8 @@ log = logging.getLogger(__name__)
 def fit_sasrec(folder: Path, recipe: PipelineRecipe) -> None:
     """Train SASRec on the train part, stopped by validation NDCG@10: artifact ``sasrec``."""
     cut = Split.load(folder / "split")
-    model = SasRec.fit(cut.train(), cut.n_items, seeded(recipe.sasrec, recipe.seed), cut.queries("valid"))
+    settings = seeded(recipe.sasrec, recipe.seed)
+    model = SasRec.fit(cut.train(), cut.n_items, settings, cut.queries("valid"), tied=cut.train_ties())
     model.save(folder / "sasrec", catalog=cut.catalog, overwrite=True)
     if model.log:
         best = max(line.get("ndcg@10", 0.0) for line in model.log)

@@ -64,10 +64,12 @@ def split(folder: Path, recipe: PipelineRecipe) -> None:
     # rows of the stored log, not of the ordered copy
     assert made.rows is not None
     made = replace(made, rows=events.columns[ROW][made.rows])
+    if recipe.split.ties == "neutral":
+        made = made.open_ties(stored)
     made.check_leakage(stored)
     made.save(folder / "split", overwrite=True, recipe=recipes.to_json(recipe.split))
     for part in ("valid", "test"):
-        asked = made.queries(part)  # type: ignore[arg-type]
+        asked = made.queries(part)
         log.info("%s: %d queries, %d targets", part, len(asked), len(asked.targets.items))
 
 

@@ -32,7 +32,7 @@ from genrec.vocab.token_map import TokenMap
 
 log = logging.getLogger(__name__)
 
-TRAIN_VERSION = 1
+TRAIN_VERSION = 2
 """Raise it when the code trains differently: finished and unfinished trainings are then done again."""
 
 
@@ -55,7 +55,9 @@ def train(folder: Path, recipe: PipelineRecipe) -> None:
     token_map = TokenMap.of(codes, n_user_tokens=recipe.n_user_tokens)
     settings = seeded(recipe.train, recipe.seed)
     users = user_ids(folder, recipe)
-    data = TrainingData(cut.train(), codes, token_map, valid=cut.queries("valid"), user_ids=users)
+    data = TrainingData(
+        cut.train(), codes, token_map, valid=cut.queries("valid"), user_ids=users, tied=cut.train_ties()
+    )
     model = build(recipe.model, token_map, seed=recipe.seed)
     n_weights = sum(w.numel() for w in model.parameters())
     log.info("%s, %.2f M weights, vocabulary %d", type(model).__name__, n_weights / 1e6, token_map.vocab_size)

@@ -41,8 +41,7 @@ class Collator:
         self._real_NM = self._tokens_NM != data.token_map.pad_id
         self._symbols_NM = index.path_codes(np.arange(codes.n_items))
         self._nodes_NM = parent_nodes(index)
-        per_item = self._real_NM.sum(axis=1)
-        self.tokens_before: Int64 = np.concatenate([[0], np.cumsum(per_item[data.histories.items])])
+        self.item_lengths_N: Int64 = self._real_NM.sum(axis=1)
 
     @property
     def target_apart(self) -> bool:
@@ -52,7 +51,8 @@ class Collator:
     def n_targets(self, samples: Samples) -> int:
         """Number of symbols that carry a loss."""
         first = samples.ends - 1 if self.target_apart else samples.starts
-        return int((self.tokens_before[samples.ends] - self.tokens_before[first]).sum())
+        predicted = Histories.from_slices(samples.items, first, samples.ends)
+        return int(self.item_lengths_N[predicted.items].sum())
 
     def __call__(self, samples: Samples) -> dict[str, Any]:
         """Model inputs and targets.
@@ -61,12 +61,11 @@ class Collator:
         encoder-decoders; positions int64 ``[P]`` into the flattened hidden states, sorted by level; targets
         int64 ``[P]`` symbols; nodes int64 ``[P]`` index nodes before them; level_counts: how many per level.
         """
-        items = self.data.histories.items
+        items = samples.items
         if not self.target_apart:
             whole = Histories.from_slices(items, samples.starts, samples.ends)
             tokens_BT, length_B = _right_padded(self._prompts(whole, samples))
-            body_B = self.tokens_before[samples.ends] - self.tokens_before[samples.starts]
-            before = int((length_B - body_B)[0]) - 1
+            before = int(length_B[0] - self.item_lengths_N[whole[0]].sum()) - 1
             inputs = {"input_ids": _tensor(tokens_BT[:, :-1])}
             return inputs | self._targets(whole, tokens_BT.shape[1] - 1, before)
         prompts = self._prompts(Histories.from_slices(items, samples.starts, samples.ends - 1), samples)

@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from genrec.data.batching import length_batches, padding_share
-from genrec.data.histories import Histories
+from genrec.data.histories import Histories, Int32
 from genrec.data.splits import EvalSet
+from genrec.data.ties import Bools, redraw
 from genrec.errors import DataError
 from genrec.item_tokenizers.codes import ItemCodes
 from genrec.seeding import rng
@@ -29,7 +30,8 @@ class TrainingData:
 
     histories: the training part, one row per user. codes: identifiers of all items. token_map: their tokens.
     valid: validation queries, for early stopping. user_ids: the id of the user of each history (and of each
-    user number in ``valid``), needed if the vocabulary has user tokens.
+    user number in ``valid``), needed if the vocabulary has user tokens. tied: which events of the histories
+    stand in an arbitrary order (:meth:`genrec.data.splits.Split.train_ties`), drawn anew every epoch.
 
     Raises DataError if the parts do not fit together.
     """
@@ -39,11 +41,14 @@ class TrainingData:
     token_map: TokenMap
     valid: EvalSet | None = None
     user_ids: Sequence[str] | None = None
+    tied: Bools | None = None
 
     def __post_init__(self) -> None:
         items, n_items = self.histories.items, self.codes.n_items
         if len(items) and not 0 <= int(items.min()) <= int(items.max()) < n_items:
             raise DataError(f"histories: expected item numbers 0..{n_items - 1}, got {items.min()}..{items.max()}")
+        if self.tied is not None and len(self.tied) != len(items):
+            raise DataError(f"tied: expected {len(items)} marks, one per event of the histories, got {len(self.tied)}")
         if self.token_map.level_sizes != self.codes.level_sizes:
             raise DataError(
                 f"token map: expected level sizes {self.codes.level_sizes}, got {self.token_map.level_sizes}"
@@ -57,21 +62,23 @@ class TrainingData:
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Sample r is ``items[starts[r]:ends[r]]`` of the histories, of user ``rows[r]`` (internal).
+    """Sample r is ``items[starts[r]:ends[r]]``, of user ``rows[r]`` (internal).
 
-    starts, ends, rows: int64 ``[R]``. A sample has at least two items: something known, something to predict.
+    starts, ends, rows: int64 ``[R]``. items: int32 ``[E]``, all histories below each other. A sample has
+    at least two items: something known, something to predict.
     """
 
     starts: Int64
     ends: Int64
     rows: Int64
+    items: Int32
 
     def __len__(self) -> int:
         return len(self.starts)
 
     def take(self, at: Int64) -> Samples:
         """These samples only."""
-        return Samples(self.starts[at], self.ends[at], self.rows[at])
+        return replace(self, starts=self.starts[at], ends=self.ends[at], rows=self.rows[at])
 
     def drop_prefixes(self, probability: float, seed: int, epoch: int) -> Samples:
         """Each sample loses, with this probability, between one and all but two of its oldest items.
@@ -94,7 +101,8 @@ def prefix_samples(histories: Histories, max_items: int) -> Samples:
     rows = histories.rows()
     first = histories.offsets[:-1][rows]
     target = np.flatnonzero(np.arange(len(rows)) > first)
-    return Samples(np.maximum(first[target], target - max_items), target + 1, rows[target])
+    starts = np.maximum(first[target], target - max_items)
+    return Samples(starts, target + 1, rows[target], histories.items)
 
 
 def window_samples(histories: Histories, max_items: int) -> Samples:
@@ -109,7 +117,7 @@ def window_samples(histories: Histories, max_items: int) -> Samples:
     nth = np.arange(len(rows)) - np.repeat(np.cumsum(n_windows) - n_windows, n_windows)
     ends = histories.offsets[1:][rows] - nth * width
     starts = np.maximum(histories.offsets[:-1][rows], ends - width)
-    return Samples(starts, ends, rows).take(np.flatnonzero(ends - starts >= 2))
+    return Samples(starts, ends, rows, histories.items).take(np.flatnonzero(ends - starts >= 2))
 
 
 class Plan:
@@ -120,9 +128,15 @@ class Plan:
     """
 
     def __init__(
-        self, samples: Samples, tokens_before: Int64, settings: TrainSettings, *, target_apart: bool = False
+        self,
+        samples: Samples,
+        item_lengths_N: Int64,
+        settings: TrainSettings,
+        *,
+        tied: Bools | None = None,
+        target_apart: bool = False,
     ) -> None:
-        """``tokens_before``: int64 ``[E + 1]``, tokens of all items of the histories before each item.
+        """``item_lengths_N``: tokens of each item. ``tied``: which events to bring into another order every epoch.
 
         ``target_apart``: the last item of a sample is not part of the padded input (encoder-decoder).
         """
@@ -131,7 +145,7 @@ class Plan:
                 "training data: expected a history of two items or more, got none",
                 hint="check the split: each user's training part must hold at least two events",
             )
-        self.samples, self._tokens_before, self._settings = samples, tokens_before, settings
+        self.samples, self._item_lengths_N, self._settings, self._tied = samples, item_lengths_N, settings, tied
         self._target_apart = int(target_apart)
         self.steps_per_epoch = -(-len(samples) // settings.batch_size)
         self._epoch = -1
@@ -153,10 +167,13 @@ class Plan:
         if epoch == self._epoch:
             return
         seed = self._settings.seed
-        self._current = self.samples.drop_prefixes(self._settings.prefix_drop, seed, epoch)
+        items = redraw(self.samples.items, self._tied, seed=seed, epoch=epoch)
+        dropped = self.samples.drop_prefixes(self._settings.prefix_drop, seed, epoch)
+        self._current = replace(dropped, items=items)
         self._batches = length_batches(self._lengths(), self._settings.batch_size, seed=seed, epoch=epoch)
         self._epoch = epoch
 
     def _lengths(self) -> Int64:
-        ends = self._current.ends - self._target_apart
-        return self._tokens_before[ends] - self._tokens_before[self._current.starts]
+        before = np.concatenate([[0], np.cumsum(self._item_lengths_N[self._current.items])])
+        lengths: Int64 = before[self._current.ends - self._target_apart] - before[self._current.starts]
+        return lengths

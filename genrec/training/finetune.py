@@ -119,8 +119,9 @@ def _prepare(model: Any, data: TrainingData, settings: TrainSettings, folder: Pa
     collator = Collator(data, layout, getattr(model.config, "decoder_start_token_id", None) or 0)
     plan = Plan(
         cut(data.histories, settings.max_items),
-        collator.tokens_before,
+        collator.item_lengths_N,
         settings,
+        tied=data.tied,
         target_apart=collator.target_apart,
     )
     n_steps = settings.epochs * plan.steps_per_epoch
@@ -201,6 +202,7 @@ def _identity(model: Any, data: TrainingData, settings: TrainSettings) -> dict[s
         "vocabulary": data.token_map.fingerprint,
         "codes": data.codes.fingerprint,
         "histories": _digest(data.histories),
+        "tied": None if data.tied is None else hashlib.sha256(data.tied.tobytes()).hexdigest()[:32],
         "valid": None if data.valid is None else _digest(data.valid.histories, data.valid.targets),
         "users": _users_digest(data),
     }

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from genrec.models.head import output_scale
 from genrec.training.losses import CodeLoss
+from genrec.training.precision import attention_kernel
 
 
 class TrainingModule(nn.Module):
@@ -37,7 +38,8 @@ class TrainingModule(nn.Module):
         **inputs: Tensor,
     ) -> Tensor:
         """Summed loss times ``scale``; the other arguments are those of :class:`genrec.training.collate.Collator`."""
-        hidden_BTD = self.hidden(**inputs)
+        with attention_kernel():
+            hidden_BTD = self.hidden(**inputs)
         hidden_PD = hidden_BTD.flatten(0, 1)[positions]
         weight_VD = self.model.get_output_embeddings().weight
         loss: Tensor = self.loss(hidden_PD, weight_VD, targets, nodes, level_counts) * scale

@@ -31,7 +31,7 @@ class TrainSettings:
         drawn by the seed, by a search with ``eval_beams`` beams.
     patience: validations without a better ``metric`` before training stops (0 = train to the end). The
         weights of the best validation are returned either way.
-    bf16: autocast to bfloat16; None = on a GPU that has it.
+    bf16: autocast to bfloat16; None = where the GPU, or else the CPU, has it (weights stay float32).
     save_every: steps between checkpoints (0 = only when training stops).
     max_seconds: wall seconds of this call, then save and return; the next call goes on from there. None = none.
     n_workers: processes that build batches.

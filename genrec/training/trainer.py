@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
@@ -25,6 +26,7 @@ from genrec.training import checkpoints
 from genrec.training.collate import Collator
 from genrec.training.dataset import Plan, Samples
 from genrec.training.module import TrainingModule, trainable
+from genrec.training.precision import has_bf16
 from genrec.training.progress import Clock, TrainState, save_weights
 from genrec.training.settings import TrainSettings
 
@@ -66,7 +68,7 @@ class StepBatches(Dataset[dict[str, Any]]):
 
 
 def _strided(samples: Samples, first: int, step: int) -> Samples:
-    return Samples(samples.starts[first::step], samples.ends[first::step], samples.rows[first::step])
+    return samples.take(np.arange(first, len(samples), step))
 
 
 def _only(batch: list[dict[str, Any]]) -> dict[str, Any]:
@@ -76,13 +78,12 @@ def _only(batch: list[dict[str, Any]]) -> dict[str, Any]:
 def arguments(settings: TrainSettings, n_steps: int, folder: Path) -> TrainingArguments:
     """Arguments of the Trainer (internal): everything that it would do on its own is off."""
     cuda = torch.cuda.is_available()
-    wants_bf16 = settings.bf16 if settings.bf16 is not None else cuda and torch.cuda.is_bf16_supported()
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=n_steps,
         per_device_train_batch_size=1,  # a loader item is a whole batch already
         seed=derive(settings.seed, "finetune") % 2**32,
-        bf16=bool(wants_bf16),
+        bf16=has_bf16() if settings.bf16 is None else settings.bf16,
         use_cpu=not cuda,
         max_grad_norm=0.0,  # clipped in training_step, where a bad gradient is noticed
         dataloader_num_workers=settings.n_workers,

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -73,6 +75,29 @@ def test_loss_counts_each_existing_position_once():
     whole = batch_loss(encoder, windows, np.arange(3), 0.0)
     parts = [batch_loss(encoder, windows, np.array([u]), 0.0) * (len(windows[u]) - 1) for u in range(3)]
     torch.testing.assert_close(whole, sum(parts) / (1 + 4 + 2))
+
+
+def test_ties_are_drawn_anew_in_every_epoch(monkeypatch):
+    from genrec.baselines import sasrec
+
+    train = Histories.from_lists([[0, 1, 2, 3], [4], [5, 6, 7]])
+    tied = np.array([False, True, True, False, False, False, False, True])
+    seen = []
+
+    def watch(encoder, windows, rows, eps):
+        seen.append(windows.take(rows).to_lists())
+        return batch_loss(encoder, windows, rows, eps)
+
+    monkeypatch.setattr(sasrec, "batch_loss", watch)
+    settings = dataclasses.replace(TINY, epochs=20)
+    SasRec.fit(train, 8, settings, tied=tied)
+    for rows in seen:
+        assert sorted(sorted(row[:3]) + row[3:] for row in rows if len(row) == 4) == [[0, 1, 2, 3]]
+        assert sorted(row[0:1] + sorted(row[1:]) for row in rows if len(row) == 3) == [[5, 6, 7]]
+    assert len({str(sorted(rows)) for rows in seen}) > 5
+    seen.clear()
+    SasRec.fit(train, 8, settings)
+    assert {str(sorted(rows)) for rows in seen} == {str([[0, 1, 2, 3], [5, 6, 7]])}
 
 
 def test_scores_do_not_depend_on_the_other_rows_and_cut_long_histories():

@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genrec.data.histories import Histories
+from genrec.data.ties import redraw
 from genrec.errors import DataError
 from genrec.testing.walks import walk_codes, walks
 from genrec.training.collate import Collator
@@ -41,7 +44,7 @@ def test_windows_cover_each_history_from_its_newest_item(lists, max_items):
 
 
 def test_dropped_prefixes_keep_two_items_and_depend_on_seed_epoch_and_row_only():
-    samples = Samples(np.zeros(5000, np.int64), np.tile(np.arange(2, 12), 500), np.arange(5000))
+    samples = Samples(np.zeros(5000, np.int64), np.tile(np.arange(2, 12), 500), np.arange(5000), np.zeros(12, np.int32))
     dropped = samples.drop_prefixes(0.5, seed=3, epoch=1)
     assert (dropped.ends - dropped.starts >= 2).all() and np.array_equal(dropped.ends, samples.ends)
     long = samples.ends > 2
@@ -63,7 +66,7 @@ def test_the_plan_is_a_function_of_the_step_and_pads_little(layout, ragged):
     rule = TrainSettings(batch_size=16, prefix_drop=0.3, seed=7)
 
     def fresh():
-        return Plan(samples, collator.tokens_before, rule, target_apart=layout == "encoder")
+        return Plan(samples, collator.item_lengths_N, rule, target_apart=layout == "encoder")
 
     plan, n = fresh(), fresh().steps_per_epoch
     batches = [plan.batch(step) for step in range(2 * n)]
@@ -80,6 +83,33 @@ def test_the_plan_is_a_function_of_the_step_and_pads_little(layout, ragged):
         body = collator(batch)["input_ids"].numpy()
         cells, real = cells + body.size, real + (body != 0).sum()
     assert plan.padding_share() == pytest.approx(1 - real / cells, abs=0.03) and 1 - real / cells <= 0.1
+
+
+@pytest.mark.parametrize("layout", ["encoder", "decoder"])
+@pytest.mark.parametrize("ragged", [False, True])
+def test_ties_come_in_another_order_every_epoch(layout, ragged):
+    """The samples keep their places; each epoch shows them the order drawn for it, in inputs and targets."""
+    data = walks(ragged, n_users=40)
+    first = np.isin(np.arange(len(data.histories.items)), data.histories.offsets)
+    tied = ~first & (np.arange(len(first)) % 3 > 0)
+    collator = Collator(data, layout)
+    cut = prefix_samples if layout == "encoder" else window_samples
+    samples = cut(data.histories, 5)
+    rule = TrainSettings(batch_size=16, seed=7)
+    plan = Plan(samples, collator.item_lengths_N, rule, tied=tied, target_apart=layout == "encoder")
+    seen = []
+    for step in range(2 * plan.steps_per_epoch):
+        epoch = step // plan.steps_per_epoch
+        batch = plan.batch(step)
+        want = redraw(data.histories.items, tied, seed=7, epoch=epoch)
+        assert np.array_equal(batch.items, want)
+        drawn = replace(data, histories=replace(data.histories, items=want))
+        given, fixed = collator(batch), Collator(drawn, layout)(replace(batch, items=want))
+        assert all(np.array_equal(given[name], fixed[name]) for name in given)
+        seen.append(want)
+    assert not np.array_equal(seen[0], seen[-1]) and not np.array_equal(seen[0], data.histories.items)
+    with pytest.raises(DataError, match="one per event"):
+        replace(data, tied=tied[1:])
 
 
 @pytest.mark.parametrize("ragged", [False, True])
@@ -138,7 +168,7 @@ def test_a_history_of_one_item_is_no_sample_and_none_at_all_is_an_error():
     samples = window_samples(data.histories, 5)
     assert len(samples) == len(prefix_samples(data.histories, 5)) == 0
     with pytest.raises(DataError, match="two items"):
-        Plan(samples, Collator(data, "decoder").tokens_before, TrainSettings())
+        Plan(samples, Collator(data, "decoder").item_lengths_N, TrainSettings())
 
 
 def test_parts_that_do_not_fit_are_refused():

@@ -117,9 +117,26 @@ def test_padding_a_batch_changes_nothing(kind):
 def test_processes_share_a_batch_and_their_mean_is_its_loss(world):
     """Also where there are fewer samples than processes: the idle ones take part at weight zero."""
     _, samples, collate, module = prepared("decoder", "level", ragged=True)
-    plan = Plan(samples.take(np.arange(9)), collate.tokens_before, TrainSettings(batch_size=6))
+    plan = Plan(samples.take(np.arange(9)), collate.item_lengths_N, TrainSettings(batch_size=6))
     for step in range(plan.steps_per_epoch):
         whole = module(**StepBatches(plan, collate, 2)[step])
         parts = [module(**StepBatches(plan, collate, 2, rank, world)[step]) for rank in range(world)]
         torch.testing.assert_close(sum(parts) / world, whole, rtol=1e-5, atol=1e-6)
     assert float(parts[-1].detach()) != 0 or world == 8
+
+
+@pytest.mark.parametrize("kind", ["decoder", "t5"])
+def test_bfloat16_gives_nearly_the_same_loss_and_gradients(kind):
+    """Under autocast on a CPU, where attention takes its plain form."""
+    _, samples, collate, module = prepared(kind, "level")
+    batch = collate(samples)
+    found = []
+    for enabled in (False, True):
+        module.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss = module(**batch, scale=1 / collate.n_targets(samples))
+        loss.backward()
+        found.append((loss.item(), torch.cat([w.grad.flatten() for w in trainable(module).values()])))
+    (exact, want), (rough, got) = found
+    assert rough == pytest.approx(exact, rel=0.02) and rough != exact
+    assert torch.nn.functional.cosine_similarity(want, got, dim=0) > 0.995
