@@ -7,49 +7,26 @@ neutral format. Hours on two cores.
 
 from __future__ import annotations
 
-import json
 import statistics
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
+from real_data import bring_up_to_date, read_json, training_minutes
 from run import Figure, Measured, Options
 
-ROOT = Path(__file__).resolve().parent.parent
-RUNS = ROOT / "runs" / "quality"
 SEEDS = (0, 1, 2)
 
 
 def _run(options: Options, pipeline: str, data: str, name: str, *overrides: str, until: str | None = None) -> Path:
     """Bring a run up to date and return its folder."""
-    if options.data is None:
-        sys.exit("the quality suite needs real data: give --data FOLDER or set GENREC_DATA")
-    command = [sys.executable, "-m", "genrec.cli.main", "run", str(ROOT / "train" / "pipelines" / pipeline)]
-    command += ["--data", str(options.data / data), "--out", str(RUNS / name)]
-    for override in overrides:
-        command += ["--set", override]
-    command += ["--until", until] if until else []
-    subprocess.run(command, check=True, stdout=sys.stderr)
-    return RUNS / name
-
-
-def _evaluation(run: Path, model: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((run / "eval" / model / "report.json").read_text())
-    return found
+    return bring_up_to_date(options.data, pipeline, data, f"quality/{name}", *overrides, until=until)
 
 
 def _mean(run: Path, model: str, metric: str = "recall@10") -> float:
-    return float(_evaluation(run, model)["intervals"][metric]["mean"])
+    return float(read_json(run, "eval", model, "report.json")["intervals"][metric]["mean"])
 
 
 def _cost(run: Path, stage: str) -> str:
-    """CPU time of a training over all its calls, or of a stage."""
-    if stage == "train":
-        seconds = json.loads((run / "training" / "genrec.json").read_text())["meta"]["cpu_seconds"]
-    else:
-        seconds = json.loads((run / "ledger.json").read_text())[stage]["cpu_seconds"]
-    return f"{seconds / 60:.1f} CPU-minutes"
+    return f"{training_minutes(run, stage):.1f} CPU-minutes"
 
 
 def _beauty(options: Options, seed: int, *, ties: str = "neutral", model: str = "decoder", until: str) -> Path:

@@ -8,6 +8,7 @@ import numpy as np
 
 from genrec.data.catalog import ItemCatalog
 from genrec.data.interactions import Interactions
+from genrec.data.ties import tied_with_previous
 
 
 def statistics(interactions: Interactions, catalog: ItemCatalog) -> dict[str, Any]:
@@ -24,7 +25,7 @@ def statistics(interactions: Interactions, catalog: ItemCatalog) -> dict[str, An
     pairs = len(np.unique(interactions.user.astype(np.int64) * max(items, 1) + interactions.item))
     per_item = np.bincount(interactions.item, minlength=items)
     neighbours = interactions.user[1:] == interactions.user[:-1]
-    tied = neighbours & (interactions.time[1:] == interactions.time[:-1])
+    tied = tied_with_previous(interactions.user, interactions.time)
     top = np.sort(per_item)[::-1][: max(1, round(items / 100))]
     titles = catalog.text("title")
     return {

@@ -14,7 +14,7 @@ from genrec.models.backbone import T5Settings
 from genrec.pipeline.recipe import PipelineRecipe
 from genrec.pipeline.runner import Estimate
 
-BASE = 6e8  # bytes of a process with torch and transformers loaded
+BASE = 7e8  # bytes of a process with torch and transformers loaded
 MINILM_FLOPS = 2 * 1.06e7 * 30  # per text: weights x tokens of a usual title with brand and category
 TRAIN_SHARE = 0.75  # of the events; the rest is valid and test
 EFFICIENCY = 0.35  # share of a large matrix product's speed that small layers reach

@@ -18,6 +18,7 @@ from genrec.embeddings.collaborative import ppmi, svd
 from genrec.embeddings.fuse import fuse
 from genrec.embeddings.linear import unit_rows
 from genrec.embeddings.text import lsa, sentence_embeddings
+from genrec.errors import DataError
 from genrec.item_tokenizers import registry
 from genrec.item_tokenizers.base import TokenizerSource
 from genrec.item_tokenizers.codes import ItemCodes
@@ -67,9 +68,17 @@ def split(folder: Path, recipe: PipelineRecipe) -> None:
     if recipe.split.ties == "neutral":
         made = made.open_ties(stored)
     made.check_leakage(stored)
+    if not len(made.queries("test")):
+        raise DataError(
+            f"split: no user has both a history and a test target ({len(stored)} events of {stored.n_users} users, "
+            f"rule {recipe.split.kind!r})",
+            hint="leave_one_out needs users with three events or more; a time split needs users on both sides of a cut",
+        )
     made.save(folder / "split", overwrite=True, recipe=recipes.to_json(recipe.split))
     for part in ("valid", "test"):
         asked = made.queries(part)
+        if not len(asked):
+            log.warning("%s: no queries: training runs to its end without early stopping", part)
         log.info("%s: %d queries, %d targets", part, len(asked), len(asked.targets.items))
 
 

@@ -44,15 +44,16 @@ def recall_bars(reports: Sequence[EvalReport], ours: str, file: Path, metric: st
     _save(plt, figure, file)
 
 
-def slice_bars(reports: Sequence[EvalReport], file: Path, metric: str = "recall@10") -> None:
+def slice_bars(reports: Sequence[EvalReport], ours: str, file: Path, metric: str = "recall@10") -> None:
     """Recall on popularity slices and unseen items, one group of bars per slice."""
     plt = _pyplot()
     slices = [s for s in ("head", "mid", "tail", "cold") if any(f"{s}.{metric}" in r.intervals for r in reports)]
     figure, axis = plt.subplots(figsize=(7, 3.4), layout="constrained")
     width = 0.8 / max(1, len(reports))
     for n, report in enumerate(reports):
+        color = OURS if report.name == ours else (OTHERS, "#94a3b8", "#cbd5e1")[n % 3]
         heights = [report.mean(f"{s}.{metric}") if f"{s}.{metric}" in report.intervals else 0.0 for s in slices]
-        axis.bar(np.arange(len(slices)) + n * width, heights, width, label=report.name)
+        axis.bar(np.arange(len(slices)) + n * width, heights, width, label=report.name, color=color)
     shares = [reports[0].figures.get(f"{s}.share_of_targets", float("nan")) for s in slices]
     labels = [f"{s}\n{100 * share:.0f} % of targets" for s, share in zip(slices, shares, strict=True)]
     axis.set_xticks(np.arange(len(slices)) + 0.4 - width / 2, labels)
@@ -72,6 +73,7 @@ def codebook_usage(codes: ItemCodes, file: Path) -> None:
         label = f"level {level + 1}: perplexity {perplexity[level]:.0f} of {len(counts)}, {dead} unused"
         axis.plot(np.sort(counts)[::-1], label=label, linewidth=1.3)
     axis.set_yscale("symlog")
+    axis.yaxis.set_major_formatter("{x:.0f}")
     axis.set_xlabel("codes, most used first")
     axis.set_ylabel("items with the code")
     axis.legend(frameon=False, fontsize=8)

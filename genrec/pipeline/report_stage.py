@@ -71,7 +71,7 @@ def _pictures(
     ours = recipe.model.kind
     figures.recall_bars(reports, ours, folder / "recall.png")
     best = sorted((r for r in reports if r.name not in (ours, "oracle")), key=lambda r: -r.mean("recall@10"))[:2]
-    figures.slice_bars([*best, reports[-1]], folder / "slices.png")
+    figures.slice_bars([*best, reports[-1]], ours, folder / "slices.png")
     figures.codebook_usage(codes, folder / "codes.png")
     found = [
         ("recall.png", "Recall@10 of every model"),

@@ -119,10 +119,35 @@ def _state(folder: Path, stage: Stage, ledger: dict[str, Any], done: dict[str, d
     if line is None or digests is None:
         return "run", "not done yet" if line is None else "its output is missing or damaged"
     if line["key"] != _key(stage, done):
-        return "changed", "its recipe or input changed"
+        return "changed", _difference(stage, line, done)
     if line["outputs"] != digests:
         return "changed", "its output was replaced"
     return "done", "unchanged"
+
+
+def _difference(stage: Stage, line: dict[str, Any], done: dict[str, dict[str, str]]) -> str:
+    """Why the key is another one: the settings that differ, else the input."""
+    old, new = _leaves(line.get("recipe", {})), _leaves(stage.recipe)
+    names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+    if names and old:
+        first = names[0]
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        return f"{first}: {old.get(first)} -> {new.get(first)}{more}"
+    if line["inputs"] != stage.inputs:
+        return "the files it reads changed"
+    upstream = [name for name in stage.needs if line.get("needs", {}).get(name) != done[name]]
+    return f"the output of {upstream[0]} changed" if line.get("needs") and upstream else "its code or input changed"
+
+
+def _leaves(value: Any, path: str = "") -> dict[str, Any]:
+    """Dotted path → value of every leaf of nested JSON."""
+    if not isinstance(value, dict | list):
+        return {path: value}
+    pairs = value.items() if isinstance(value, dict) else enumerate(value)
+    found: dict[str, Any] = {}
+    for name, inner in pairs:
+        found |= _leaves(inner, f"{path}.{name}" if path else str(name))
+    return found
 
 
 def plan(folder: Path, stages: Sequence[Stage]) -> list[Planned]:
@@ -177,7 +202,9 @@ def _run_one(folder: Path, stage: Stage, done: dict[str, dict[str, str]]) -> dic
         raise ArtifactError(f"stage {stage.name!r} did not write all of {', '.join(stage.outputs)}")
     return {
         "key": _key(stage, done),
+        "recipe": stage.recipe,
         "inputs": stage.inputs,
+        "needs": {name: done[name] for name in stage.needs},
         "outputs": outputs,
         "wall_seconds": round(time.perf_counter() - wall, 3),
         "cpu_seconds": round(time.process_time() - cpu, 3),

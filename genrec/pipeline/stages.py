@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Sequence
 from functools import partial
@@ -41,7 +42,7 @@ def stages(recipe: PipelineRecipe, folder: Path) -> list[Stage]:
         ),
         Stage(
             "split", ("split",), partial(data_stages.split, recipe=recipe),
-            recipe=part("split", "seed"), needs=("prepare",), estimate=costs.split,
+            recipe=part("split", "seed"), needs=("prepare",), version=2, estimate=costs.split,
             about="cut histories into train, valid, test",
         ),
     ]  # fmt: skip
@@ -49,7 +50,7 @@ def stages(recipe: PipelineRecipe, folder: Path) -> list[Stage]:
         found.append(
             Stage(
                 "sasrec", ("sasrec",), partial(baseline_stages.fit_sasrec, recipe=recipe),
-                recipe=part("sasrec", "seed"), needs=("split",), estimate=costs.sasrec,
+                recipe=part("sasrec", "seed"), needs=("split",), version=2, estimate=costs.sasrec,
                 about="train the SASRec baseline",
             )
         )  # fmt: skip
@@ -117,7 +118,7 @@ class _Parts:
             del self._all["train"][name]
 
     def __call__(self, *names: str) -> dict[str, Any]:
-        return {name: self._all[name] for name in names or self._all}
+        return copy.deepcopy({name: self._all[name] for name in names or self._all})
 
 
 def _baseline(name: str, recipe: PipelineRecipe, part: _Parts, costs: Costs) -> Stage:
@@ -125,9 +126,12 @@ def _baseline(name: str, recipe: PipelineRecipe, part: _Parts, costs: Costs) -> 
     needs += ["sasrec"] if name == "sasrec" else []
     needs += ["embed"] if name.startswith("content_knn") else []
     needs += ["prepare"] if name in ("item_knn_larger_id", "oracle") else []
+    own = part("evaluate", "split", "seed")
+    for setting in ("n_beams", "normalize"):  # baselines score every item, they do not search
+        del own["evaluate"][setting]
     return Stage(
         f"evaluate {name}", (f"eval/{name}",), partial(baseline_stages.evaluate_baseline, recipe=recipe, name=name),
-        recipe=part("evaluate", "split", "seed"), needs=tuple(needs), estimate=costs.dense, about="baseline",
+        recipe=own, needs=tuple(needs), estimate=costs.dense, about="baseline",
     )  # fmt: skip
 
 

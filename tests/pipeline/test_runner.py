@@ -75,6 +75,29 @@ def test_changed_inputs_and_versions_run_again(tmp_path: Path) -> None:
         assert calls == ["b"]
 
 
+def test_the_plan_says_what_changed(tmp_path: Path) -> None:
+    calls: list[str] = []
+    runner.run(tmp_path, chain(calls), silent)
+
+    def reason(at: int, **change: object) -> str:
+        stages = chain(calls)
+        stages[at] = replace(stages[at], **change)
+        return runner.plan(tmp_path, stages)[at].reason
+
+    assert reason(0) == "unchanged"
+    assert reason(0, recipe={"x": 2}) == "x: 1 -> 2"
+    assert reason(0, recipe={"x": 1, "y": {"z": [0, 5]}}) == "y.z.0: None -> 0 and 1 more"
+    assert reason(0, inputs={"data": "abc"}) == "the files it reads changed"
+    assert reason(0, version=2) == "its code or input changed"
+    ledger = runner.read_ledger(tmp_path)
+    runner.run(tmp_path, [replace(chain(calls)[0], recipe={"x": 2}, run=writing("a", calls, "new"))], silent)
+    kept = runner.read_ledger(tmp_path)
+    assert ledger["b"] == kept["b"] and runner.plan(tmp_path, chain(calls))[1].reason == "after a"
+    changed = chain(calls)
+    changed[0] = replace(changed[0], recipe={"x": 2})
+    assert runner.plan(tmp_path, changed)[1].reason == "the output of a changed"
+
+
 def test_an_interruption_keeps_what_was_finished(tmp_path: Path) -> None:
     calls: list[str] = []
 
@@ -121,7 +144,8 @@ def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
 
 def test_the_ledger_has_time_and_memory(tmp_path: Path) -> None:
     ledger = runner.run(tmp_path, chain([]), silent)
-    assert set(ledger["a"]) == {"key", "inputs", "outputs", "wall_seconds", "cpu_seconds", "peak_bytes"}
+    says = {"key", "recipe", "inputs", "needs", "outputs", "wall_seconds", "cpu_seconds", "peak_bytes"}
+    assert set(ledger["a"]) == says
     assert ledger["a"]["peak_bytes"] > 1e6  # a Python process is larger
 
 

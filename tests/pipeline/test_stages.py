@@ -75,6 +75,7 @@ def test_a_wrong_tokenizer_option_is_found_before_anything_runs() -> None:
         ({"train": replace(RECIPE.train, max_seconds=5.0)}, set()),
         ({"split": SplitSettings(ties="file")}, {"split", "evaluate popularity", "evaluate"}),
         ({"evaluate": replace(RECIPE.evaluate, exclude_seen=False)}, {"evaluate popularity", "evaluate"}),
+        ({"evaluate": replace(RECIPE.evaluate, n_beams=7)}, {"evaluate"}),
     ],
 )
 def test_what_a_change_touches(change: dict, affected: set[str]) -> None:
@@ -207,3 +208,13 @@ def test_unit_rows_and_unknown_items(prepared: Path) -> None:
     seen = np.isin(np.arange(len(vectors)), Split.load(prepared / "split").train().items)
     assert np.allclose(length[seen & (length > 0)], 1, atol=1e-6)
     assert (length[~seen] == 0).all()
+
+
+def test_a_split_without_test_targets_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("user_id,item_id,timestamp\n" + "".join(f"u{n},i{n % 3},{n}\n" for n in range(9)))
+    source = ReaderSettings(format="tabular", path=tmp_path, interactions="log.csv", unknown_items="add")
+    recipe = PipelineRecipe(data=DataSettings(reader=source))
+    data_stages.prepare(tmp_path / "run", recipe)
+    with pytest.raises(DataError, match="no user has both a history and a test target"):
+        data_stages.split(tmp_path / "run", recipe)
+    assert not (tmp_path / "run" / "split").exists()

@@ -1,0 +1,87 @@
+"""Trials on Amazon Beauty: as many settings for SASRec as for the decoder, the choice made on validation alone.
+
+    python benchmarks/trials.py --data DATA                  # all; those that are finished are only read
+    python benchmarks/trials.py --data DATA --model decoder
+
+Permutation 0 of the ties, seed 0. Every trial may spend 60 CPU-minutes of training. It is judged by NDCG@10 on
+the validation targets of all users, seen items excluded; test targets are not looked at. The log is
+benchmarks/results/trials.json, the pipelines hold the chosen settings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from real_data import bring_up_to_date, read_json, training_minutes
+from run import RESULTS, git_state, machine
+
+BUDGET = 60.0
+STAGE = {"sasrec": "sasrec", "decoder": "train"}
+BASE = {
+    "sasrec": [],
+    "decoder": [],
+}  # type: dict[str, list[str]]
+TRIALS: dict[str, list[list[str]]] = {
+    "sasrec": [],
+    "decoder": [],
+}
+
+
+def judge(run: Path, model: str) -> dict[str, float]:
+    """Recall@10 and NDCG@10 of the trained model on the validation targets of all users."""
+    from genrec.baselines.sasrec import SasRec
+    from genrec.data.splits import Split
+    from genrec.evaluation.run import evaluate
+    from genrec.evaluation.settings import EvalSettings
+    from genrec.models.bundle import load_bundle
+
+    rule = EvalSettings(ks=(10,), n_beams=20, n_bootstrap=0)
+    trained: Any = SasRec.load(run / "sasrec") if model == "sasrec" else load_bundle(run / "bundle").recommender
+    report = evaluate(trained, Split.load(run / "split").queries("valid"), settings=rule)
+    return {name: float(report.mean(name)) for name in ("recall@10", "ndcg@10")}
+
+
+def trial(data: Path, model: str, number: int) -> dict[str, Any]:
+    """One trial, as a row of the log."""
+    changes = TRIALS[model][number]
+    stage = STAGE[model]
+    run = bring_up_to_date(
+        data, "beauty.yaml", "amazon-beauty-2014", f"trials/{model}-{number}", "seed=0", *changes, until=stage
+    )
+    kept = run / "validation.json"
+    if not kept.exists():
+        kept.write_text(json.dumps(judge(run, model)))
+    minutes = training_minutes(run, stage)
+    return {"model": model, "trial": number, "settings": changes, **read_json(kept), "cpu_minutes": round(minutes, 1)}
+
+
+def main() -> None:
+    """Run the trials and write the log."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=os.environ.get("GENREC_DATA"), help="folder of the real data")
+    parser.add_argument("--model", choices=sorted(TRIALS), help="only this model")
+    args = parser.parse_args()
+    models = [args.model] if args.model else sorted(TRIALS)
+    file = RESULTS / "trials.json"
+    log = read_json(file) if file.exists() else {"trials": []}
+    rows = [row for row in log["trials"] if row["model"] not in models]
+    for model in models:
+        rows += [trial(args.data, model, number) for number in range(len(TRIALS[model]))]
+    for row in rows:
+        rivals = [r for r in rows if r["model"] == row["model"] and r["cpu_minutes"] <= BUDGET]
+        row["chosen"] = row is max(rivals, key=lambda r: r["ndcg@10"])
+    command = "python benchmarks/trials.py --data DATA"
+    whole = {"command": command, "budget_cpu_minutes": BUDGET, "machine": machine(), "git": git_state(), "trials": rows}
+    file.write_text(json.dumps(whole, indent=1) + "\n")
+    for row in sorted(rows, key=lambda r: (r["model"], -r["ndcg@10"])):
+        mark = "*" if row["chosen"] else " "
+        scores = f"recall@10 {row['recall@10']:.4f}  ndcg@10 {row['ndcg@10']:.4f}"
+        print(f"{mark} {row['model']:<8} {scores}  {row['cpu_minutes']:5.1f} min  {' '.join(row['settings'])}")
+
+
+if __name__ == "__main__":
+    main()
