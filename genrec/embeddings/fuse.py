@@ -19,12 +19,16 @@ def fuse(
     blocks: Sequence[ItemEmbeddings],
     dims: Sequence[int | None] | None = None,
     weights: Sequence[float] | None = None,
+    *,
+    predict_unknown: bool = False,
 ) -> ItemEmbeddings:
     """Put blocks of vectors side by side so that each has its say in squared distances (stable).
 
     Each block: subtract the mean of its known (non-zero) rows, keep ``dim`` principal directions (None = all,
     not rotated), scale so that the mean squared norm of the known rows is ``weight`` (default 1). Unknown
-    rows stay zero, which is then the centre of the block. A single block is allowed. Raises ConfigError for
+    rows stay zero, which is then the centre of the block; with ``predict_unknown`` they are predicted from the
+    other blocks (:func:`predicted`), so that a new item, which nobody has bought yet, gets a place among the
+    items like it and not among the items that nobody buys. A single block is allowed. Raises ConfigError for
     options that do not fit, FingerprintMismatch for blocks of different catalogs, DataError for a block whose
     known rows are all equal.
     """
@@ -44,8 +48,12 @@ def fuse(
                 f"block 0 to {blocks[0].catalog[:8]} ({blocks[0].n_items} items)"
             )
     parts = [_part(n, *each) for n, each in enumerate(zip(blocks, dims, weights, strict=True))]
+    known = [block.known for block in blocks]
+    if predict_unknown:
+        parts = [predicted(parts, known, number, weight) for number, weight in enumerate(weights)]
     recipe = {
         "kind": "fuse",
+        "predict_unknown": predict_unknown,
         "dims": list(dims),
         "weights": list(weights),
         "blocks": [block.recipe for block in blocks],
@@ -68,4 +76,29 @@ def _part(number: int, block: ItemEmbeddings, dim: int | None, weight: float) ->
         raise DataError(f"block {number}: all known vectors are equal")
     out = np.zeros((block.n_items, rows.shape[1]))
     out[known] = rows * np.sqrt(weight / scale)
+    return out
+
+
+def predicted(
+    parts: Sequence[npt.NDArray[np.float64]], known: Sequence[npt.NDArray[np.bool_]], number: int, weight: float
+) -> npt.NDArray[np.float64]:
+    """Block ``number`` with its unknown rows predicted from the other blocks, float64 ``[N, d]`` (internal).
+
+    Ridge regression on the rows that this block and another one know, its penalty chosen by leave-one-out error.
+    A prediction is shorter than what it predicts; it is scaled to squared norm ``weight``, the mean of the
+    block, since near the centre it would fall among the items of no particular kind. Rows that no block
+    knows stay zero, and so does everything where fewer than two rows could be learned from.
+    """
+    from sklearn.linear_model import RidgeCV
+
+    others = [n for n in range(len(parts)) if n != number]
+    elsewhere = np.any([known[n] for n in others], axis=0) if others else np.zeros(len(parts[number]), np.bool_)
+    wanted, taught = elsewhere & ~known[number], elsewhere & known[number]
+    if not wanted.any() or taught.sum() < 2:
+        return parts[number]
+    inputs = np.concatenate([parts[n] for n in others], axis=1)
+    rows = RidgeCV(alphas=np.logspace(-2, 3, 6)).fit(inputs[taught], parts[number][taught]).predict(inputs[wanted])
+    norm = np.linalg.norm(rows, axis=1, keepdims=True)
+    out = parts[number].copy()
+    out[wanted] = np.divide(rows, norm, out=np.zeros_like(rows), where=norm > 0) * np.sqrt(weight)
     return out

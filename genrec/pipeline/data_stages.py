@@ -107,7 +107,8 @@ def embed(folder: Path, recipe: PipelineRecipe) -> None:
     if len(blocks) == 1 and recipe.embeddings[0].dim is None:
         made = blocks[0]
     else:
-        made = fuse(blocks, [b.dim for b in recipe.embeddings], [b.weight for b in recipe.embeddings])
+        dims, weights = [b.dim for b in recipe.embeddings], [b.weight for b in recipe.embeddings]
+        made = fuse(blocks, dims, weights, predict_unknown=True)
     made.save(folder / "embeddings", overwrite=True)
     if recipe.needs_text_vectors:
         blocks[recipe.text_block].save(folder / "text_embeddings", overwrite=True)
@@ -128,6 +129,7 @@ def _vectors(block: Block, catalog: ItemCatalog, cut: Split, folder: Path, seed:
     from genrec.baselines.sasrec import SasRec
 
     table = SasRec.load(folder / "sasrec").item_vectors()
+    table[np.bincount(cut.train().items, minlength=cut.n_items) == 0] = 0.0  # never trained: nothing is known
     return ItemEmbeddings(table, catalog.fingerprint, {"kind": "sasrec"})
 
 

@@ -70,7 +70,8 @@ class SplitSettings:
     kind: leave_one_out (last = test, second last = valid), time (global cuts, so many events at the end),
     predefined (the log's ``column``), held_out_items (``cold_fraction`` of the items is never trained on).
     ties: order of a user's events that share a time: ``file`` keeps the file's order (what the literature
-    used; it may carry item order), ``neutral`` permutes with the pipeline's seed.
+    used; it may carry item order), ``neutral`` permutes with the pipeline's seed, and training draws another
+    order every epoch.
     """
 
     kind: Literal["leave_one_out", "time", "predefined", "held_out_items"] = "leave_one_out"

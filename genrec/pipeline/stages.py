@@ -60,7 +60,7 @@ def stages(recipe: PipelineRecipe, folder: Path) -> list[Stage]:
         Stage(
             "embed", ("embeddings", *text), partial(data_stages.embed, recipe=recipe),
             recipe=part("embeddings", "seed"), needs=("prepare", "split", *from_sasrec), inputs=_vector_files(recipe),
-            estimate=costs.embed, about="item vectors",
+            version=2, estimate=costs.embed, about="item vectors",
         ),
         Stage(
             "tokenize", ("item_tokenizer", "codes", "index"), partial(data_stages.tokenize, recipe=recipe),

@@ -68,3 +68,32 @@ def test_options_that_do_not_fit_are_refused():
         fuse([ItemEmbeddings(np.full((4, 3), 0.1), "x")])
     with pytest.raises(DataError, match="block 0"):
         fuse([ItemEmbeddings(np.zeros((4, 3)), "x")])
+
+
+def test_unknown_rows_are_predicted_from_the_other_blocks():
+    """A linear world: the second block is a function of the first, so its hidden rows can be told exactly."""
+    draw = np.random.default_rng(0)
+    first = draw.normal(size=(60, 5))
+    second = np.tanh(0.01 * first) @ draw.normal(size=(5, 4)) * 100
+    hidden = second.copy()
+    hidden[::7] = 0.0
+    a, b = ItemEmbeddings(first, "x"), ItemEmbeddings(hidden, "x")
+    left, filled = fuse([a, b]).vectors, fuse([a, b], predict_unknown=True).vectors
+    rows = np.arange(60) % 7 == 0
+    np.testing.assert_array_equal(left[~rows], filled[~rows])
+    np.testing.assert_array_equal(left[:, :5], filled[:, :5])
+    assert not left[rows, 5:].any()
+    want = second[rows] - second[~rows].mean(axis=0)
+    cosine = (filled[rows, 5:] * want).sum(1) / np.linalg.norm(filled[rows, 5:], axis=1) / np.linalg.norm(want, axis=1)
+    assert cosine.min() > 0.999
+    np.testing.assert_allclose((filled[rows, 5:] ** 2).sum(axis=1), 1.0, rtol=1e-5)
+
+
+def test_nothing_is_predicted_where_nothing_is_known():
+    a, b = block(1), block(2)
+    made = fuse([a, b], predict_unknown=True)
+    neither = ~a.known & ~b.known
+    assert neither.any() and not made.vectors[neither].any()
+    assert made.vectors[~neither].any(axis=1).all()
+    alone = fuse([a], predict_unknown=True)
+    np.testing.assert_array_equal(alone.vectors, fuse([a]).vectors)
