@@ -46,7 +46,8 @@ def commands(venv: Path, extras: str, *, gpu: bool, cpu_wheels: str | None) -> l
     lines = [[sys.executable, "-m", "venv", str(venv)]]
     if cpu_wheels and not gpu:
         source = "--index-url" if "://" in cpu_wheels else "--find-links"
-        lines.append([*pip, torch_pin(), source, cpu_wheels])
+        # an index of torch wheels has old or no versions of what torch needs: that comes with genrec, from PyPI
+        lines.append([*pip, "--no-deps", torch_pin(), source, cpu_wheels])
     lines.append([*pip, "-e", f"{ROOT}[{extras}]" if extras else str(ROOT)])
     return lines
 

@@ -34,13 +34,13 @@ def test_without_a_wheel_source_pip_decides() -> None:
 
 def test_an_index_url_is_used_for_torch_only() -> None:
     found = lines(gpu=False, cpu_wheels="https://example.org/whl/cpu")
-    assert found[1].endswith("torch==2.13.0 --index-url https://example.org/whl/cpu")
+    assert found[1].endswith("--no-deps torch==2.13.0 --index-url https://example.org/whl/cpu")
     assert "example.org" not in found[2]
 
 
 def test_a_folder_is_used_for_torch_only() -> None:
     found = lines(gpu=False, cpu_wheels="/wheels")
-    assert found[1].endswith("torch==2.13.0 --find-links /wheels")
+    assert found[1].endswith("--no-deps torch==2.13.0 --find-links /wheels")
     assert "/wheels" not in found[2]
 
 
