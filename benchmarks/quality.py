@@ -10,10 +10,12 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
+import numpy as np
 from real_data import bring_up_to_date, read_json, training_minutes
 from run import Figure, Measured, Options
 
 SEEDS = (0, 1, 2)
+BEAUTY = "amazon-beauty-2014"
 
 
 def _run(options: Options, pipeline: str, data: str, name: str, *overrides: str, until: str | None = None) -> Path:
@@ -33,7 +35,7 @@ def _beauty(options: Options, seed: int, *, ties: str = "neutral", model: str = 
     """A run of the Beauty pipeline: permutation ``seed`` of the ties with seed ``seed``."""
     pipeline = "beauty.yaml" if model == "decoder" else "beauty-t5.yaml"
     name = f"beauty-{ties}-{model}-{seed}"
-    return _run(options, pipeline, "amazon-beauty-2014", name, f"seed={seed}", f"split.ties={ties}", until=until)
+    return _run(options, pipeline, BEAUTY, name, f"seed={seed}", f"split.ties={ties}", until=until)
 
 
 def beauty(options: Options, model: str, seeds: tuple[int, ...], stage: str, ties: str = "neutral") -> Measured:
@@ -64,6 +66,39 @@ def games(options: Options, slice_name: str, line: str) -> Measured:
     return Measured(ours / theirs, spread={"decoder": ours, line: theirs}, budget=budget)
 
 
+def stage_costs(options: Options) -> Measured:
+    """Peak memory of the Beauty pipeline; wall and CPU seconds and peak memory of every stage beside it."""
+    run = _beauty(options, 0, until="report")
+    ledger = read_json(run, "ledger.json")
+    spread = {
+        stage: {
+            "wall_seconds": line["wall_seconds"],
+            "cpu_seconds": line["cpu_seconds"],
+            "peak_mib": round(line["peak_bytes"] / 2**20),
+        }
+        for stage, line in ledger.items()
+    }
+    note = "a training that went on after an interruption counts its last call only"
+    peak = max(line["peak_bytes"] for line in ledger.values()) / 2**30
+    return Measured(peak, spread=spread, budget="one run, one thread", note=note)
+
+
+def collisions(options: Options, kind: str) -> Measured:
+    """Share of Beauty's test targets that share their raw identifier with another item; usage beside it."""
+    from genrec.data.splits import Split
+    from genrec.item_tokenizers.codes import ItemCodes
+
+    name = f"quality/beauty-codes-{kind}"
+    tokenizer = f"tokenizer={{kind: {kind}, n_levels: 3, level_size: 256, collisions: shared}}"
+    run = bring_up_to_date(options.data, "beauty.yaml", BEAUTY, name, "seed=0", tokenizer, until="tokenize")
+    codes, cut = ItemCodes.load(run / "codes"), Split.load(run / "split")
+    identifier = codes.collision_ids()
+    exposed = np.bincount(identifier)[identifier] > 1
+    share = float(exposed[cut.queries("test").targets.items].mean())
+    budget = f"3 x 256, vectors of the pipeline, {training_minutes(run, 'tokenize'):.1f} CPU-minutes"
+    return Measured(share, spread=codes.report(), budget=budget)
+
+
 FIGURES = [
     Figure(
         "beauty_neutral_itemknn_recall10", "recall@10",
@@ -83,4 +118,7 @@ FIGURES = [
     ),
     Figure("games_warm_best_ratio_to_itemknn", "ratio", lambda o: games(o, "warm", "item_knn")),
     Figure("games_cold_best_ratio_to_contentknn", "ratio", lambda o: games(o, "cold", "content_knn_unseen")),
+    Figure("beauty_stages_peak_gib", "GiB", stage_costs),
+    Figure("beauty_rqkmeans_exposed_targets", "share", lambda o: collisions(o, "rqkmeans"), baseline="raw codes"),
+    Figure("beauty_rqvae_exposed_targets", "share", lambda o: collisions(o, "rqvae"), baseline="raw codes"),
 ]  # fmt: skip

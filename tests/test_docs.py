@@ -21,7 +21,9 @@ import pytest
 from genrec.cli.main import main
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+WORKBENCH = [ROOT / name / "README.md" for name in ("tokenizers", "prompts", "train", "serve")]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *WORKBENCH]
+PIPELINES = sorted((ROOT / "train" / "pipelines").glob("*.yaml"))
 TINY = """
 name: demo
 data: {reader: {format: neutral, path: data/amazon-beauty-2014}}
@@ -50,7 +52,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("home")
     shop = make(tiny())
-    for name in ("amazon-beauty-2014", "amazon-office-2014", "shop"):
+    for name in ("amazon-beauty-2014", "amazon-office-2014", "amazon-games-2014-timesplit", "shop"):
         export_neutral(folder / "data" / name, shop.catalog, shop.interactions)
     (folder / "train").symlink_to(ROOT / "train")
     (folder / "tokenizers").symlink_to(ROOT / "tokenizers")
@@ -96,7 +98,7 @@ def real(command: str, folder: Path) -> list[str]:
     return args
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.parent.name + "/" + p.name)
 def test_commands(page: Path, home: Path) -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
     for command in commands(page):
@@ -113,7 +115,15 @@ def test_commands(page: Path, home: Path) -> None:
             assert words[0] in ("git", "cd", "pip"), f"{page.name}: no rule how to test {command!r}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+@pytest.mark.parametrize("pipeline", PIPELINES, ids=lambda p: p.name)
+def test_the_command_at_the_top_of_a_pipeline(pipeline: Path, home: Path) -> None:
+    command = pipeline.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ").split("  #")[0].strip()
+    assert command.startswith("genrec ") and pipeline.name in command
+    done = shell(home, *real(command, home))
+    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.parent.name + "/" + p.name)
 def test_python_blocks(page: Path, home: Path) -> None:
     for n, block in enumerate(blocks(page, "python")):
         with contextlib.chdir(home), contextlib.redirect_stdout(io.StringIO()):
