@@ -13,7 +13,9 @@ safetensors, tqdm and PyYAML, but neither pyarrow nor pydantic. (A recipe with `
 ``interactions/``, for the ids of the users, and pyarrow to read them.) It writes ``checkpoints/``, ``training/`` (the
 curve) and ``bundle/``. A killed run goes on from its newest complete checkpoint when started again.
 
-On a CPU use torchrun for several processes: ``accelerate launch --cpu --num_processes 2`` may start a single one.
+On a CPU use torchrun for several processes: ``accelerate launch --cpu --num_processes 2`` starts a single one, and
+``accelerate launch --multi_gpu --num_processes 2``, in spite of its name, two.
+From a source tree that is not installed, put its root on the path: ``PYTHONPATH=. python train/finetune.py RUN``.
 
 Exit code: 0 = trained, 75 = stopped before the end by a signal or --max-seconds (start again to go on), 1 = error.
 """

@@ -131,6 +131,11 @@ class SasRec:
         model.encoder.eval()
         return model
 
+    @property
+    def history_cap(self) -> int:
+        """How many events of a history the model sees, the newest ones."""
+        return self.settings.max_items
+
     @torch.inference_mode()
     def states(self, histories: Histories) -> npt.NDArray[np.float32]:
         """The vector a history is scored with, float32 ``[U, D]``; zero for an empty history."""

@@ -21,7 +21,9 @@ def register(app: typer.Typer) -> None:
 
 def compare(
     runs: list[Path] = typer.Argument(..., help="Run folders, or eval/<model> folders of runs."),
-    metric: str = typer.Option("ndcg@10", "--metric", help="Metric of the paired test."),
+    metric: str | None = typer.Option(
+        None, "--metric", help="Metric of the paired test [default: ndcg@10, else at the longest list measured]."
+    ),
     average: bool = typer.Option(
         False, "--average", help="The runs repeat one job (seeds, orders of ties): print mean ± sd."
     ),
@@ -31,12 +33,13 @@ def compare(
 ) -> None:
     """Compare evaluations: one table, and paired tests against the first where they answered the same queries."""
     from genrec.evaluation.compare import comparison_table
-    from genrec.evaluation.report import results_table
+    from genrec.evaluation.report import best_metric
+    from genrec.evaluation.tables import average_table, results_table
 
     found = [each for run in runs for each in _evaluations(run, named=len(runs) > 1 and not average)]
     reports = [each.report for each in found]
     if average:
-        _print_average(reports)
+        print(average_table(reports).rstrip())
     else:
         groups: dict[str, list[Found]] = {}
         for each in found:
@@ -46,7 +49,8 @@ def compare(
             ours = next((each for each in group if each.trained), group[0])
             others = [each.report for each in group if each is not ours]
             if others:
-                print(comparison_table(ours.report, others, (metric,)).rstrip())
+                tested = metric or best_metric([ours.report, *others], "ndcg")
+                print(comparison_table(ours.report, others, (tested,)).rstrip())
     if trec is not None:
         _export(found, trec)
 
@@ -82,29 +86,16 @@ def _evaluations(run: Path, named: bool) -> list[Found]:
     return found
 
 
-def _print_average(reports: list[EvalReport]) -> None:
-    from genrec.evaluation.report import HEADLINE, average_rows
-
-    names = sorted({r.name for r in reports}, key=[r.name for r in reports].index)
-    print(f"{'model':<22}" + "".join(f"{m:>22}" for m in HEADLINE) + "   repetitions")
-    for name in names:
-        same = [r for r in reports if r.name == name]
-        rows = {(r["slice"], r["metric"], r["k"]): r for r in average_rows(same)}
-        cells = []
-        for metric in HEADLINE:
-            base, k = metric.split("@")
-            row = rows["all", base, int(k)]
-            cells.append(f"{row['mean']:.4f} ± {row['sd']:.4f}" if len(same) > 1 else f"{row['mean']:.4f}")
-        print(f"{name:<22}" + "".join(f"{cell:>22}" for cell in cells) + f"   {len(same)}")
-
-
 def _export(found: list[Found], trec: Path) -> None:
+    """Lists and targets, with ids where the run has its catalog and its log, else with numbers."""
     from genrec.data.catalog import ItemCatalog
+    from genrec.data.interactions import Interactions
     from genrec.evaluation.trec import write_trec
 
     for each in found:
-        catalog = each.run / "catalog"
-        ids = ItemCatalog.load(catalog).ids if catalog.is_dir() else None
+        catalog, log = each.run / "catalog", each.run / "interactions"
+        items = ItemCatalog.load(catalog).ids if catalog.is_dir() else None
+        users = Interactions.load(log).user_ids if log.is_dir() else None
         name = f"{each.run.name}-{each.report.name.rpartition('/')[2]}"
-        for path in write_trec(each.report, trec / name, item_ids=ids):
+        for path in write_trec(each.report, trec / name, item_ids=items, user_ids=users):
             print(f"wrote {path}")

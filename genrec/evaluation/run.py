@@ -69,15 +69,17 @@ def evaluate(
         values |= _named(slice_name, ranking_metrics(ranked.where(mask), settings.ks))
         figures[f"{slice_name}.share_of_targets"] = float(mask.mean())
     matrix = np.stack(list(values.values()), axis=1)
+    cap = _history_cap(model, settings)
     intervals = bootstrap_means(matrix, n_resamples=settings.n_bootstrap, seed=settings.seed)
     return EvalReport(
         name=name or type(model).__name__,
         settings=asdict(settings) | {"ks": list(settings.ks)},
         context=dict(context or {}),
-        definitions=_definitions(settings, list(masks), identifier_of is not None, counts is not None),
+        definitions=_definitions(settings, cap, list(masks), identifier_of is not None, counts is not None),
         queries=_digest(evalset),
         n_items=model.n_items,
         catalog=catalog,
+        history_cap=cap,
         users=evalset.users,
         targets=targets,
         target_rows=rows,
@@ -87,6 +89,12 @@ def evaluate(
         figures=figures,
         intervals=dict(zip(values, intervals, strict=True)),
     )
+
+
+def _history_cap(model: Recommender | DenseRecommender, settings: EvalSettings) -> int | None:
+    """The smaller of the settings' and the model's own limit; None = neither has one."""
+    caps = [cap for cap in (settings.history_cap, getattr(model, "history_cap", None)) if cap is not None]
+    return min(caps, default=None)
 
 
 def _joined(batches: list[Ranked], k_max: int) -> Ranked:
@@ -152,7 +160,7 @@ def _digest(evalset: EvalSet) -> str:
 
 
 def _definitions(
-    settings: EvalSettings, slice_names: list[str], with_identifiers: bool, with_counts: bool
+    settings: EvalSettings, cap: int | None, slice_names: list[str], with_identifiers: bool, with_counts: bool
 ) -> dict[str, str]:
     found = dict(ranking.DEFINITIONS) | beyond_accuracy.DEFINITIONS
     if not with_counts:
@@ -165,7 +173,6 @@ def _definitions(
         if settings.exclude_seen
         else "Seen items kept: items of the history are ranked like all others."
     )
-    cap = settings.history_cap
     found["history"] = "The model sees the entire history." if cap is None else f"The model sees the last {cap} events."
     found["interval"] = (
         f"95 % percentile bootstrap over queries, {settings.n_bootstrap} resamples, seed {settings.seed}"

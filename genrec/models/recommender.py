@@ -126,6 +126,11 @@ class GenerativeRecommender:
         """Number of items N of the catalog."""
         return self.codes.n_items
 
+    @property
+    def history_cap(self) -> int:
+        """How many events of a history enter the prompt, the newest ones."""
+        return self.settings.max_items
+
     def recommend(
         self,
         histories: Histories | Sequence[Sequence[int]] | Sequence[Sequence[str]],

@@ -15,8 +15,17 @@ from genrec.decoding.interface import DenseRecommender
 from genrec.embeddings.base import ItemEmbeddings
 from genrec.evaluation.run import evaluate
 from genrec.pipeline.recipe import PipelineRecipe, seeded
+from genrec.pipeline.runner import same_catalog
 
 log = logging.getLogger(__name__)
+READ = {
+    "sasrec": ("sasrec",),
+    "content_knn": ("text_embeddings",),
+    "content_knn_unseen": ("text_embeddings",),
+    "item_knn_larger_id": ("catalog",),
+    "oracle": ("catalog",),
+}
+"""Artifacts besides ``split`` that a baseline reads, or, the oracle, makes anew."""
 
 
 def fit_sasrec(folder: Path, recipe: PipelineRecipe) -> None:
@@ -43,11 +52,15 @@ def evaluate_baseline(folder: Path, recipe: PipelineRecipe, name: str) -> None:
         context=context(recipe, cut),
     )
     report.save(folder / "eval" / name, overwrite=True)
-    log.info("recall@10 %.4f, ndcg@10 %.4f", report.mean("recall@10"), report.mean("ndcg@10"))
+    log.info("%s", report.summary())
 
 
 def baseline(name: str, folder: Path, cut: Split, recipe: PipelineRecipe) -> DenseRecommender:
-    """The fitted baseline called ``name`` (see ``genrec.pipeline.recipe.BASELINES``)."""
+    """The fitted baseline called ``name`` (see ``genrec.pipeline.recipe.BASELINES``).
+
+    Raises FingerprintMismatch if what it reads is not of the catalog of ``cut``.
+    """
+    same_catalog(folder, cut.catalog, *READ.get(name, ()))
     if name == "sasrec":
         return SasRec.load(folder / "sasrec")
     if name == "oracle":
@@ -76,5 +89,9 @@ def baseline(name: str, folder: Path, cut: Split, recipe: PipelineRecipe) -> Den
 
 
 def context(recipe: PipelineRecipe, cut: Split) -> dict[str, Any]:
-    """What a report notes about the question it answers."""
-    return {"part": "test", "split": cut.rule, "ties": recipe.split.ties, "seed": recipe.seed}
+    """What a report notes about the question it answers.
+
+    has_ties: whether a user has events at the same time, in an order that was drawn (None = not known).
+    """
+    ties = None if cut.tied is None else bool(cut.tied.any())
+    return {"part": "test", "split": cut.rule, "ties": recipe.split.ties, "has_ties": ties, "seed": recipe.seed}

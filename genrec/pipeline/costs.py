@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 
 from genrec import artifacts
+from genrec.data.readers import source_files
+from genrec.errors import DataError
 from genrec.models.backbone import T5Settings
 from genrec.pipeline.recipe import PipelineRecipe
 from genrec.pipeline.runner import Estimate
@@ -43,10 +45,12 @@ class Costs:
     def _input_bytes(self) -> int:
         """Bytes of the input once decompressed, guessed."""
         reader = self.recipe.data.reader
-        path = Path(reader.path) if reader is not None else None
-        if path is None or not path.exists():
+        if reader is None:
             return 0
-        files = [f for f in path.iterdir() if f.is_file()] if path.is_dir() else [path]
+        try:
+            files = source_files(reader)
+        except DataError:  # said when the data are read
+            return 0
         return sum(f.stat().st_size * (4 if f.suffix in (".gz", ".parquet") else 1) for f in files)
 
     @cached_property

@@ -11,6 +11,7 @@ import numpy as np
 from genrec import recipes
 from genrec.data.catalog import ItemCatalog
 from genrec.data.interactions import Interactions
+from genrec.data.parts import predefined_parts
 from genrec.data.splits import Split, held_out_items, leave_one_out, predefined_split, time_split
 from genrec.decoding.index import CatalogIndex
 from genrec.embeddings.base import ItemEmbeddings, load_vectors
@@ -23,6 +24,7 @@ from genrec.item_tokenizers import registry
 from genrec.item_tokenizers.base import TokenizerSource
 from genrec.item_tokenizers.codes import ItemCodes
 from genrec.pipeline.recipe import Block, PipelineRecipe, SplitSettings, seeded
+from genrec.pipeline.runner import same_catalog
 from genrec.seeding import rng
 
 log = logging.getLogger(__name__)
@@ -30,10 +32,13 @@ ROW = "row in the stored log"
 
 
 def prepare(folder: Path, recipe: PipelineRecipe) -> None:
-    """Read or make the data: artifacts ``catalog`` and ``interactions``."""
+    """Read or make the data: artifacts ``catalog`` and ``interactions``.
+
+    Where rows were left out, the meta of both says so: ``rejected``, by file and reason.
+    """
     from genrec.data.summary import statistics, table
 
-    source = recipe.data
+    source, meta = recipe.data, {}
     if source.reader is not None:
         from genrec.data.filtering import drop_unused_items, k_core
         from genrec.data.readers import read
@@ -42,6 +47,7 @@ def prepare(folder: Path, recipe: PipelineRecipe) -> None:
         catalog, events = loaded.catalog, loaded.interactions
         if loaded.rejected:
             log.warning("%s", loaded.rejected)
+            meta["rejected"] = loaded.rejected.account(source.reader.folder)
         if source.user_core or source.item_core:
             used = drop_unused_items(catalog, k_core(events, source.user_core, source.item_core))
             catalog, events = used.catalog, used.interactions
@@ -51,8 +57,8 @@ def prepare(folder: Path, recipe: PipelineRecipe) -> None:
         assert source.synthetic is not None
         made = make(source.synthetic)
         catalog, events = made.catalog, made.interactions
-    catalog.save(folder / "catalog", overwrite=True)
-    events.save(folder / "interactions", overwrite=True)
+    catalog.save(folder / "catalog", overwrite=True, meta=meta)
+    events.save(folder / "interactions", overwrite=True, meta=meta)
     log.info("%s", table(statistics(events, catalog)).replace("\n", "\n    "))
 
 
@@ -60,7 +66,9 @@ def split(folder: Path, recipe: PipelineRecipe) -> None:
     """Cut histories into train, valid and test: artifact ``split``."""
     stored = Interactions.load(folder / "interactions")
     numbered = replace(stored, columns={**stored.columns, ROW: np.arange(len(stored))})
-    events = numbered.order_ties(recipe.split.ties, recipe.seed)
+    # a predefined part is no order to draw: only ties inside it are
+    parts = predefined_parts(stored, recipe.split.column) if recipe.split.kind == "predefined" else None
+    events = numbered.order_ties(recipe.split.ties, recipe.seed, within=parts)
     made = _cut(events, recipe.split, recipe.seed)
     # rows of the stored log, not of the ordered copy
     assert made.rows is not None
@@ -99,6 +107,8 @@ def embed(folder: Path, recipe: PipelineRecipe) -> None:
     """
     catalog = ItemCatalog.load(folder / "catalog")
     cut = Split.load(folder / "split")
+    from_sasrec = ["sasrec"] if any(block.sasrec for block in recipe.embeddings) else []
+    same_catalog(folder, catalog.fingerprint, "split", *from_sasrec)
     blocks = [_vectors(block, catalog, cut, folder, recipe.seed) for block in recipe.embeddings]
     blocks = [
         replace(v, vectors=unit_rows(v.vectors)) if b.unit_rows else v
@@ -136,6 +146,7 @@ def _vectors(block: Block, catalog: ItemCatalog, cut: Split, folder: Path, seed:
 def tokenize(folder: Path, recipe: PipelineRecipe) -> None:
     """Choose every item's identifier: artifacts ``item_tokenizer``, ``codes`` and ``index``."""
     catalog = ItemCatalog.load(folder / "catalog")
+    same_catalog(folder, catalog.fingerprint, "split", "embeddings")
     source = TokenizerSource.of(
         catalog,
         embeddings=ItemEmbeddings.load(folder / "embeddings"),

@@ -25,7 +25,7 @@ def _pyplot() -> Any:
     return require("matplotlib.pyplot", "plots")
 
 
-def recall_bars(reports: Sequence[EvalReport], ours: str, file: Path, metric: str = "recall@10") -> None:
+def recall_bars(reports: Sequence[EvalReport], ours: str, file: Path, metric: str) -> None:
     """Recall of every model with its bootstrap interval, best at the top."""
     plt = _pyplot()
     ranked = sorted(reports, key=lambda r: r.mean(metric))
@@ -38,13 +38,14 @@ def recall_bars(reports: Sequence[EvalReport], ours: str, file: Path, metric: st
     axis.barh([r.name for r in ranked], means, color=colors, xerr=spread, ecolor="#334155", capsize=2)
     for y, mean in enumerate(means):
         axis.text(mean + spread[1][y] + means.max() * 0.01, y, f"{mean:.4f}", va="center", fontsize=8)
-    axis.set_xlim(0, (means + spread[1]).max() * 1.15)
-    axis.set_xlabel(f"{metric} (test, 95 % bootstrap interval over users)")
+    axis.set_xlim(0, (means + spread[1]).max() * 1.15 or 1)  # 1: no model hits anything
+    interval = "" if np.isnan(low).all() else ", 95 % bootstrap interval over users"
+    axis.set_xlabel(f"{metric} (test{interval})")
     axis.spines[["top", "right"]].set_visible(False)
     _save(plt, figure, file)
 
 
-def slice_bars(reports: Sequence[EvalReport], ours: str, file: Path, metric: str = "recall@10") -> None:
+def slice_bars(reports: Sequence[EvalReport], ours: str, file: Path, metric: str) -> None:
     """Recall on popularity slices and unseen items, one group of bars per slice."""
     plt = _pyplot()
     slices = [s for s in ("head", "mid", "tail", "cold") if any(f"{s}.{metric}" in r.intervals for r in reports)]
@@ -68,11 +69,15 @@ def codebook_usage(codes: ItemCodes, file: Path) -> None:
     plt = _pyplot()
     figure, axis = plt.subplots(figsize=(7, 3.2), layout="constrained")
     perplexity = codes.perplexity()
-    for level, counts in enumerate(codes.level_counts()):
+    axis.set_prop_cycle(color=plt.get_cmap("viridis")(np.linspace(0, 0.85, codes.n_levels)))  # none like OURS
+    levels = codes.level_counts()
+    for level, counts in enumerate(levels):
         dead = int((counts == 0).sum())
         label = f"level {level + 1}: perplexity {perplexity[level]:.0f} of {len(counts)}, {dead} unused"
         axis.plot(np.sort(counts)[::-1], label=label, linewidth=1.3)
     axis.set_yscale("symlog")
+    # 0, 1, 10 at least, so that there are numbers on the axis wherever the counts lie
+    axis.set_ylim(0, max(10, 1.5 * max(int(counts.max()) for counts in levels)))
     axis.yaxis.set_major_formatter("{x:.0f}")
     axis.set_xlabel("codes, most used first")
     axis.set_ylabel("items with the code")
@@ -90,6 +95,7 @@ def training_curve(log: Sequence[dict[str, Any]], metric: str, file: Path) -> No
     left.plot(minutes, [line[metric] for line in points], color=OURS, marker="o", markersize=3)
     left.set_xlabel("minutes of training")
     left.set_ylabel(f"validation {metric}", color=OURS)
+    left.set_xlim(left=0)
     left.set_ylim(bottom=0)
     right = left.twinx()
     right.plot(minutes, [line["loss"] for line in points], color=OTHERS, linestyle="--")

@@ -25,6 +25,7 @@ from genrec.models.bundle import load_bundle, save_bundle
 from genrec.models.recommender import GenerativeRecommender
 from genrec.pipeline.baseline_stages import context
 from genrec.pipeline.recipe import PipelineRecipe, seeded
+from genrec.pipeline.runner import same_catalog
 from genrec.training.dataset import TrainingData
 from genrec.training.finetune import MAY_CHANGE, TrainResult, finetune
 from genrec.training.validation import decoding_settings
@@ -45,22 +46,19 @@ def train(folder: Path, recipe: PipelineRecipe) -> None:
 
     Goes on from ``checkpoints/`` in the run folder. Raises :class:`TrainingPaused` when it is not finished.
     A bundle of the same training that is already there, say from another machine, is kept.
-    Runs from artifacts alone: ``split``, ``codes`` and, if it is there, ``catalog``.
+    Runs from artifacts alone: ``split``, ``codes``, ``index`` and, if it is there, ``catalog``. Raises
+    FingerprintMismatch if they are not of one catalog.
     """
     if trained(folder, recipe):
         log.info("the model of this recipe is already there")
         return
     key = training_key(folder, recipe)
-    cut, codes = Split.load(folder / "split"), ItemCodes.load(folder / "codes")
-    token_map = TokenMap.of(codes, n_user_tokens=recipe.n_user_tokens)
+    data = _training_data(folder, recipe)
+    index = CatalogIndex.load(folder / "index", codes=data.codes)
     settings = seeded(recipe.train, recipe.seed)
-    users = user_ids(folder, recipe)
-    data = TrainingData(
-        cut.train(), codes, token_map, valid=cut.queries("valid"), user_ids=users, tied=cut.train_ties()
-    )
-    model = build(recipe.model, token_map, seed=recipe.seed)
+    model = build(recipe.model, data.token_map, seed=recipe.seed)
     n_weights = sum(w.numel() for w in model.parameters())
-    log.info("%s, %.2f M weights, vocabulary %d", type(model).__name__, n_weights / 1e6, token_map.vocab_size)
+    log.info("%s, %.2f M weights, vocabulary %d", type(model).__name__, n_weights / 1e6, data.token_map.vocab_size)
     result = finetune(model, data, settings, _checkpoints(folder, key))
     if not result.complete:
         raise TrainingPaused(
@@ -70,16 +68,35 @@ def train(folder: Path, recipe: PipelineRecipe) -> None:
     if not result.main_process:
         return
     _save_training(folder, recipe, result)
-    index = CatalogIndex.load(folder / "index", codes=codes)
     search = decoding_settings(settings, n_beams=SearchOptions().n_beams)
     save_bundle(
         folder / "bundle",
-        GenerativeRecommender(result.model, token_map, codes, index, search, user_ids=users),
+        GenerativeRecommender(result.model, data.token_map, data.codes, index, search, user_ids=data.user_ids),
         catalog=_catalog(folder),
         recipe=recipes.to_json(recipe),
         parents={"training": key},
         overwrite=True,
     )
+
+
+def _training_data(folder: Path, recipe: PipelineRecipe) -> TrainingData:
+    cut, codes = Split.load(folder / "split"), ItemCodes.load(folder / "codes")
+    known = ["catalog"] if artifacts.exists(folder / "catalog") else []
+    same_catalog(folder, cut.catalog, *known, *_of_users(recipe))
+    return TrainingData(
+        cut.train(),
+        codes,
+        TokenMap.of(codes, n_user_tokens=recipe.n_user_tokens),
+        valid=cut.queries("valid"),
+        user_ids=user_ids(folder, recipe),
+        tied=cut.train_ties(),
+        catalog=cut.catalog,
+    )
+
+
+def _of_users(recipe: PipelineRecipe) -> list[str]:
+    """The artifact with the ids behind user numbers, where they are needed."""
+    return ["interactions"] if recipe.n_user_tokens else []
 
 
 def user_ids(folder: Path, recipe: PipelineRecipe) -> tuple[str, ...] | None:
@@ -90,7 +107,7 @@ def user_ids(folder: Path, recipe: PipelineRecipe) -> tuple[str, ...] | None:
 def training_key(folder: Path, recipe: PipelineRecipe) -> str:
     """Hash of all that decides a training: recipe, identifiers, histories and the version of this code."""
     train_part = {k: v for k, v in recipes.to_json(recipe.train).items() if k not in MAY_CHANGE}
-    read = ["split", "codes", *(["interactions"] if recipe.n_user_tokens else [])]
+    read = ["split", "codes", *_of_users(recipe)]
     digests = [artifacts.read(folder / name, verify=False).digest for name in read]
     parts = [TRAIN_VERSION, train_part, recipes.to_json(recipe.model), recipe.seed, recipe.n_user_tokens, digests]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -147,6 +164,7 @@ def _catalog(folder: Path) -> ItemCatalog | None:
 def evaluate_model(folder: Path, recipe: PipelineRecipe) -> None:
     """Evaluate the trained model on the test part: artifact ``eval/<kind of the model>``."""
     cut = Split.load(folder / "split")
+    same_catalog(folder, cut.catalog, "bundle", *_of_users(recipe))
     bundle = load_bundle(folder / "bundle", device=_device(), user_ids=user_ids(folder, recipe))
     report = evaluate(
         bundle.recommender,
@@ -159,7 +177,7 @@ def evaluate_model(folder: Path, recipe: PipelineRecipe) -> None:
         context=context(recipe, cut),
     )
     report.save(folder / "eval" / recipe.model.kind, overwrite=True)
-    log.info("recall@10 %.4f, ndcg@10 %.4f", report.mean("recall@10"), report.mean("ndcg@10"))
+    log.info("%s", report.summary())
 
 
 def _device() -> str:

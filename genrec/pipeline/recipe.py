@@ -87,7 +87,8 @@ class Block:
     """One source of item vectors, reduced to ``dim`` principal directions (None = as it is), times ``weight``.
 
     Exactly one of: lsa, sentence (text), ppmi, svd (training interactions), sasrec (the item table of the
-    SASRec baseline), file (vectors of your own: .npy in catalog order, .safetensors or .parquet with ids).
+    SASRec baseline), file (vectors of your own: .npy or .safetensors with one array in catalog order, or .parquet
+    with the ids in a column item_id).
     unit_rows: scale every item's vector to length 1 first. Lengths of co-occurrence vectors spread widely, and the
     few long ones take most codes of the later levels.
     """
@@ -126,7 +127,7 @@ class PipelineRecipe:
     model: DecoderSettings | T5Settings = field(default_factory=DecoderSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     evaluate: EvalSettings = field(default_factory=EvalSettings)
-    baselines: tuple[str, ...] = ("popularity", "copy_last", "markov", "item_knn")
+    baselines: tuple[str, ...] = ("popularity", "copy_last", "markov", "item_knn", "item_knn_larger_id")
     sasrec: SasRecSettings = field(default_factory=SasRecSettings)
 
     def __post_init__(self) -> None:
@@ -162,6 +163,17 @@ class PipelineRecipe:
     def needs_sasrec(self) -> bool:
         """Whether SASRec is trained: as a baseline or as a source of item vectors."""
         return "sasrec" in self.baselines or any(block.sasrec for block in self.embeddings)
+
+
+def as_used(recipe: PipelineRecipe) -> PipelineRecipe:
+    """The recipe with the pipeline's seed in every block, as the stages use it."""
+
+    def own(block: Block) -> Block:
+        made = {name: seeded(found, recipe.seed) for name in ("lsa", "ppmi", "svd") if (found := getattr(block, name))}
+        return dataclasses.replace(block, **made)
+
+    train, sasrec = seeded(recipe.train, recipe.seed), seeded(recipe.sasrec, recipe.seed)
+    return dataclasses.replace(recipe, embeddings=tuple(map(own, recipe.embeddings)), train=train, sasrec=sasrec)
 
 
 def seeded(settings: T, seed: int) -> T:

@@ -15,7 +15,8 @@ from genrec.data.catalog import ItemCatalog
 from genrec.data.interactions import Interactions
 from genrec.data.splits import Split
 from genrec.evaluation.compare import comparison_table
-from genrec.evaluation.report import EvalReport, reports_json, results_table
+from genrec.evaluation.report import EvalReport, best_metric
+from genrec.evaluation.tables import reports_json, results_table, table_metrics, ties_text
 from genrec.item_tokenizers.codes import ItemCodes
 from genrec.models.bundle import load_bundle
 from genrec.pipeline import figures
@@ -27,6 +28,21 @@ log = logging.getLogger(__name__)
 
 N_EXAMPLES = 3
 TABLE = ("recall@5", "recall@10", "recall@20", "ndcg@10", "mrr@10", "coverage@10")
+MODELS = {
+    "popularity": "the items with most training events, for everyone",
+    "copy_last": "the items of the history, newest first, then by popularity",
+    "markov": "the items that most often followed the last one",
+    "item_knn": "item nearest neighbours: items bought by the same users as the items of the history",
+    "item_knn_larger_id": "a probe, not a model: item_knn with every item whose id is larger than the last one's "
+    "favoured; where it beats item_knn, the order of the file leaks the answer",
+    "content_knn": "items with vectors like those of the history; knows no other users",
+    "content_knn_unseen": "content_knn among the items without any training event: the reference for cold targets",
+    "sasrec": "SASRec, a transformer over item numbers, trained with the softmax over all items",
+    "oracle": "knows the process that made the synthetic log: no model can do better on average",
+    "decoder": "ours: a decoder-only language model that writes item identifiers",
+    "t5": "ours: an encoder-decoder language model that writes item identifiers",
+}
+"""Each model in one sentence, as printed in reports."""
 
 
 def load_reports(folder: Path, recipe: PipelineRecipe) -> list[EvalReport]:
@@ -69,14 +85,15 @@ def _pictures(
         log.warning("no pictures: matplotlib is not installed (pip install 'genrec[plots]')")
         return []
     ours = recipe.model.kind
-    figures.recall_bars(reports, ours, folder / "recall.png")
-    best = sorted((r for r in reports if r.name not in (ours, "oracle")), key=lambda r: -r.mean("recall@10"))[:2]
-    figures.slice_bars([*best, reports[-1]], ours, folder / "slices.png")
+    metric = best_metric(reports, "recall")
+    figures.recall_bars(reports, ours, folder / "recall.png", metric)
+    best = sorted((r for r in reports if r.name not in (ours, "oracle")), key=lambda r: -r.mean(metric))[:2]
+    figures.slice_bars([*best, reports[-1]], ours, folder / "slices.png", metric)
     figures.codebook_usage(codes, folder / "codes.png")
     found = [
-        ("recall.png", "Recall@10 of every model"),
-        ("slices.png", "Recall@10 by popularity of the target"),
-        ("codes.png", "How often each code is used"),
+        ("recall.png", f"{metric} of every model"),
+        ("slices.png", f"{metric} by popularity of the target"),
+        ("codes.png", "How often each code is used (perplexity: so many codes, used equally, would be as varied)"),
     ]
     if any(recipe.train.metric in line for line in curve):
         figures.training_curve(curve, recipe.train.metric, folder / "training.png")
@@ -111,8 +128,9 @@ def example_lists(folder: Path, recipe: PipelineRecipe, n: int = N_EXAMPLES) -> 
     return "\n".join(lines)
 
 
-def headline(reports: list[EvalReport], ours: str, metric: str = "recall@10") -> list[str]:
-    """The model beside the lines it must be read against."""
+def headline(reports: list[EvalReport], ours: str) -> list[str]:
+    """The model's recall beside the lines it must be read against."""
+    metric = best_metric(reports, "recall")
     by_name = {r.name: r for r in reports}
     mine = by_name[ours].mean(metric)
     lines = []
@@ -130,11 +148,10 @@ def _markdown(
     examples: str,
     pictures: list[tuple[str, str]],
 ) -> str:
-    ties = "seeded permutation (neutral)" if recipe.split.ties == "neutral" else "order of the file ('literature')"
     parts = [
         f"# {recipe.name}",
         "",
-        f"Seed {recipe.seed}; split {recipe.split.kind}; events at the same time: {ties}.",
+        f"Seed {recipe.seed}; split {recipe.split.kind}. {ties_text(reports)}",
         "",
         "## Results",
         "",
@@ -143,11 +160,10 @@ def _markdown(
         "",
         *_identifier_lines(reports[-1]),
         "",
-        *_slice_lines(reports),
         "## The model against the others, paired by user",
         "",
         "```",
-        comparison_table(reports[-1], reports[:-1], ("recall@10", "ndcg@10")).rstrip(),
+        comparison_table(reports[-1], reports[:-1], table_metrics(reports, ("recall@10", "ndcg@10"))).rstrip(),
         "```",
         "",
         "## Identifiers and training",
@@ -171,27 +187,25 @@ def _markdown(
         "",
         "## What the numbers mean",
         "",
-        *[f"- **{name}**: {text}" for name, text in reports[-1].definitions.items()],
+        *_definitions(reports),
         "",
     ]
     return "\n".join(parts)
 
 
 def _identifier_lines(mine: EvalReport) -> list[str]:
+    recall, short = best_metric([mine], "recall"), best_metric([mine], "short_lists")
+    k = short.partition("@")[2]
     return [
-        f"Item-exact recall@10 {mine.mean('recall@10'):.4f}; at identifier level (a hit when only the identifier "
-        f"matches) {mine.mean('identifier.recall@10'):.4f}; {100 * mine.mean('exposed_targets'):.1f} % of the targets "
-        f"share their identifier. Valid items: {100 * mine.mean('validity@10'):.1f} %; lists shorter than 10: "
-        f"{100 * mine.mean('short_lists@10'):.1f} %."
+        f"Item-exact {recall} {mine.mean(recall):.4f}; at identifier level (a hit when only the identifier "
+        f"matches) {mine.mean(f'identifier.{recall}'):.4f}; {100 * mine.mean('exposed_targets'):.1f} % of the targets "
+        f"share their identifier. Valid items: {100 * mine.mean(f'validity@{k}'):.1f} %; lists shorter than {k}: "
+        f"{100 * mine.mean(short):.1f} %."
     ]
 
 
-def _slice_lines(reports: list[EvalReport]) -> list[str]:
-    """Warm and cold targets side by side, where there are cold ones."""
-    if "cold.recall@10" not in reports[0].intervals:
-        return []
-    share = 100 * reports[0].mean("cold.share_of_targets")
-    lines = [f"Warm and cold targets ({share:.1f} % of the targets were never seen in training):", ""]
-    lines += ["| model | warm recall@10 | cold recall@10 |", "|---|---:|---:|"]
-    lines += [f"| {r.name} | {r.mean('warm.recall@10'):.4f} | {r.mean('cold.recall@10'):.4f} |" for r in reports]
-    return [*lines, ""]
+def _definitions(reports: list[EvalReport]) -> list[str]:
+    """Every name in the tables: models, metrics, slices, rules."""
+    models = {r.name: MODELS[r.name] for r in reports if r.name in MODELS}
+    names = {"name@k": "the metric on the first k places of every list; slice.name@k: on the targets of a slice only"}
+    return [f"- **{name}**: {text}" for name, text in (models | names | reports[-1].definitions).items()]

@@ -2,8 +2,8 @@
 
 A stage is *done* when the run folder's ledger holds its key (its recipe, its code version and the digests of
 what it reads) and the artifacts it wrote are still there with the digests the ledger recorded. The ledger line
-is written after the artifacts, so a kill at any moment costs at most the stage that was running (training goes
-on from its own checkpoints).
+is written after the artifacts, so a kill at any moment costs at most the stage that was running. Training goes on
+from its own checkpoints, and sentence vectors from their cache; an evaluation or SASRec begins again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from genrec import artifacts, disk
-from genrec.errors import ArtifactError
+from genrec.errors import ArtifactError, FingerprintMismatch, GenrecError
 from genrec.formats import to_json_bytes
 
 log = logging.getLogger(__name__)
@@ -43,6 +43,8 @@ class Stage:
 
     ``recipe`` (JSON-able) is all that decides the result besides ``needs``; bump ``version`` when the code
     changes what it writes. ``inputs`` are digests of what comes from outside the run folder (data files).
+    ``check()`` raises what the stage would fail with for want of a package or a file: it is called before any
+    stage runs.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Stage:
     version: int = 1
     estimate: Callable[[], Estimate] = lambda: Estimate(1.0, 1e8)
     about: str = ""
+    check: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,7 @@ def _difference(stage: Stage, line: dict[str, Any], done: dict[str, dict[str, st
     """Why the key is another one: the settings that differ, else the input."""
     old, new = _leaves(line.get("recipe", {})), _leaves(stage.recipe)
     names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
-    if names and old:
+    if names and "recipe" in line:  # ledgers of older versions have none
         first = names[0]
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         return f"{first}: {old.get(first)} -> {new.get(first)}{more}"
@@ -150,8 +153,16 @@ def _leaves(value: Any, path: str = "") -> dict[str, Any]:
     return found
 
 
+def _check(stages: Sequence[Stage], ledger: dict[str, Any]) -> None:
+    """Ask the stages that never ran, or not like this, whether this machine has what they need."""
+    for stage in stages:
+        line = ledger.get(stage.name)
+        if line is None or (line.get("recipe"), line["inputs"]) != (stage.recipe, stage.inputs):
+            stage.check()
+
+
 def plan(folder: Path, stages: Sequence[Stage]) -> list[Planned]:
-    """What :func:`run` would do, without doing it."""
+    """What :func:`run` would do, without doing it; a stage that lacks something says so in its reason."""
     ledger = read_ledger(folder) if folder.exists() else {}
     done: dict[str, dict[str, str]] = {}
     planned = []
@@ -160,6 +171,10 @@ def plan(folder: Path, stages: Sequence[Stage]) -> list[Planned]:
         if status == "done":
             done[stage.name] = ledger[stage.name]["outputs"]
         cost = Estimate(0.0, 0.0) if status == "done" else stage.estimate()
+        try:
+            _check([stage], ledger)
+        except GenrecError as error:
+            reason = f"{reason}; it will fail: {error}"
         planned.append(Planned(stage, status, reason, cost))
     return planned
 
@@ -175,6 +190,7 @@ def run(
     ``recipe`` is kept as recipe.json. Raises what a stage raises; what was finished before stays and is not run
     again.
     """
+    _check(stages, read_ledger(folder))
     folder.mkdir(parents=True, exist_ok=True)
     with disk.claimed(folder, "run"):
         artifacts.sweep(folder)
@@ -191,6 +207,17 @@ def run(
                 say(stage, ledger[stage.name])
             done[stage.name] = ledger[stage.name]["outputs"]
     return ledger
+
+
+def same_catalog(folder: Path, catalog: str, *names: str) -> None:
+    """Raise FingerprintMismatch unless these artifacts of a run folder belong to ``catalog`` (a fingerprint)."""
+    for name in names:
+        found = artifacts.read(folder / name, verify=False).catalog
+        if found != catalog:
+            raise FingerprintMismatch(
+                f"{folder / name} belongs to catalog {(found or '(none)')[:8]}, got catalog {catalog[:8]}",
+                hint="two catalogs cannot be mixed: make it anew in this run folder (`genrec run` does)",
+            )
 
 
 def _run_one(folder: Path, stage: Stage, done: dict[str, dict[str, str]]) -> dict[str, Any]:
@@ -231,11 +258,11 @@ def peak_memory() -> int:
 
 
 def file_digest(path: Path) -> str:
-    """sha256 of a file's bytes, or of the names and bytes of the files directly in a folder."""
+    """sha256 of a file's bytes, or of the names and bytes of all files below a folder."""
     if not path.exists():
         return "missing"
     total = hashlib.sha256()
-    files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     for file in files:
         total.update(str(file.relative_to(path)).encode())
         with file.open("rb") as handle:

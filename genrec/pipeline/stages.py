@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from genrec import recipes
+from genrec.data.readers import source_files
+from genrec.embeddings import sentence
 from genrec.errors import ConfigError, DataError
 from genrec.item_tokenizers import registry
 from genrec.pipeline import baseline_stages, data_stages, model_stages, report_stage
 from genrec.pipeline.costs import Costs
-from genrec.pipeline.recipe import PipelineRecipe
+from genrec.pipeline.recipe import PipelineRecipe, as_used
 from genrec.pipeline.runner import Stage, file_digest, read_ledger
 from genrec.training.finetune import MAY_CHANGE
 
@@ -23,11 +26,48 @@ log = logging.getLogger(__name__)
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> recipes.Resolved[PipelineRecipe]:
-    """Read and check a pipeline file; everything that can be wrong with it is said before anything runs."""
+    """Read and check a pipeline file; everything that can be wrong with it is said before anything runs.
+
+    Options given that have no effect are named in a warning. What is missing on this machine is said by the
+    ``check`` of the stage that needs it.
+    """
     resolved = recipes.load(path, PipelineRecipe, overrides)
     tokenizer = resolved.value.tokenizer
     recipes.validate(tokenizer, registry.settings_class(tokenizer["kind"]), where=f"{path}: tokenizer")
+    for names, reason in _without_effect(resolved.value, resolved.given):
+        log.warning("%s: %s: no effect, because %s", path, ", ".join(names), reason)
     return resolved
+
+
+def _without_effect(recipe: PipelineRecipe, given: Iterable[str]) -> list[tuple[list[str], str]]:
+    """Options that the user gave and that change nothing, with the reason."""
+    kind, train = recipe.split.kind, ("patience", "metric", "eval_users", "eval_beams", "eval_unit")
+    rules = [
+        (kind != "time", ("split.valid_fraction", "split.test_fraction"), f"split.kind is {kind}"),
+        (kind != "predefined", ("split.column",), f"split.kind is {kind}"),
+        (kind != "held_out_items", ("split.cold_fraction",), f"split.kind is {kind}"),
+        (not recipe.needs_sasrec, ("sasrec",), "neither a baseline nor an embedding block is sasrec"),
+        (not recipe.train.eval_every, tuple(f"train.{name}" for name in train), "train.eval_every is 0"),
+    ]
+    found = [
+        (sorted(path for path in given if any(f"{path}.".startswith(f"{name}.") for name in names)), reason)
+        for applies, names, reason in rules
+        if applies
+    ]
+    return [(names, reason) for names, reason in found if names]
+
+
+def described(resolved: recipes.Resolved[PipelineRecipe]) -> list[recipes.Row]:
+    """The settings of a run with their origin: given, derived (from the pipeline's seed) or default.
+
+    Defaults that are unset or have no effect are left out.
+    """
+    given = resolved.value.tokenizer
+    tokenizer = recipes.to_json(recipes.validate(given, registry.settings_class(given["kind"])))
+    whole = replace(resolved, value=replace(resolved.value, tokenizer=tokenizer))
+    rows = whole.describe(as_used(whole.value))
+    idle = {path for names, _ in _without_effect(whole.value, [row.path for row in rows]) for path in names}
+    return [row for row in rows if row.origin == "given" or not (row.value in (None, "") or row.path in idle)]
 
 
 def stages(recipe: PipelineRecipe, folder: Path) -> list[Stage]:
@@ -46,21 +86,21 @@ def stages(recipe: PipelineRecipe, folder: Path) -> list[Stage]:
             about="cut histories into train, valid, test",
         ),
     ]  # fmt: skip
-    if recipe.needs_sasrec:
-        found.append(
-            Stage(
-                "sasrec", ("sasrec",), partial(baseline_stages.fit_sasrec, recipe=recipe),
-                recipe=part("sasrec", "seed"), needs=("split",), version=2, estimate=costs.sasrec,
-                about="train the SASRec baseline",
-            )
-        )  # fmt: skip
+    sasrec = [
+        Stage(
+            "sasrec", ("sasrec",), partial(baseline_stages.fit_sasrec, recipe=recipe),
+            recipe=part("sasrec", "seed"), needs=("split",), version=2, estimate=costs.sasrec,
+            about="train the SASRec baseline",
+        )
+    ]  # fmt: skip
     from_sasrec = ("sasrec",) if any(block.sasrec for block in recipe.embeddings) else ()
+    found += sasrec if from_sasrec else []
     text = ("text_embeddings",) if recipe.needs_text_vectors else ()
     found += [
         Stage(
             "embed", ("embeddings", *text), partial(data_stages.embed, recipe=recipe),
             recipe=part("embeddings", "seed"), needs=("prepare", "split", *from_sasrec), inputs=_vector_files(recipe),
-            version=2, estimate=costs.embed, about="item vectors",
+            version=2, estimate=costs.embed, about="item vectors", check=partial(_check_sources, recipe),
         ),
         Stage(
             "tokenize", ("item_tokenizer", "codes", "index"), partial(data_stages.tokenize, recipe=recipe),
@@ -70,6 +110,7 @@ def stages(recipe: PipelineRecipe, folder: Path) -> list[Stage]:
         ),
     ]  # fmt: skip
     users = ("prepare",) if recipe.n_user_tokens else ()
+    found += sasrec if recipe.needs_sasrec and not from_sasrec else []
     found += [_baseline(name, recipe, part, costs) for name in recipe.baselines]
     found += [
         Stage(
@@ -80,7 +121,8 @@ def stages(recipe: PipelineRecipe, folder: Path) -> list[Stage]:
         ),
         Stage(
             "evaluate", (f"eval/{recipe.model.kind}",), partial(model_stages.evaluate_model, recipe=recipe),
-            recipe=part("evaluate", "split", "seed"), needs=(*users, "split", "train"), estimate=costs.evaluate,
+            recipe=part("evaluate", "split", "seed"), needs=(*users, "split", "train"), version=2,
+            estimate=costs.evaluate,
             about="constrained beam search for every test user",
         ),
         Stage(
@@ -131,21 +173,25 @@ def _baseline(name: str, recipe: PipelineRecipe, part: _Parts, costs: Costs) -> 
         del own["evaluate"][setting]
     return Stage(
         f"evaluate {name}", (f"eval/{name}",), partial(baseline_stages.evaluate_baseline, recipe=recipe, name=name),
-        recipe=own, needs=tuple(needs), estimate=costs.dense, about="baseline",
+        recipe=own, needs=tuple(needs), version=2, estimate=costs.dense, about="baseline",
     )  # fmt: skip
 
 
 def _inputs(recipe: PipelineRecipe, folder: Path) -> dict[str, str]:
-    """Digest of the data, so that changed files are read again.
+    """Digests of the files that the reader reads, so that changed files are read again.
 
     Where the data are gone and were read before, what was read counts. Raises DataError if they never were there.
+    A file that cannot be found in a folder that exists is the reader's to complain about, when it runs.
     """
     reader = recipe.data.reader
     if reader is None:
         return {}
     path = Path(reader.path)
     if path.exists():
-        return {"data": file_digest(path)}
+        try:
+            return {str(file): file_digest(file) for file in source_files(reader)}
+        except DataError:
+            return {str(path): "incomplete"}
     before = read_ledger(folder).get("prepare")
     if before is None:
         hint = f"get the data, or name their folder with --data. {recipe.data.get_it}".strip()
@@ -158,6 +204,15 @@ def _vector_files(recipe: PipelineRecipe) -> dict[str, str]:
     """Digests of vectors and encoders that lie in files of the user."""
     named = [b.file or (b.sentence.model if b.sentence is not None else "") for b in recipe.embeddings]
     return {name: file_digest(Path(name)) for name in named if name and Path(name).exists()}
+
+
+def _check_sources(recipe: PipelineRecipe) -> None:
+    """Raise ConfigError or MissingExtra for vectors, encoders or packages that are not on this machine."""
+    for n, block in enumerate(recipe.embeddings):
+        if block.file is not None and not Path(block.file).is_file():
+            raise ConfigError(f"embeddings.{n}.file: no file {block.file!r}")
+        if block.sentence is not None:
+            sentence.model_folder(block.sentence.model)
 
 
 def _tokenizer_code(recipe: PipelineRecipe) -> dict[str, str]:

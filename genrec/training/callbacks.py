@@ -6,6 +6,7 @@ import logging
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -65,9 +66,11 @@ class Loop(TrainerCallback):  # type: ignore[misc]
         self.trainer, self.settings = trainer, trainer.settings
         self.steps_per_epoch, self.evaluate, self.request = steps_per_epoch, evaluate, request
         self.bar: tqdm[Any] | None = None
+        self.saved = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Show the bar where somebody watches."""
+        self.saved = time.monotonic()
         if state.is_world_process_zero and sys.stderr.isatty():
             self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="train", unit="step")
 
@@ -75,6 +78,10 @@ class Loop(TrainerCallback):  # type: ignore[misc]
         """Close the bar."""
         if self.bar is not None:
             self.bar.close()
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Count the seconds to the next checkpoint from here."""
+        self.saved = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """See the class."""
@@ -85,29 +92,28 @@ class Loop(TrainerCallback):  # type: ignore[misc]
         last = step >= state.max_steps
         if last or _due(settings, step, self.steps_per_epoch):
             self._log(step)
-        counters.status = self._status(last)
+        counters.status, old = self._status(last)
         control.should_training_stop = counters.status != "running"
-        control.should_save = control.should_training_stop or (
-            settings.save_every > 0 and step % settings.save_every == 0
-        )
+        many = settings.save_every > 0 and step % settings.save_every == 0
+        control.should_save = control.should_training_stop or many or old
         if self.bar is not None:
             self.bar.update(1)
 
-    def _status(self, last: bool) -> Status:
-        """All processes agree on the answer."""
-        counters = self.trainer.train_state.counters
+    def _status(self, last: bool) -> tuple[Status, bool]:
+        """Whether to go on, and whether the last checkpoint is old; all processes agree on the answer."""
+        counters, settings = self.trainer.train_state.counters, self.settings
         if last:
-            return "finished"
-        if self.settings.patience and counters.waited >= self.settings.patience:
-            return "early_stopped"
-        limit = self.settings.max_seconds
-        late = limit is not None and self.trainer.clock.this_call >= limit
-        wishes = torch.tensor([int(self.request.received), int(late)])
+            return "finished", False
+        if settings.patience and counters.waited >= settings.patience:
+            return "early_stopped", False
+        late = settings.max_seconds is not None and self.trainer.clock.this_call >= settings.max_seconds
+        old = 0 < settings.save_seconds <= time.monotonic() - self.saved
+        wishes = torch.tensor([int(self.request.received), int(late), int(old)])
         if self.trainer.args.world_size > 1:
             wishes = wishes.to(self.trainer.args.device)
             dist.all_reduce(wishes, op=dist.ReduceOp.MAX)
-        interrupted, late = wishes.bool().tolist()
-        return "interrupted" if interrupted else "out_of_time" if late else "running"
+        interrupted, late, old = wishes.bool().tolist()
+        return "interrupted" if interrupted else "out_of_time" if late else "running", old
 
     def _log(self, step: int) -> None:
         """One entry of the log, with the validation if there is one; keeps the best weights."""

@@ -16,7 +16,7 @@ from genrec.data.histories import Histories, Int32
 from genrec.data.splits import EvalSet
 from genrec.data.ties import Bools, redraw
 from genrec.errors import DataError
-from genrec.item_tokenizers.codes import ItemCodes
+from genrec.item_tokenizers.codes import ItemCodes, check_catalog
 from genrec.seeding import rng
 from genrec.training.settings import TrainSettings
 from genrec.vocab.token_map import TokenMap
@@ -31,9 +31,10 @@ class TrainingData:
     histories: the training part, one row per user. codes: identifiers of all items. token_map: their tokens.
     valid: validation queries, for early stopping. user_ids: the id of the user of each history (and of each
     user number in ``valid``), needed if the vocabulary has user tokens. tied: which events of the histories
-    stand in an arbitrary order (:meth:`genrec.data.splits.Split.train_ties`), drawn anew every epoch.
+    stand in an arbitrary order (:meth:`genrec.data.splits.Split.train_ties`), drawn anew every epoch. catalog:
+    fingerprint of the catalog whose item numbers the histories hold (None = not known).
 
-    Raises DataError if the parts do not fit together.
+    Raises DataError if the parts do not fit together, FingerprintMismatch for codes of another catalog.
     """
 
     histories: Histories
@@ -42,8 +43,10 @@ class TrainingData:
     valid: EvalSet | None = None
     user_ids: Sequence[str] | None = None
     tied: Bools | None = None
+    catalog: str | None = None
 
     def __post_init__(self) -> None:
+        check_catalog("codes", self.codes.catalog, self.catalog)
         items, n_items = self.histories.items, self.codes.n_items
         if len(items) and not 0 <= int(items.min()) <= int(items.max()) < n_items:
             raise DataError(f"histories: expected item numbers 0..{n_items - 1}, got {items.min()}..{items.max()}")

@@ -37,7 +37,7 @@ from genrec.training.validation import validator
 
 logger = logging.getLogger(__name__)
 
-MAY_CHANGE = ("max_seconds", "save_every", "n_workers")
+MAY_CHANGE = ("max_seconds", "save_every", "save_seconds", "n_workers")
 """Settings that may change between an interrupted call and the one that goes on."""
 
 

@@ -32,7 +32,8 @@ class TrainSettings:
     patience: validations without a better ``metric`` before training stops (0 = train to the end). The
         weights of the best validation are returned either way.
     bf16: autocast to bfloat16; None = where the GPU, or else the CPU, has it (weights stay float32).
-    save_every: steps between checkpoints (0 = only when training stops).
+    save_every, save_seconds: a checkpoint after so many steps, and whenever the last one is so many wall seconds
+        old (0 = not for this reason); there is always one when training stops.
     max_seconds: wall seconds of this call, then save and return; the next call goes on from there. None = none.
     n_workers: processes that build batches.
 
@@ -61,6 +62,7 @@ class TrainSettings:
     bf16: bool | None = None
     seed: int = 0
     save_every: int = 500
+    save_seconds: float = 120.0
     max_steps: int = 0
     max_seconds: float | None = None
     n_workers: int = 0
@@ -74,7 +76,8 @@ class TrainSettings:
         _check(1 <= self.eval_users <= 2000, "eval_users", "1 to 2000", self)
         _check(0 < self.learning_rate < math.inf, "learning_rate", "above 0", self)
         _check(self.max_grad_norm > 0, "max_grad_norm", "above 0", self)
-        _check(self.weight_decay >= 0, "weight_decay", "0 or more", self)
+        for name in ("weight_decay", "save_seconds"):
+            _check(getattr(self, name) >= 0, name, "0 or more", self)
         for name in ("label_smoothing", "prefix_drop"):
             _check(0 <= getattr(self, name) < 1, name, "in [0, 1)", self)
         _check(len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "betas", "two in [0, 1)", self)

@@ -200,11 +200,15 @@ def test_what_cannot_run_is_said(script, prepared, tmp_path):
 
 
 def test_runs_from_a_source_tree_without_pydantic_pyarrow_and_datasets(prepared, tmp_path):
-    """As a command; genrec itself is found only through the script."""
+    """As a command; genrec itself is found only through what the script adds to the path, installed or not."""
     hide = (
-        "import importlib.machinery\n"
+        "import importlib.machinery, sys\n"
+        f"sys.path[:] = [entry for entry in sys.path if entry != {str(SCRIPT.parents[1])!r}]\n"
+        "installed = set(sys.path)\n"
         "found = importlib.machinery.PathFinder.find_spec.__func__\n"
         "def find_spec(cls, name, path=None, target=None):\n"
+        "    if name == 'genrec':\n"
+        "        path = [entry for entry in sys.path if entry not in installed]\n"
         f"    return None if name.partition('.')[0] in {BLOCKED} else found(cls, name, path, target)\n"
         "importlib.machinery.PathFinder.find_spec = classmethod(find_spec)\n"
     )

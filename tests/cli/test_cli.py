@@ -5,15 +5,21 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from unittest import mock
 
 import pytest
 
+from genrec import artifacts
 from genrec.cli.main import main
+from genrec.decoding.interface import SearchOptions
+from genrec.models.bundle import load_bundle
 
 PIPELINE = """
 name: tiny
@@ -155,3 +161,90 @@ def test_two_runs_are_told_apart_and_the_trained_models_compared(run: Path) -> N
 def test_a_bundle_has_no_users(run: Path) -> None:
     done = genrec("recommend", run / "out" / "bundle", "--user", "U0000")
     assert done.returncode == 1 and "--history" in done.stderr
+
+
+def test_the_recipe_that_runs_is_printed_with_the_origin_of_its_values(run: Path) -> None:
+    shown = genrec("run", run / "tiny.yaml", "--out", run / "other", "--set", "seed=3", "--until", "prepare").stdout
+    given, rest = shown.split("    derived from the seed:")
+    derived, defaults = rest.split("    defaults")
+    assert "train: epochs=2, batch_size=32" in given and "lsa: dim=8" in given
+    assert "train: seed=3" in derived
+    assert "schedule=cosine" in defaults and "epochs=" not in defaults and "max_iterations=" in defaults
+    assert max(map(len, shown.splitlines())) <= 120
+
+
+def test_the_epochs_of_an_rqvae_are_seen(run: Path) -> None:
+    settings = "{kind: rqvae, n_levels: 2, level_size: 8, epochs: 2, warmup_epochs: 1, hidden: [16], dim: 8}"
+    done = genrec(
+        "run", run / "tiny.yaml", "--out", run / "rqvae", "--until", "tokenize", "--set", f"tokenizer={settings}"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "rqvae {" in done.stderr and "perplexity" in done.stderr
+
+
+def test_a_history_without_a_user_is_asked_as_an_unknown_user_s(run: Path) -> None:
+    shutil.copytree(run / "out", run / "users")
+    done = genrec("run", run / "tiny.yaml", "--out", run / "users", "--set", "n_user_tokens=5", "--until", "train")
+    assert done.returncode == 0, done.stderr
+    history = artifacts.load_table(run / "out" / "catalog" / "items.parquet").column(0).to_pylist()[:3]
+    found = genrec("recommend", run / "users", "--history", ",".join(history), "--top-k", 3, "--json")
+    assert found.returncode == 0, found.stderr
+    model = load_bundle(run / "users" / "bundle").recommender
+    expected = model.recommend([[0, 1, 2]], SearchOptions(top_k=3), users=[""])
+    scores = [item["score"] for item in json.loads(found.stdout)["items"]]
+    assert scores == pytest.approx(expected.scores[0].tolist())
+
+
+def test_a_log_of_another_catalog_is_refused(run: Path) -> None:
+    other = ["--set", "data.synthetic.seed=1", "--until", "prepare"]
+    assert genrec("run", run / "tiny.yaml", "--out", run / "elsewhere", *other).returncode == 0
+    mixed = Path(shutil.copytree(run / "out", run / "mixed"))
+    shutil.rmtree(mixed / "interactions")
+    shutil.copytree(run / "elsewhere" / "interactions", mixed / "interactions")
+    done = genrec("recommend", mixed, "--user", "U00", "--top-k", 3)
+    assert done.returncode == 1 and "interactions belongs to catalog" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_three_moments_ends_with_the_bundle_of_an_uninterrupted_one(tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(PIPELINE)
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    changes = ["--set", "train.epochs=30", "--set", "train.save_every=1", "--set", "train.eval_every=10"]
+
+    def start(name: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "genrec.cli.main", "run", str(tmp_path / "tiny.yaml"), *changes]
+        return subprocess.Popen(
+            [*command, "--out", str(tmp_path / name)],
+            env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    def killed(started: str, n_checkpoints: int = 0) -> str:
+        """Kill -9 once the stage has started and so many checkpoints are there; what was printed until then."""
+        child, shown = start("killed"), ""
+        assert child.stdout is not None
+        while f"] {started}:" not in shown:
+            assert child.poll() is None, "it ended before the kill"
+            shown += child.stdout.readline()
+        while len(list((tmp_path / "killed").glob("checkpoints/*/checkpoint-*"))) < n_checkpoints:
+            assert child.poll() is None, "it ended before the kill"
+            time.sleep(0.01)
+        child.kill()
+        child.communicate()
+        assert child.returncode == -signal.SIGKILL
+        return shown
+
+    killed("tokenize")
+    killed("train", n_checkpoints=2)
+    assert "going on from step" in killed("evaluate")
+    for name in ("killed", "whole"):
+        child = start(name)
+        out, _ = child.communicate(timeout=300)
+        assert child.returncode == 0, out
+        kept = "train: train the decoder to write identifiers (unchanged, kept)" in out
+        assert kept == (name == "killed")
+    bundles = [artifacts.read(tmp_path / name / "bundle") for name in ("killed", "whole")]
+    for bundle in bundles:
+        for part in ("catalog", "codes", "index"):
+            del bundle.files[f"{part}/genrec.json"]  # says when it was written
+    assert bundles[0].digest == bundles[1].digest
+    assert "model/model.safetensors" in bundles[0].files

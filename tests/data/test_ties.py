@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genrec.data.interactions import Interactions
-from genrec.data.splits import Split, leave_one_out, time_split
+from genrec.data.parts import predefined_parts
+from genrec.data.splits import Split, leave_one_out, predefined_split, time_split
 from genrec.data.ties import redraw, tied_with_previous
 from genrec.errors import DataError
 
@@ -76,3 +77,63 @@ def test_marks_are_kept_and_wrong_ones_are_found(tmp_path):
         replace(cut, tied=np.array([False, True, True, True, False, True])).check_leakage(log)
     with pytest.raises(DataError, match="rows"):
         replace(cut, rows=None).open_ties(log)
+
+
+def test_the_neutral_order_is_the_one_it_always_was():
+    """Literal results of the first release: splits made then and now are the same for the same seed."""
+    rows = [("a", n, n // 5) for n in range(10)] + [("b", n, 0) for n in range(6)]
+    log = Interactions.from_arrays(*zip(*rows, strict=True), n_items=10, catalog="f" * 32)
+    order = [0, 2, 1, 4, 3, 7, 6, 5, 9, 8, 0, 1, 3, 5, 2, 4]
+    assert log.order_ties("neutral", 7).item.tolist() == order
+    cut = leave_one_out(log.order_ties("neutral", 7))
+    assert cut.items.tolist() == order
+    assert cut.queries("test").targets.to_lists() == [[8], [4]]
+    assert log.order_ties("neutral", 7, within=np.zeros(16, np.int8)).item.tolist() == order
+
+
+PARTS = np.array(["train", "valid", "test"], object)
+
+
+@few
+@given(events, st.integers(0, 9), st.data())
+def test_ties_of_a_predefined_split_stay_inside_their_part(rows, seed, data):
+    """One time in several parts, in any order of the file: accepted for every seed, and no event changes its part."""
+    rows = sorted(rows, key=lambda row: row[2])
+    latest = {}
+    names = []
+    for user, _, time in rows:  # parts rise with the time; inside one time anything goes
+        low, before = latest.get(user, (0, time))
+        low = low if before == time else max(part for who, when, part in names if (who, when) == (user, before))
+        latest[user] = (low, time)
+        names.append((user, time, data.draw(st.integers(low, 2))))
+    part = [n for _, _, n in names]
+    log = Interactions.from_arrays(
+        [u for u, _, _ in rows], [i for _, i, _ in rows], [t for _, _, t in rows],
+        n_items=6, catalog="f" * 32, columns={"split": PARTS[part], "place": np.arange(len(rows))},
+    )  # fmt: skip
+    ordered = log.order_ties("neutral", seed, within=predefined_parts(log, "split"))
+    assert ordered.time.tolist() == log.time.tolist() and ordered.user.tolist() == log.user.tolist()
+    cut = predefined_split(ordered)
+    assert PARTS[cut.parts()].tolist() == ordered.columns["split"].tolist()
+    for place, name, item in zip(*(ordered.columns[k] for k in ("place", "split")), ordered.item, strict=True):
+        assert (PARTS[part[place]], rows[place][1]) == (name, item)
+
+    cut = replace(cut, rows=np.argsort(log.columns["place"])[ordered.columns["place"]]).open_ties(log)
+    train = cut.train()
+    drawn = redraw(train.items, cut.train_ties(), seed=seed, epoch=1)
+    for user, row in enumerate(train):
+        mine = drawn[train.offsets[user] : train.offsets[user + 1]]
+        assert sorted(mine) == sorted(row)  # nothing of valid or test, nothing of another user
+
+
+def test_every_order_inside_a_part_occurs_and_no_other():
+    rows = [(f"u{n}", i, 0) for n in range(300) for i in range(5)]
+    users, items, times = zip(*rows, strict=True)
+    part = np.tile([1, 0, 0, 2, 0], 300)  # the file has valid before train
+    log = Interactions.from_arrays(users, items, times, n_items=6, catalog="f" * 32, columns={"split": PARTS[part]})
+    ordered = log.order_ties("neutral", 3, within=predefined_parts(log, "split"))
+    counts = Counter(map(tuple, ordered.item.reshape(300, 5).tolist()))
+    assert set(counts) == {(*p, 0, 3) for p in itertools.permutations((1, 2, 4))}
+    assert min(counts.values()) > 25
+    with pytest.raises(DataError, match="after a 'valid' event"):
+        predefined_split(log)  # as the file has it

@@ -90,7 +90,7 @@ def test_missing_and_repeated_ids_are_named(tmp_path):
 
 def test_files_that_are_no_vectors_are_refused(tmp_path):
     np.save(tmp_path / "object.npy", np.array([{"x": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(ValueError, match="allow_pickle"):
+    with pytest.raises(DataError, match=r"object\.npy: cannot be read as vectors .*allow_pickle"):
         load_vectors(tmp_path / "object.npy", SHOP)
     with pytest.raises(DataError, match=r"\.csv"):
         load_vectors(tmp_path / "v.csv", SHOP)
@@ -104,3 +104,44 @@ def test_files_that_are_no_vectors_are_refused(tmp_path):
         load_vectors(tmp_path / "ragged.parquet", SHOP)
     with pytest.raises(DataError, match="id column 'asin'"):
         load_vectors(tmp_path / "ragged.parquet", SHOP, id_column="asin")
+
+
+def write_vectors(path):
+    if path.suffix == ".npy":
+        np.save(path, VECTORS)
+    elif path.suffix == ".safetensors":
+        save_file({"v": VECTORS}, path)
+    else:
+        pq.write_table(pa.table({"item_id": ["a", "b", "c"], "v": VECTORS.tolist()}), path)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".safetensors", ".parquet"])
+def test_missing_and_damaged_files_are_data_errors_that_say_what_to_do(tmp_path, suffix):
+    path = tmp_path / f"v{suffix}"
+    with pytest.raises(DataError, match=rf"v\{suffix}: no such file"):
+        load_vectors(path, SHOP)
+    write_vectors(path)
+    raw = path.read_bytes()
+    draw = np.random.default_rng(0)
+    flipped = [raw[:k] + bytes([raw[k] ^ 1 << int(draw.integers(8))]) + raw[k + 1 :] for k in range(0, len(raw), 3)]
+    refused = 0
+    for damaged in (b"", b"no vectors", raw[: len(raw) // 2], *flipped):
+        path.write_bytes(damaged)
+        try:
+            load_vectors(path, SHOP)
+        except DataError as error:
+            refused += 1
+            assert path.name in str(error) or "not finite" in str(error)
+            assert "cannot be read" not in str(error) or error.hint
+    assert refused >= 3
+
+
+def test_vectors_that_are_no_numbers_are_data_errors(tmp_path):
+    np.save(tmp_path / "text.npy", np.array([["x"], ["y"], ["z"]]))
+    with pytest.raises(DataError, match=r"text\.npy: expected one \[rows, D\] array of numbers, got <U1"):
+        load_vectors(tmp_path / "text.npy", SHOP)
+    pq.write_table(pa.table({"item_id": ["a", "b", "c"], "v": [["x"], ["y"], ["z"]]}), tmp_path / "text.parquet")
+    with pytest.raises(DataError, match=r"text\.parquet: cannot be read as vectors .*could not convert"):
+        load_vectors(tmp_path / "text.parquet", SHOP)
+    np.save(tmp_path / "whole.npy", np.arange(6).reshape(3, 2))
+    assert load_vectors(tmp_path / "whole.npy", SHOP).vectors.tolist() == [[0, 1], [2, 3], [4, 5]]

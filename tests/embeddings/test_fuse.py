@@ -47,6 +47,12 @@ def test_fewer_directions_are_those_of_most_variance():
     np.testing.assert_allclose(share[0] / share[1], (values[0] / values[1]) ** 2, rtol=1e-4)
 
 
+def test_a_block_with_fewer_directions_keeps_all_it_has(caplog):
+    made = fuse([block(3), block(4)], [128, 2])
+    np.testing.assert_array_equal(made.vectors, fuse([block(3), block(4)], [6, 2]).vectors)
+    assert "block 0: dim 128, but the vectors have 6 directions" in caplog.text and "block 1" not in caplog.text
+
+
 def test_recipe_says_what_was_put_together():
     made = fuse([block(0), block(1)], [3, None], [1, 2])
     assert made.recipe["blocks"] == [{"kind": "block 0"}, {"kind": "block 1"}]
@@ -59,7 +65,7 @@ def test_options_that_do_not_fit_are_refused():
     with pytest.raises(ConfigError, match="one dim and one weight"):
         fuse([block(0)], [1, 2])
     with pytest.raises(ConfigError, match=r"dims\[0\]"):
-        fuse([block(0)], [7])
+        fuse([block(0)], [0])
     with pytest.raises(ConfigError, match=r"weights\[0\]"):
         fuse([block(0)], None, [0.0])
     with pytest.raises(FingerprintMismatch, match="block 1"):

@@ -48,6 +48,38 @@ def test_hub_name_is_named_by_its_revision(fake_library):
     assert one.identity != two.identity
 
 
+def hub_cache(folder, name, branches):
+    """A local hub cache as huggingface_hub lays it out: branches point to commits, commits hold files."""
+    home = folder / f"models--{name.replace('/', '--')}"
+    for branch, commit in branches.items():
+        (home / "snapshots" / commit).mkdir(parents=True, exist_ok=True)
+        (home / "snapshots" / commit / "config.json").write_text("{}")
+        (home / "refs").mkdir(exist_ok=True)
+        (home / "refs" / branch).write_text(commit)
+
+
+@pytest.mark.parametrize("by_setting", [False, True])
+def test_hub_model_is_named_by_its_commit_where_it_is_known(fake_library, monkeypatch, tmp_path, by_setting):
+    from huggingface_hub import constants
+
+    if by_setting:
+        monkeypatch.setenv("SENTENCE_TRANSFORMERS_HOME", str(tmp_path))
+    else:
+        monkeypatch.delenv("SENTENCE_TRANSFORMERS_HOME", raising=False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    assert load_embedder("some/model").identity == "some/model@main"  # nothing there
+    old, new = "a" * 40, "b" * 40
+    hub_cache(tmp_path, "some/model", {"main": old, "v2": new})
+    assert load_embedder("some/model").identity == f"some/model@{old}"
+    assert load_embedder("some/model", revision="v2").identity == f"some/model@{new}"
+    assert load_embedder("some/model", revision=new).identity == f"some/model@{new}"
+    assert load_embedder("some/model", revision="v3").identity == "some/model@v3"
+    hub_cache(tmp_path, "some/model", {"main": new})  # the model was updated
+    assert load_embedder("some/model").identity == f"some/model@{new}"
+    hub_cache(tmp_path, "sentence-transformers/short", {"main": old})
+    assert load_embedder("short").identity == f"short@{old}"
+
+
 def test_missing_folder_never_reaches_the_hub():
     for name in ("/no/such/folder", "./nothing", "a/b/c"):
         with pytest.raises(ConfigError, match="no folder"):

@@ -1,20 +1,18 @@
-import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from genrec import artifacts
 from genrec.data.histories import Histories
 from genrec.data.splits import EvalSet
 from genrec.errors import ArtifactError, DataError
 from genrec.evaluation import (
     EvalReport,
     EvalSettings,
-    average_rows,
     compare,
     comparison_table,
     evaluate,
-    reports_json,
-    results_table,
     write_trec,
 )
 
@@ -63,7 +61,9 @@ def test_saved_and_loaded_reports_are_equal(tmp_path):
     before = report(n_bootstrap=0)  # intervals of nan must survive too
     before.save(tmp_path / "eval")
     after = EvalReport.load(tmp_path / "eval")
-    for name in ("name", "settings", "context", "definitions", "queries", "n_items", "catalog", "figures"):
+    for name in (
+        "name", "settings", "context", "definitions", "queries", "n_items", "catalog", "history_cap", "figures",
+    ):  # fmt: skip
         assert getattr(after, name) == getattr(before, name), name
     for name in ("users", "targets", "target_rows", "ranks", "lists"):
         a, b = getattr(after, name), getattr(before, name)
@@ -76,6 +76,35 @@ def test_saved_and_loaded_reports_are_equal(tmp_path):
     before.save(tmp_path / "eval", overwrite=True)
 
 
+def test_a_report_from_before_history_caps_were_recorded_loads(tmp_path, monkeypatch):
+    write = artifacts.save_json
+    monkeypatch.setattr(
+        artifacts, "save_json", lambda file, obj: write(file, {k: v for k, v in obj.items() if k != "history_cap"})
+    )
+    report().save(tmp_path / "eval")
+    assert EvalReport.load(tmp_path / "eval").history_cap == 0
+
+
+def test_summary_tells_cold_targets_apart_where_they_matter():
+    known = report()
+    whole = f"recall@10 {known.mean('recall@10'):.4f}"
+    ndcg = f", ndcg@10 {known.mean('ndcg@10'):.4f}"
+    apart = f" (warm {known.mean('warm.recall@10'):.4f}, cold {known.mean('cold.recall@10'):.4f})"
+    assert known.figures["cold.share_of_targets"] > 0.05 and known.summary() == whole + apart + ndcg
+    few = {**known.figures, "cold.share_of_targets": 0.04}
+    for kind, shown in (("leave_one_out", ""), ("time_split", apart), ("predefined", apart)):
+        split = replace(known, context={"split": {"kind": kind}}, figures=few)
+        assert split.summary() == whole + shown + ndcg, kind
+    warm = replace(known, context={"split": {"kind": "time_split"}}, figures={})
+    assert warm.summary() == whole + ndcg
+
+
+def test_summary_of_other_list_lengths():
+    rule = EvalSettings(ks=(1, 5), n_bootstrap=0)
+    known = evaluate(Noise(1), queries(), settings=rule)
+    assert known.summary() == f"recall@5 {known.mean('recall@5'):.4f}, ndcg@5 {known.mean('ndcg@5'):.4f}"
+
+
 def test_rows_name_slice_metric_and_k():
     rows = report().to_rows()
     index = {(r["slice"], r["metric"], r["k"]): r for r in rows}
@@ -86,51 +115,9 @@ def test_rows_name_slice_metric_and_k():
     assert index["all", "coverage", 5]["low"] is None and index["all", "exposed_targets", None]["mean"] == 1
 
 
-def test_table_is_aligned_and_says_the_rule():
-    table = results_table([report(), report(2, "another model")], ("recall@5", "nothing@1", "coverage@5"))
-    head, rule, first, second, empty, note, end = table.split("\n")
-    assert head.split() == ["model", "recall@5", "nothing@1", "coverage@5"] and set(rule) == {"-", " "}
-    assert len(head) == len(first) == len(second) and first.split()[2] == "-" and not empty and not end
-    assert f"{Q} queries" in note and "Seen items excluded" in note and "expected rank" in note
-
-
-def test_markdown_has_one_cell_per_column():
-    lines = results_table([report()], style="markdown", intervals=True).split("\n")
-    assert [line.count("|") for line in lines[:3]] == [6, 6, 6] and "±" in lines[2] and set(lines[1]) == {*"|-:"}
-
-
-def test_reports_under_different_rules_do_not_share_a_table():
-    with pytest.raises(DataError, match="different rules"):
-        results_table([report(), report(exclude_seen=False)])
-    with pytest.raises(DataError, match="40 queries of valid"):
-        results_table([report(), report(part="valid")])
-    with pytest.raises(DataError, match="at least one"):
-        results_table([])
-    with pytest.raises(DataError, match="style"):
-        results_table([report()], style="latex")
-
-
-def test_json_is_strict_and_complete():
-    (found,) = json.loads(reports_json([report(n_bootstrap=0)]))
-    assert found["model"] == "noise" and found["context"] == {"part": "test"}
-    assert {row["metric"] for row in found["rows"]} >= {"recall", "ndcg", "mrr", "coverage", "validity"}
-    assert found["rows"][0]["low"] is None and "recall" in found["definitions"]
-
-
 def test_unknown_metric_is_named():
     with pytest.raises(DataError, match="precision@3"):
         report().mean("precision@3")
-
-
-def test_average_over_repetitions():
-    reports = [report(seed) for seed in (1, 2, 3)]
-    row = next(r for r in average_rows(reports) if (r["slice"], r["metric"], r["k"]) == ("all", "recall", 10))
-    means = [r.mean("recall@10") for r in reports]
-    assert row["mean"] == pytest.approx(sum(means) / 3) and row["n"] == 3
-    assert row["sd"] == pytest.approx(np.std(means, ddof=1)) and row["low"] == min(means)
-    assert np.isnan(average_rows(reports[:1])[0]["sd"])
-    with pytest.raises(DataError, match="one model expected, got reports of noise, other"):
-        average_rows([*reports, report(4, "other")])
 
 
 def test_compare_finds_a_planted_difference_and_none_where_there_is_none():
@@ -144,6 +131,7 @@ def test_compare_finds_a_planted_difference_and_none_where_there_is_none():
     shown = comparison_table(good, [bad])
     assert "ours: good" in shown
     assert any(line.startswith("bad") and " +" in line for line in shown.splitlines())
+    assert "Seen items excluded" in shown and "randomization" in shown
 
 
 def test_compare_refuses_other_queries_rules_and_metrics():

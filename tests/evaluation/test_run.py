@@ -91,6 +91,18 @@ def test_a_capped_history_still_excludes_all_of_it(kind):
     assert "last 1 events" in report.definitions["history"] and "entire history" in report.definitions["seen"]
 
 
+@pytest.mark.parametrize(
+    ("own", "rule", "effective"), [(None, None, None), (3, None, 3), (None, 2, 2), (3, 2, 2), (2, 3, 2)]
+)
+def test_the_report_says_how_much_history_the_model_saw(own, rule, effective):
+    model = Dense([3, 2, 1])
+    if own is not None:
+        model.history_cap = own
+    report = evaluate(model, evalset([[0]], [[1]]), settings=EvalSettings(ks=(1,), history_cap=rule, n_bootstrap=0))
+    assert report.history_cap == effective and report.settings["history_cap"] == rule
+    assert ("entire history" if effective is None else f"last {effective} events") in report.definitions["history"]
+
+
 @given(st.data())
 @settings(max_examples=40, deadline=None)
 def test_dense_and_list_recommenders_agree(data):

@@ -114,6 +114,14 @@ def test_scores_equal_those_of_the_lists(case):
     np.testing.assert_allclose(everyone[2][lists.items[2]], lists.scores[2], atol=1e-5)
 
 
+def test_the_limit_of_the_prompt_is_told(fixed_case):
+    recommender = fixed_case.recommender(max_items=2)
+    assert recommender.history_cap == 2
+    long = Histories.from_lists([[5, 6, 7, 8], [7, 8]])
+    scores = recommender.score(long, np.arange(10))
+    np.testing.assert_allclose(scores[0], scores[1], atol=1e-5)
+
+
 def test_seen_items_are_seen_even_beyond_the_prompt(fixed_case):
     recommender = fixed_case.recommender(max_items=2)
     long = Histories.from_lists([np.arange(30), np.arange(28, 30)])

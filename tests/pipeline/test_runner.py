@@ -142,6 +142,23 @@ def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
     assert artifacts.load_json(tmp_path / "recipe.json") == {"which": "first"}
 
 
+def test_what_a_stage_lacks_is_said_before_any_runs_unless_it_ran_before(tmp_path: Path) -> None:
+    def lacking() -> None:
+        raise ConfigError("no such file")
+
+    calls: list[str] = []
+    stages = chain(calls)
+    stages[2] = replace(stages[2], check=lacking)
+    assert runner.plan(tmp_path, stages)[2].reason == "after b; it will fail: no such file"
+    with pytest.raises(ConfigError, match="no such file"):
+        runner.run(tmp_path, stages, silent)
+    assert calls == []
+    runner.run(tmp_path, chain(calls), silent)
+    runner.run(tmp_path, stages, silent)  # done, wherever it was done
+    stages[2] = replace(stages[2], recipe={"x": 3})
+    assert runner.plan(tmp_path, stages)[2].reason == "x: None -> 3; it will fail: no such file"
+
+
 def test_the_ledger_has_time_and_memory(tmp_path: Path) -> None:
     ledger = runner.run(tmp_path, chain([]), silent)
     says = {"key", "recipe", "inputs", "needs", "outputs", "wall_seconds", "cpu_seconds", "peak_bytes"}

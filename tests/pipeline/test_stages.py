@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -16,13 +17,13 @@ from genrec.data.splits import Split
 from genrec.data.synthetic import tiny
 from genrec.embeddings.base import ItemEmbeddings
 from genrec.embeddings.collaborative import PpmiSettings
-from genrec.embeddings.text import LsaSettings
-from genrec.errors import ConfigError, DataError
+from genrec.embeddings.text import LsaSettings, SentenceSettings
+from genrec.errors import ConfigError, DataError, MissingExtra
 from genrec.item_tokenizers.codes import ItemCodes
 from genrec.models.backbone import DecoderSettings
 from genrec.pipeline import baseline_stages, data_stages, model_stages, report_stage, runner
 from genrec.pipeline.recipe import Block, DataSettings, PipelineRecipe, SplitSettings
-from genrec.pipeline.stages import load_recipe, stages, stages_until
+from genrec.pipeline.stages import described, load_recipe, stages, stages_until
 from genrec.training.settings import TrainSettings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -218,3 +219,90 @@ def test_a_split_without_test_targets_is_refused_at_once(tmp_path: Path) -> None
     with pytest.raises(DataError, match="no user has both a history and a test target"):
         data_stages.split(tmp_path / "run", recipe)
     assert not (tmp_path / "run" / "split").exists()
+
+
+@pytest.mark.parametrize(
+    ("block", "error", "match"),
+    [
+        (Block(file="nowhere.npy"), ConfigError, r"embeddings\.1\.file: no file 'nowhere.npy'"),
+        (Block(sentence=SentenceSettings(model="./nowhere")), ConfigError, "nowhere"),
+        (Block(sentence=SentenceSettings(model="package:no-such-encoder")), MissingExtra, "no-such-encoder"),
+    ],
+)
+def test_what_this_machine_lacks_is_said_before_anything_runs(
+    block: Block, error: type[Exception], match: str, tmp_path: Path
+) -> None:
+    recipe = replace(RECIPE, embeddings=(*RECIPE.embeddings, block), baselines=("sasrec",))
+    every = stages(recipe, tmp_path / "run")
+    with pytest.raises(error, match=match):
+        runner.run(tmp_path / "run", every, print)
+    told = [p for p in runner.plan(tmp_path / "run", every) if "it will fail" in p.reason]
+    assert [p.stage.name for p in told] == ["embed"] and re.search(match, told[0].reason)
+    assert not (tmp_path / "run").exists()
+    runner.plan(tmp_path / "run", stages_until(every, "evaluate sasrec"))  # which needs no vectors
+
+
+def test_item_vectors_come_before_sasrec_unless_they_are_made_of_it() -> None:
+    def order(**change: object) -> list[str]:
+        names = [stage.name for stage in stages(replace(RECIPE, **change), Path("x"))]
+        return [name for name in names if name in ("embed", "tokenize", "sasrec")]
+
+    assert order() == ["embed", "tokenize"]
+    assert order(baselines=("sasrec",)) == ["embed", "tokenize", "sasrec"]
+    assert order(embeddings=(Block(sasrec=True),)) == ["sasrec", "embed", "tokenize"]
+
+
+TINY = """
+data: {synthetic: {}}
+split: {kind: leave_one_out}
+"""
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ([], []),
+        (["split.kind=time", "split.test_fraction=0.2"], []),
+        (["split.test_fraction=0.2"], ["split.test_fraction: no effect, because split.kind is leave_one_out"]),
+        (["split.column=part"], ["split.column"]),
+        (["split.cold_fraction=0.1"], ["split.cold_fraction"]),
+        (["split.kind=held_out_items", "split.cold_fraction=0.1"], []),
+        (["sasrec.dim=8", "sasrec.epochs=2"], ["sasrec.dim, sasrec.epochs: no effect"]),
+        (["sasrec.dim=8", "baselines=[sasrec]"], []),
+        (["train.eval_every=0", "train.patience=2"], ["train.patience"]),
+        (["train.patience=2"], []),
+    ],
+)
+def test_options_without_effect_are_named(changes: list[str], expected: list[str], tmp_path: Path, caplog) -> None:
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    load_recipe(tmp_path / "tiny.yaml", changes)
+    assert len(caplog.messages) == len(expected)
+    assert all(words in line for words, line in zip(expected, caplog.messages, strict=True))
+
+
+@pytest.mark.parametrize("path", PIPELINES, ids=lambda p: p.name)
+def test_ready_pipelines_have_no_idle_option_and_no_item_knn_without_the_leak_probe(path: Path, caplog) -> None:
+    named = load_recipe(path).value.baselines
+    assert not caplog.messages
+    for baselines in (named, PipelineRecipe(data=RECIPE.data).baselines):
+        assert "item_knn" in baselines and "item_knn_larger_id" in baselines
+
+
+def test_every_setting_is_told_with_its_origin(tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    rows = {row.path: row[1:] for row in described(load_recipe(tmp_path / "tiny.yaml", ["seed=4"]))}
+    assert rows["seed"] == (4, "given")
+    assert rows["train.seed"] == rows["embeddings.0.lsa.seed"] == (4, "derived")
+    assert rows["train.epochs"] == (TrainSettings().epochs, "default")
+    assert rows["tokenizer.max_iterations"][1] == "default"  # of the tokenizer's own settings
+    assert not [path for path in rows if path.startswith("sasrec.")]  # without effect
+
+
+def test_ties_in_what_test_users_did_are_noted(prepared: Path) -> None:
+    cut = Split.load(prepared / "split")
+    none, last = np.zeros(len(cut.items), np.bool_), np.zeros(len(cut.items), np.bool_)
+    last[cut.valid_end[0]] = True  # the first test target
+    seen = last.copy()
+    seen[cut.valid_end[0] - 1] = True
+    for tied, expected in ((None, None), (none, False), (last, True), (seen, True)):
+        assert baseline_stages.context(RECIPE, replace(cut, tied=tied))["has_ties"] is expected

@@ -3,6 +3,7 @@
 usage: run_walks.py FOLDER KIND JSON_SETTINGS [RESULT.safetensors]
 """
 
+import dataclasses
 import json
 import os
 import sys
@@ -20,6 +21,8 @@ from genrec.training.settings import TrainSettings
 def main() -> None:
     torch.set_num_threads(1)
     folder, kind, settings = Path(sys.argv[1]), sys.argv[2], TrainSettings(**json.loads(sys.argv[3]))
+    if os.environ.get("RANK") == "1" and (seconds := os.environ.get("GENREC_TEST_SECOND_RANK_SAVES")):
+        settings = dataclasses.replace(settings, save_seconds=float(seconds))  # as if its clock ran ahead
     data = walks()
     dropout = float(os.environ.get("GENREC_TEST_DROPOUT", "0.2"))
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from genrec.data.histories import Histories
 from genrec.data.ties import redraw
-from genrec.errors import DataError
+from genrec.errors import DataError, FingerprintMismatch
 from genrec.testing.walks import walk_codes, walks
 from genrec.training.collate import Collator
 from genrec.training.dataset import Plan, Samples, TrainingData, prefix_samples, window_samples
@@ -180,3 +180,5 @@ def test_parts_that_do_not_fit_are_refused():
         TrainingData(histories.take([0]), codes, TokenMap((2, 2, 2)))
     with pytest.raises(DataError, match="user_ids"):
         TrainingData(histories.take([0]), codes, TokenMap.of(codes, n_user_tokens=3))
+    with pytest.raises(FingerprintMismatch, match="codes belong to catalog walks, got catalog others"):
+        TrainingData(histories.take([0]), codes, TokenMap.of(codes), catalog="others")

@@ -1,5 +1,6 @@
 import dataclasses
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from genrec.errors import ConfigError
 from genrec.testing.walks import tiny_model, walks
-from genrec.training import checkpoints
+from genrec.training import callbacks, checkpoints
 from genrec.training.finetune import finetune
 from genrec.training.module import trainable
 from genrec.training.progress import TrainState, snapshot
@@ -123,6 +124,31 @@ def test_damaged_and_partial_checkpoints_are_skipped(tmp_path, caplog):
     assert [e["loss"] for e in again.log] == [e["loss"] for e in whole.log]
 
 
+@pytest.mark.parametrize(("seconds", "expected"), [(0.0, []), (3600.0, []), (1e-9, [7, 8])])
+def test_a_checkpoint_is_saved_when_the_last_one_is_old(seconds, expected, tmp_path):
+    settings = dataclasses.replace(SHORT, save_seconds=seconds)
+    with pytest.raises(InterruptedError):
+        run("decoder", tmp_path, settings, StopAfter(2))  # dies in the validation of step 9, the last
+    assert [int(p.name[-8:]) for p in sorted(tmp_path.glob("checkpoint-*"))] == expected
+
+
+def test_the_age_of_a_checkpoint_counts_from_the_last_one_for_whatever_reason(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(callbacks, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def a_minute_later(_model):
+        now[0] += 60
+        return constant(_model)
+
+    saved = []
+    monkeypatch.setattr(checkpoints, "save", lambda folder, step, write, **_: saved.append(step))
+    settings = dataclasses.replace(
+        SHORT, eval_every=1, save_every=5, save_seconds=150.0, max_steps=12, ema_decay=None, epochs=9
+    )
+    run("decoder", tmp_path, settings, a_minute_later)
+    assert saved == [3, 5, 8, 10, 12]  # 180 s after the last one; every fifth step; the end
+
+
 def test_another_training_in_the_folder_is_refused(tmp_path):
     run("decoder", tmp_path)
     with pytest.raises(ConfigError, match=r"learning_rate=0\.005, now learning_rate=0\.01"):
@@ -138,7 +164,7 @@ def test_another_training_in_the_folder_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="valid"):  # its best weights were chosen by other questions
         finetune(tiny_model("decoder", data), data, SHORT, tmp_path)
     # what only says how to run may change
-    run("decoder", tmp_path, dataclasses.replace(SHORT, save_every=7, max_seconds=60.0))
+    run("decoder", tmp_path, dataclasses.replace(SHORT, save_every=7, save_seconds=9.0, max_seconds=60.0))
 
 
 def test_other_users_are_another_training(tmp_path):

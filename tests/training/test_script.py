@@ -77,12 +77,22 @@ def test_trains_in_two_pieces_and_writes_a_bundle(run_folder):
     assert [entry["step"] for entry in log] == [1, 2] and "recall@10" in log[0]
 
 
+LAUNCHERS = {
+    "torchrun": ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
+    "accelerate": ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"],
+}
+
+
 @pytest.mark.slow
-def test_torchrun_with_two_processes_writes_the_same_bundle(run_folder):
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_two_processes_write_one_bundle(launcher, run_folder):
+    # HF_HOME: a configuration of accelerate that the user has is not read
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HOME": str(run_folder.parent)}
+    launch = [sys.executable, "-m", *LAUNCHERS[launcher]]
     command = [*launch, str(SCRIPT), str(run_folder), "--max-seconds", "600"]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("bundle:") == 1
     assert load_bundle(run_folder / "bundle").recommender.n_items == N_ITEMS
+    (newest,) = (run_folder / "checkpoints").glob("*/checkpoint-00000002")
+    assert len(list(newest.glob("rng_state_*"))) == 2  # one of each process

@@ -38,6 +38,7 @@ def test_schedules():
         {"metric": "loss"},
         {"max_grad_norm": 0.0},
         {"save_every": -1},
+        {"save_seconds": -1.0},
     ],
 )
 def test_values_out_of_range_are_named(change):

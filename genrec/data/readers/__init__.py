@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+from pathlib import Path
+from types import ModuleType
 
 from genrec.data.readers.base import Loaded, OnError, ReaderSettings, Reject, Rejected, RowCount, log
 from genrec.errors import ConfigError
@@ -22,7 +24,7 @@ _WITHOUT_EFFECT = {
     "tabular": (),
 }
 
-__all__ = ["FORMATS", "Loaded", "OnError", "ReaderSettings", "Reject", "Rejected", "RowCount", "read"]
+__all__ = ["FORMATS", "Loaded", "OnError", "ReaderSettings", "Reject", "Rejected", "RowCount", "read", "source_files"]
 
 
 def read(settings: ReaderSettings, on_error: OnError = "fail") -> Loaded:
@@ -32,12 +34,22 @@ def read(settings: ReaderSettings, on_error: OnError = "fail") -> Loaded:
     leaves bad rows out and counts them. Missing files, broken gzip data, a wrong header and a file without a
     single usable row are errors either way. Stability: stable.
     """
-    if settings.format not in FORMATS:
-        raise ConfigError(f"format: expected one of {', '.join(FORMATS)}, got {settings.format!r}")
+    reader = _reader(settings)
     defaults = {field.name: field.default for field in dataclasses.fields(settings)}
     for name in _WITHOUT_EFFECT[settings.format]:
         if getattr(settings, name) != defaults[name]:
             log.warning("%s has no effect on data in the format %s", name, settings.format)
-    reader = importlib.import_module(f"genrec.data.readers.{settings.format}")
     loaded: Loaded = reader.read(settings, on_error)
     return loaded
+
+
+def source_files(settings: ReaderSettings) -> list[Path]:
+    """The files that :func:`read` reads, items first; raises :class:`DataError` where it would miss one (stable)."""
+    found = _reader(settings).files(settings)
+    return [path for path in (found.items, found.log) if path is not None]
+
+
+def _reader(settings: ReaderSettings) -> ModuleType:
+    if settings.format not in FORMATS:
+        raise ConfigError(f"format: expected one of {', '.join(FORMATS)}, got {settings.format!r}")
+    return importlib.import_module(f"genrec.data.readers.{settings.format}")

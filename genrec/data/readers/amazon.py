@@ -23,25 +23,25 @@ URL = (
     "reviews and metadata of 2014, 2018 and 2023: https://cseweb.ucsd.edu/~jmcauley/datasets.html, "
     "https://nijianmo.github.io/amazon, https://amazon-reviews-2023.github.io"
 )
-META = ("meta_*",)
-REVIEWS = ("*_5.json*", "reviews_*", "[!m]*.json*")
+META = source.Wanted("metadata file", ("meta_*",), URL)
+REVIEWS = source.Wanted("reviews file", ("*_5.json*", "reviews_*", "[!m]*.json*"), URL)
 _PRICE = re.compile(r"\s*\$?\s*([0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(\.[0-9]+)?\s*")
 _OLD = ("reviewerID", "asin", "unixReviewTime", "overall")
 _NEW = ("user_id", "parent_asin", "timestamp", "rating")
 
 
+def files(settings: ReaderSettings) -> source.Files:
+    """What :func:`read` reads (internal)."""
+    return source.locate(settings, META, REVIEWS)
+
+
 def read(settings: ReaderSettings, on_error: OnError = "fail") -> Loaded:
     """Read a reviews file and its metadata file; raises :class:`DataError` naming file, line and field (internal)."""
-    rejected, items = Rejected(), ItemRows()
-    found = source.find(settings, settings.items, META, "metadata file", URL)
-    if found is None and settings.unknown_items == "error":
-        source.need(found, settings, META, "metadata file (or set unknown_items='add')", URL)
-    reviews = source.find(settings, settings.interactions, REVIEWS, "reviews file", URL)
-    reviews = source.need(reviews, settings, REVIEWS, "reviews file", URL)
-    if found is not None:
-        rows = _objects(found, settings)
-        Ledger(found, on_error, rejected).read(rows, lambda row: _add_item(items, row), items.__len__)
-    return finish(items, _read_reviews(reviews, settings, on_error, rejected, items), rejected)
+    found, rejected, items = files(settings), Rejected(), ItemRows()
+    if found.items is not None:
+        rows = _objects(found.items, settings)
+        Ledger(found.items, on_error, rejected).read(rows, lambda row: _add_item(items, row), items.__len__)
+    return finish(items, _read_reviews(found.log, settings, on_error, rejected, items), rejected)
 
 
 def _read_reviews(

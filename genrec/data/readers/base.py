@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -107,6 +107,18 @@ class Rejected:
         """Number of rows left out."""
         return sum(self.counts.values())
 
+    def account(self, folder: Path) -> dict[str, dict[str, Any]]:
+        """The balance of every file with rejects, and their number by reason, as JSON: what artifacts keep.
+
+        Files inside ``folder`` are named relative to it.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        for (file, reason), n in self.counts.items():
+            path = Path(file)
+            name = str(path.relative_to(folder)) if path.is_relative_to(folder) else file
+            found.setdefault(name, {**asdict(self.rows[file]), "reasons": {}})["reasons"][reason] = n
+        return found
+
     def __bool__(self) -> bool:
         """Whether anything was left out."""
         return self.total > 0
@@ -165,7 +177,8 @@ class Ledger:
                 rejected += 1
                 self._reject(line, error)
         count = RowCount(rows_in, kept() - before, rejected)
-        assert count.rows_in == count.rows_kept + count.rows_rejected, f"{self.file}: {count}"
+        if count.rows_in != count.rows_kept + count.rows_rejected:
+            raise DataError(f"{self.file}: rows got lost without a reason: {count}", hint="this is a bug of the reader")
         self.rejected.rows[str(self.file)] = count
         if rejected:
             log.warning("%s: left out %d of %d rows", self.file, rejected, rows_in)
@@ -180,7 +193,7 @@ class Ledger:
 
     def _reject(self, line: int, error: RowError) -> None:
         if self.on_error == "fail":
-            hint = error.hint or "correct the file, or leave such rows out with on_error='skip' (data.on_error: skip)"
+            hint = error.hint or "correct the file, or leave such rows out: on_error='skip' (--on-error skip)"
             raise self.fail(line, error.field, str(error), hint) from None
         file, reason = str(self.file), error.reason
         counts = self.rejected.counts

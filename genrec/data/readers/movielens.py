@@ -15,8 +15,8 @@ from genrec.data.readers.build import EventRows, ItemRows, finish
 from genrec.errors import DataError
 
 URL = "https://grouplens.org/datasets/movielens/"
-RATINGS = ("u.data", "ratings.dat", "ratings.csv", "ratings.csv.gz")
-MOVIES = ("u.item", "movies.dat", "movies.csv", "movies.csv.gz")
+RATINGS = source.Wanted("ratings file", ("u.data", "ratings.dat", "ratings.csv", "ratings.csv.gz"), URL)
+MOVIES = source.Wanted("movies file", ("u.item", "movies.dat", "movies.csv", "movies.csv.gz"), URL)
 NO_GENRES = "(no genres listed)"
 GENRES = ["unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary",
           "Drama", "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller",
@@ -25,13 +25,16 @@ GENRES = ["unknown", "Action", "Adventure", "Animation", "Children's", "Comedy",
 Rows = Iterator[tuple[int, "list[str] | RowError"]]
 
 
+def files(settings: ReaderSettings) -> source.Files:
+    """What :func:`read` reads (internal)."""
+    return source.locate(settings, MOVIES, RATINGS, need_items=True)
+
+
 def read(settings: ReaderSettings, on_error: OnError = "fail") -> Loaded:
     """Read ratings and movies; raises :class:`DataError` naming file, line and field (internal)."""
-    rejected, items = Rejected(), ItemRows()
-    movies = source.find(settings, settings.items, MOVIES, "movies file", URL)
-    movies = source.need(movies, settings, MOVIES, "movies file", URL)
-    ratings = source.find(settings, settings.interactions, RATINGS, "ratings file", URL)
-    ratings = source.need(ratings, settings, RATINGS, "ratings file", URL)
+    found, rejected, items = files(settings), Rejected(), ItemRows()
+    movies, ratings = found.items, found.log
+    assert movies is not None  # need_items
 
     def add_movie(row: list[str]) -> None:
         movie, title, release, genres = row

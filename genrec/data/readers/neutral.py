@@ -16,28 +16,22 @@ from genrec.data.readers.build import CONTEXT, ItemRows, finish, nested_to_text
 from genrec.data.readers.tables import Columns, read_events
 
 URL = "the neutral format is described in docs/data.md; genrec.data.export.export_neutral writes it"
-ITEMS = ("items.jsonl", "items.jsonl.gz")
-EVENTS = ("interactions.csv", "interactions.csv.gz", "interactions.parquet")
+ITEMS = source.Wanted("items file", ("items.jsonl", "items.jsonl.gz"), URL)
+EVENTS = source.Wanted("interactions file", ("interactions.csv", "interactions.csv.gz", "interactions.parquet"), URL)
+
+
+def files(settings: ReaderSettings) -> source.Files:
+    """What :func:`read` reads (internal)."""
+    return source.locate(settings, ITEMS, EVENTS)
 
 
 def read(settings: ReaderSettings, on_error: OnError = "fail") -> Loaded:
     """Read a folder in the neutral format; raises :class:`DataError` naming file, line and field (internal)."""
-    rejected = Rejected()
-    found = source.find(settings, settings.items, ITEMS, "items file", URL)
-    if found is None and settings.unknown_items == "error":
-        source.need(found, settings, ITEMS, "items file", URL)
-    log = source.need(
-        source.find(settings, settings.interactions, EVENTS, "interactions file", URL),
-        settings,
-        EVENTS,
-        "interactions file",
-        URL,
-    )
-    items = ItemRows()
-    if found is not None:
-        read_items(found, settings, Ledger(found, on_error, rejected), items)
+    found, rejected, items = files(settings), Rejected(), ItemRows()
+    if found.items is not None:
+        read_items(found.items, settings, Ledger(found.items, on_error, rejected), items)
     columns = Columns("user_id", "item_id", "timestamp", optional=CONTEXT, known_only=settings.context is None)
-    return finish(items, read_events(log, settings, on_error, rejected, items, columns), rejected)
+    return finish(items, read_events(found.log, settings, on_error, rejected, items, columns), rejected)
 
 
 def read_items(path: Path, settings: ReaderSettings, ledger: Ledger, items: ItemRows) -> None:

@@ -17,23 +17,26 @@ from genrec.data.readers.build import EventRows, ItemRows, finish, number
 from genrec.errors import DataError
 
 URL = "atomic files are described and offered at https://recbole.io/docs/user_guide/data/atomic_files.html"
+ITEMS = source.Wanted(".item file", ("*.item",), URL)
+EVENTS = source.Wanted(".inter file", ("*.inter",), URL)
 TYPES = ("token", "token_seq", "float", "float_seq")
 TITLES = ("title", "movie_title", "item_name", "name")
 
 Typed = dict[str, str]
 
 
+def files(settings: ReaderSettings) -> source.Files:
+    """What :func:`read` reads (internal)."""
+    return source.locate(settings, ITEMS, EVENTS)
+
+
 def read(settings: ReaderSettings, on_error: OnError = "fail") -> Loaded:
     """Read ``.inter`` and ``.item``; raises :class:`DataError` naming file, line and field (internal)."""
-    rejected, items = Rejected(), ItemRows()
-    found = source.find(settings, settings.items, ("*.item",), ".item file", URL)
-    if found is None and settings.unknown_items == "error":
-        source.need(found, settings, ("*.item",), ".item file (or set unknown_items='add')", URL)
-    inter = source.find(settings, settings.interactions, ("*.inter",), ".inter file", URL)
-    inter = source.need(inter, settings, ("*.inter",), ".inter file", URL)
-    if found is not None:
-        _read_items(found, settings, Ledger(found, on_error, rejected), items)
-    return finish(items, _read_events(inter, settings, Ledger(inter, on_error, rejected), items), rejected)
+    found, rejected, items = files(settings), Rejected(), ItemRows()
+    if found.items is not None:
+        _read_items(found.items, settings, Ledger(found.items, on_error, rejected), items)
+    events = _read_events(found.log, settings, Ledger(found.log, on_error, rejected), items)
+    return finish(items, events, rejected)
 
 
 def _read_items(path: Path, settings: ReaderSettings, ledger: Ledger, items: ItemRows) -> None:

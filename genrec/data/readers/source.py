@@ -8,6 +8,7 @@ import json
 import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,19 +22,49 @@ _BOM = b"\xef\xbb\xbf"
 Numbered = tuple[int, "str | RowError"]
 
 
-def find(settings: ReaderSettings, name: str | None, patterns: Sequence[str], what: str, url: str) -> Path | None:
-    """The file of this name, else the only match of the first pattern with a match, else None (internal)."""
-    folder = settings.folder
+@dataclass(frozen=True)
+class Files:
+    """The files a reader reads: the log, and the items where it has them (internal)."""
+
+    items: Path | None
+    log: Path
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A file to look for: what it is, the patterns usual for its format, where to get it (internal)."""
+
+    what: str
+    patterns: Sequence[str]
+    url: str
+
+
+def locate(settings: ReaderSettings, items: Wanted, log: Wanted, *, need_items: bool = False) -> Files:
+    """The files of a data set (internal).
+
+    Raises :class:`DataError` without a log, or without items unless the settings take them from the log.
+    """
+    found = _find(settings, settings.items, items)
+    if found is None and (need_items or settings.unknown_items == "error"):
+        raise _missing(settings, items, "" if need_items else "set unknown_items='add' to do without it, or ")
+    events = _find(settings, settings.interactions, log)
+    if events is None:
+        raise _missing(settings, log)
+    return Files(found, events)
+
+
+def _find(settings: ReaderSettings, name: str | None, wanted: Wanted) -> Path | None:
+    """The file of this name, else the only match of the first pattern with a match, else None."""
+    folder, what = settings.folder, wanted.what
     if not folder.exists():
-        raise DataError(f"{folder}: no such folder", hint=_get_it(what, url))
+        raise DataError(f"{folder}: no such folder", hint=_get_it(wanted))
     if not folder.is_dir():
         raise DataError(f"{folder}: expected a folder, found a file", hint="give the folder as path")
     if name is not None:
         if not (folder / name).is_file():
-            found = ", ".join(sorted(p.name for p in folder.iterdir())[:10]) or "nothing"
-            raise DataError(f"{folder / name}: no such file; in the folder: {found}", hint=_get_it(what, url))
+            raise DataError(f"{folder / name}: no such file; in the folder: {_names(folder)}", hint=_get_it(wanted))
         return folder / name
-    for pattern in patterns:
+    for pattern in wanted.patterns:
         matches = sorted(p for p in folder.glob(pattern) if p.is_file())
         if len(matches) > 1:
             names = ", ".join(p.name for p in matches[:10])
@@ -43,19 +74,21 @@ def find(settings: ReaderSettings, name: str | None, patterns: Sequence[str], wh
     return None
 
 
-def need(path: Path | None, settings: ReaderSettings, patterns: Sequence[str], what: str, url: str) -> Path:
-    """The path, or a :class:`DataError` which says what was looked for and where to get it (internal)."""
-    if path is None:
-        names = ", ".join(sorted(p.name for p in settings.folder.iterdir())[:10]) or "nothing"
-        raise DataError(
-            f"{settings.folder}: no {what}; looked for {', '.join(patterns)}; found {names}",
-            hint=_get_it(what, url),
-        )
-    return path
+def _missing(settings: ReaderSettings, wanted: Wanted, advice: str = "") -> DataError:
+    """What was looked for, and where to get it."""
+    looked = ", ".join(wanted.patterns)
+    return DataError(
+        f"{settings.folder}: no {wanted.what}; looked for {looked}; found {_names(settings.folder)}",
+        hint=advice + _get_it(wanted),
+    )
 
 
-def _get_it(what: str, url: str) -> str:
-    return f"name the file in the settings if it is called otherwise; the {what}: {url}"
+def _names(folder: Path) -> str:
+    return ", ".join(sorted(p.name for p in folder.iterdir())[:10]) or "nothing"
+
+
+def _get_it(wanted: Wanted) -> str:
+    return f"name the file in the settings if it is called otherwise; the {wanted.what}: {wanted.url}"
 
 
 def lines(path: Path, max_bytes: int) -> Iterator[tuple[int, bytes]]:

@@ -18,30 +18,22 @@ from genrec.data.readers.tables import Columns, open_table, read_events, rows_as
 from genrec.errors import DataError
 
 URL = "your own tables; name them in the settings interactions and items"
-EVENTS = ("interactions.*", "events.*", "*.inter*.csv*")
-ITEMS = ("items.*",)
+EVENTS = source.Wanted("interactions table", ("interactions.*", "events.*", "*.inter*.csv*"), URL)
+ITEMS = source.Wanted("items table", ("items.*",), URL)
+
+
+def files(settings: ReaderSettings) -> source.Files:
+    """What :func:`read` reads (internal)."""
+    return source.locate(settings, ITEMS, EVENTS)
 
 
 def read(settings: ReaderSettings, on_error: OnError = "fail") -> Loaded:
     """Read tables with named columns; raises :class:`DataError` naming file, line (or row) and field (internal)."""
-    rejected, items = Rejected(), ItemRows()
-    log = source.need(
-        source.find(settings, settings.interactions, EVENTS, "interactions table", URL),
-        settings,
-        EVENTS,
-        "interactions table",
-        URL,
-    )
-    found = source.find(settings, settings.items, ITEMS, "items table", URL)
-    if found is None and settings.unknown_items == "error":
-        raise DataError(
-            f"{settings.folder}: no items table; looked for {', '.join(ITEMS)}",
-            hint="name it in the setting items, or set unknown_items='add' to take the items of the log",
-        )
-    if found is not None:
-        read_items(found, settings, Ledger(found, on_error, rejected), items)
+    found, rejected, items = files(settings), Rejected(), ItemRows()
+    if found.items is not None:
+        read_items(found.items, settings, Ledger(found.items, on_error, rejected), items)
     columns = Columns(settings.user_column or "user_id", settings.item_column or "item_id", settings.time_column)
-    return finish(items, read_events(log, settings, on_error, rejected, items, columns), rejected)
+    return finish(items, read_events(found.log, settings, on_error, rejected, items, columns), rejected)
 
 
 def read_items(path: Path, settings: ReaderSettings, ledger: Ledger, items: ItemRows) -> None:

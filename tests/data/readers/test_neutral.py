@@ -211,6 +211,14 @@ def test_examples_stop_at_twenty_and_every_file_has_one(tmp_path):
     assert rejected and not read(write(tmp_path)).rejected
     assert f"{tmp_path / 'items.jsonl'}: 30 x empty id; first: line 3: expected" in str(rejected)
     assert {e.file for e in rejected.examples} == {str(tmp_path / n) for n in ("items.jsonl", "interactions.csv")}
+    account = rejected.account(tmp_path)
+    assert account["items.jsonl"] == {
+        "rows_in": 32, "rows_kept": 2, "rows_rejected": 30, "reasons": {"empty id": 30}
+    }  # fmt: skip
+    assert list(rejected.account(tmp_path / "elsewhere")) == [
+        str(tmp_path / n) for n in ("items.jsonl", "interactions.csv")
+    ]
+    assert read(write(tmp_path)).rejected.account(tmp_path) == {}
 
 
 @pytest.mark.parametrize(
@@ -248,7 +256,7 @@ def test_a_setting_without_effect_is_named(tmp_path, caplog):
 
 def test_rows_that_get_lost_without_a_reason_are_noticed(tmp_path):
     ledger = Ledger(tmp_path / "f", "skip", Rejected())
-    with pytest.raises(AssertionError, match=r"rows_in=2, rows_kept=1, rows_rejected=0"):
+    with pytest.raises(DataError, match=r"rows_in=2, rows_kept=1, rows_rejected=0"):
         kept = []
         ledger.read([(1, "a"), (2, "b")], lambda row: kept.append(row) if row == "a" else None, kept.__len__)
 

@@ -159,4 +159,4 @@ def test_without_items_the_log_must_be_allowed_to_add_them(tmp_path):
         read(ReaderSettings("tabular", tmp_path))
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no interactions table"):
-        read(ReaderSettings("tabular", tmp_path / "empty"))
+        read(ReaderSettings("tabular", tmp_path / "empty", unknown_items="add"))
