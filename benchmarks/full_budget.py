@@ -10,8 +10,8 @@ Prepare, where genrec and the data are (the name of a run folder names its figur
             '{kind: decoder, hidden_size: 256, n_layers: 6, n_heads: 8, d_ff: 688, dropout: 0.3}' 40 4
     prepare games amazon-games-2014-timesplit games-decoder '{kind: decoder}' 24 4
 
-Of each run only recipe.json, split/, codes/ and index/ are read (no user tokens). Then, on the GPU machine (what
-train/finetune.py needs, no network), again until it exits with 0 (75 = go on, 1 = error):
+Of each run only recipe.json, split/, codes/, item_tokenizer/ and index/ are read (no user tokens). Then, on the GPU
+machine (what train/finetune.py needs, no network), again until it exits with 0 (75 = go on, 1 = error):
 
     python benchmarks/full_budget.py --runs full --state state --rows rows.jsonl
 
@@ -213,7 +213,8 @@ def main(arguments: Sequence[str] | None = None, clock: Callable[[], float] = ti
     options = parser.parse_args(arguments)
     budget = Budget(options.seconds, clock)
     found = [file.parent for file in sorted(options.runs.glob("*/recipe.json"))]
-    folders = [folder for folder in found if all(artifacts.exists(folder / n) for n in ("split", "codes", "index"))]
+    needed = ("split", "codes", "item_tokenizer", "index")
+    folders = [folder for folder in found if all(artifacts.exists(folder / n) for n in needed)]
     chosen = [folder for folder in folders if options.only in (None, folder.name)]
     if not chosen:
         raise ConfigError(f"{options.runs}: no prepared run {options.only or ''}", hint="--help shows how to make one")

@@ -59,7 +59,8 @@ def best_ratio_to_sasrec(options: Options) -> Measured:
 
 def games(options: Options, slice_name: str, line: str) -> Measured:
     """Recall@10 of the model over that of a line, on the warm or the cold targets of the Games split."""
-    run = _run(options, "games.yaml", "amazon-games-2014-timesplit", "games-decoder-0", until="evaluate")
+    for stage in ("evaluate", f"evaluate {line}"):
+        run = _run(options, "games.yaml", "amazon-games-2014-timesplit", "games-decoder-0", until=stage)
     metric = f"{slice_name}.recall@10"
     ours, theirs = _mean(run, "decoder", metric), _mean(run, line, metric)
     budget = f"item-exact, seen excluded, {slice_name} targets, 1 run, {_cost(run, 'train')}"

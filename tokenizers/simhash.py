@@ -58,6 +58,11 @@ class SimHash:
         raw = self.encode(x_ND, catalog=source.catalog)
         return resolve(self.settings.collisions, raw, source.item_keys, None).codes
 
+    @property
+    def codebooks(self) -> tuple[np.ndarray, ...]:
+        """None: a code is a combination of sides, not a place."""
+        return ()
+
     def encode(self, vectors: np.ndarray, *, catalog: str = "") -> ItemCodes:
         """Raw codes ``[N, L]`` of any vectors ``[N, D]``."""
         if not self._arrays:

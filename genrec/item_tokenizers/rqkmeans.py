@@ -112,6 +112,11 @@ class RqKMeans:
         }
         return resolution.codes
 
+    @property
+    def codebooks(self) -> tuple[Floats, ...]:
+        """The centroids of every level, float32 ``[K, D]`` each; empty before ``fit``."""
+        return () if self._codebooks_LKD is None else tuple(self._codebooks_LKD)
+
     def encode(self, vectors: Floats, *, catalog: str = "") -> ItemCodes:
         """Raw codes ``[N, L]`` of any vectors ``[N, D]``, before the collision policy."""
         if self._scaling is None:

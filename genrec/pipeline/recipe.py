@@ -113,7 +113,9 @@ class PipelineRecipe:
 
     tokenizer: settings of an item tokenizer, chosen by its ``kind``. shuffle_identifiers: a control: the
     identifiers are dealt out to the items at random, so they mean nothing; what a model gains from their
-    meaning is lost. n_user_tokens: user ids are hashed to so many tokens that open the prompt (0 = none).
+    meaning is lost. token_init: ``codebooks`` starts the embeddings of tokens with like codebook vectors alike,
+    where the item tokenizer has codebooks; ``random`` does not. n_user_tokens: user ids are hashed to so many
+    tokens that open the prompt (0 = none).
     """
 
     data: DataSettings
@@ -123,6 +125,7 @@ class PipelineRecipe:
     embeddings: tuple[Block, ...] = (Block(lsa=LsaSettings()),)
     tokenizer: dict[str, Any] = field(default_factory=lambda: {"kind": "rqkmeans"})
     shuffle_identifiers: bool = False
+    token_init: Literal["codebooks", "random"] = "codebooks"
     n_user_tokens: int = 0
     model: DecoderSettings | T5Settings = field(default_factory=DecoderSettings)
     train: TrainSettings = field(default_factory=TrainSettings)

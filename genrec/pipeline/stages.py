@@ -115,7 +115,7 @@ def stages(recipe: PipelineRecipe, folder: Path) -> list[Stage]:
     found += [
         Stage(
             "train", ("training", "bundle"), partial(model_stages.train, recipe=recipe),
-            recipe=part("model", "train", "n_user_tokens", "seed"), needs=(*users, "split", "tokenize"),
+            recipe=part("model", "train", "token_init", "n_user_tokens", "seed"), needs=(*users, "split", "tokenize"),
             version=model_stages.TRAIN_VERSION, estimate=costs.train,
             about=f"train the {recipe.model.kind} to write identifiers",
         ),

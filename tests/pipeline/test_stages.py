@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from genrec import artifacts
 from genrec.data.interactions import Interactions
@@ -20,7 +21,9 @@ from genrec.embeddings.collaborative import PpmiSettings
 from genrec.embeddings.text import LsaSettings, SentenceSettings
 from genrec.errors import ConfigError, DataError, MissingExtra
 from genrec.item_tokenizers.codes import ItemCodes
+from genrec.item_tokenizers.registry import load_tokenizer
 from genrec.models.backbone import DecoderSettings
+from genrec.models.bundle import load_bundle
 from genrec.pipeline import baseline_stages, data_stages, model_stages, report_stage, runner
 from genrec.pipeline.recipe import Block, DataSettings, PipelineRecipe, SplitSettings
 from genrec.pipeline.stages import described, load_recipe, stages, stages_until
@@ -72,6 +75,7 @@ def test_a_wrong_tokenizer_option_is_found_before_anything_runs() -> None:
         ({"tokenizer": {"kind": "rqkmeans", "level_size": 16}}, {"tokenize"}),
         ({"shuffle_identifiers": True}, {"tokenize"}),
         ({"n_user_tokens": 10}, {"train"}),
+        ({"token_init": "random"}, {"train"}),
         ({"train": replace(RECIPE.train, epochs=3)}, {"train"}),
         ({"train": replace(RECIPE.train, max_seconds=5.0)}, set()),
         ({"split": SplitSettings(ties="file")}, {"split", "evaluate popularity", "evaluate"}),
@@ -306,3 +310,24 @@ def test_ties_in_what_test_users_did_are_noted(prepared: Path) -> None:
     seen[cut.valid_end[0] - 1] = True
     for tied, expected in ((None, None), (none, False), (last, True), (seen, True)):
         assert baseline_stages.context(RECIPE, replace(cut, tied=tied))["has_ties"] is expected
+
+
+def test_tokens_start_from_the_codebooks_where_there_are_some(prepared: Path, tmp_path_factory, caplog) -> None:
+    """The first step moves every weight by at most the learning rate, so the start still shows."""
+    slow = replace(RECIPE.train, epochs=1, max_steps=1, learning_rate=1e-9, weight_decay=0.0)
+    rows, keys = {}, set()
+    for name in ("codebooks", "random", "missing"):
+        folder = Path(shutil.copytree(prepared, tmp_path_factory.mktemp("runs") / name))
+        if name == "missing":
+            shutil.rmtree(folder / "item_tokenizer")
+        recipe = replace(RECIPE, train=slow, token_init="random" if name == "random" else "codebooks")
+        model_stages.train(folder, recipe)
+        keys.add(model_stages.training_key(folder, recipe))
+        rows[name] = load_bundle(folder / "bundle").recommender.model.get_input_embeddings().weight.detach()
+    books = load_tokenizer(prepared / "item_tokenizer").codebooks
+    first = rows["codebooks"][3 : 3 + len(books[0])].numpy()
+    centred = books[0] - books[0].mean(axis=0)
+    assert np.corrcoef((centred @ centred.T).ravel(), (first @ first.T).ravel())[0, 1] > 0.6
+    torch.testing.assert_close(rows["random"], rows["missing"], atol=1e-6, rtol=0)
+    assert not torch.allclose(rows["random"], rows["codebooks"], atol=1e-3)
+    assert len(keys) == 3 and any("start at random" in line for line in caplog.messages)
