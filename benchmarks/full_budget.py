@@ -10,8 +10,8 @@ Prepare, where genrec and the data are (the name of a run folder names its figur
             '{kind: decoder, hidden_size: 256, n_layers: 6, n_heads: 8, d_ff: 688, dropout: 0.3}' 40 4
     prepare games amazon-games-2014-timesplit games-decoder '{kind: decoder}' 24 4
 
-Of each run only recipe.json, split/, codes/, item_tokenizer/ and index/ are read (no user tokens). Then, on the GPU
-machine (what train/finetune.py needs, no network), again until it exits with 0 (75 = go on, 1 = error):
+Of each run only recipe.json, split/, codes/ and index/ are read (no user tokens). Then, on the GPU machine (what
+train/finetune.py needs, no network), again until it exits with 0 (75 = go on, 1 = error):
 
     python benchmarks/full_budget.py --runs full --state state --rows rows.jsonl
 
@@ -200,6 +200,18 @@ def go_on(folders: Sequence[Path], options: argparse.Namespace, budget: Budget) 
         log.info("%(figure)s %(value).4f", found)
 
 
+def prepared(runs: Path) -> list[Path]:
+    """The run folders that have all that is read; says what the others lack."""
+    found = []
+    for folder in (file.parent for file in sorted(runs.glob("*/recipe.json"))):
+        lacking = [name for name in ("split", "codes", "index") if not artifacts.exists(folder / name)]
+        if lacking:
+            print(f"skipped {folder}: no complete {', '.join(lacking)}; prepare it (--help)", file=sys.stderr)
+        else:
+            found.append(folder)
+    return found
+
+
 def main(arguments: Sequence[str] | None = None, clock: Callable[[], float] = time.monotonic) -> int:
     """Unpack, go on until all have a row or the seconds are used up, pack."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -212,9 +224,7 @@ def main(arguments: Sequence[str] | None = None, clock: Callable[[], float] = ti
     parser.add_argument("--git", help="commit of this tree, noted in the rows where there is no .git")
     options = parser.parse_args(arguments)
     budget = Budget(options.seconds, clock)
-    found = [file.parent for file in sorted(options.runs.glob("*/recipe.json"))]
-    needed = ("split", "codes", "item_tokenizer", "index")
-    folders = [folder for folder in found if all(artifacts.exists(folder / n) for n in needed)]
+    folders = prepared(options.runs)
     chosen = [folder for folder in folders if options.only in (None, folder.name)]
     if not chosen:
         raise ConfigError(f"{options.runs}: no prepared run {options.only or ''}", hint="--help shows how to make one")

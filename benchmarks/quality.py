@@ -1,8 +1,8 @@
 """Recall on real data: Amazon Beauty 2014 (leave-one-out) and Games (global time split), item-exact.
 
 Every figure comes from `genrec run` on a ready pipeline, in runs/quality/ (kept: a run that is finished is only
-read). The data folder (--data or GENREC_DATA) must hold amazon-beauty-2014 and amazon-games-2014-timesplit in the
-neutral format. Hours on two cores.
+read), with one thread. The data folder (--data or GENREC_DATA) must hold amazon-beauty-2014 and
+amazon-games-2014-timesplit in the neutral format. Hours on two cores.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import statistics
 from pathlib import Path
 
 import numpy as np
-from real_data import bring_up_to_date, read_json, training_minutes
+from real_data import bring_up_to_date, cost_text, read_json, rule_text
 from run import Figure, Measured, Options
 
 SEEDS = (0, 1, 2)
@@ -27,10 +27,6 @@ def _mean(run: Path, model: str, metric: str = "recall@10") -> float:
     return float(read_json(run, "eval", model, "report.json")["intervals"][metric]["mean"])
 
 
-def _cost(run: Path, stage: str) -> str:
-    return f"{training_minutes(run, stage):.1f} CPU-minutes"
-
-
 def _beauty(options: Options, seed: int, *, ties: str = "neutral", model: str = "decoder", until: str) -> Path:
     """A run of the Beauty pipeline: permutation ``seed`` of the ties with seed ``seed``."""
     pipeline = "beauty.yaml" if model == "decoder" else "beauty-t5.yaml"
@@ -43,8 +39,8 @@ def beauty(options: Options, model: str, seeds: tuple[int, ...], stage: str, tie
     backbone = "t5" if model == "t5" else "decoder"
     runs = [_beauty(options, seed, ties=ties, model=backbone, until=stage) for seed in seeds]
     values = [_mean(run, model) for run in runs]
-    cost = _cost(runs[0], {"decoder": "train", "t5": "train", "sasrec": "sasrec"}.get(model, f"evaluate {model}"))
-    budget = f"item-exact, seen excluded, ties {ties}, {len(seeds)} runs, {cost} each"
+    cost = cost_text(runs[0], {"decoder": "train", "t5": "train", "sasrec": "sasrec"}.get(model, f"evaluate {model}"))
+    budget = f"{rule_text(runs, model)}; a run: {cost}"
     spread = {"runs": values, "sd": statistics.stdev(values) if len(values) > 1 else None}
     return Measured(statistics.mean(values), spread=spread, budget=budget)
 
@@ -54,7 +50,9 @@ def best_ratio_to_sasrec(options: Options) -> Measured:
     runs = [_beauty(options, seed, until="report") for seed in SEEDS]
     ours = statistics.mean(_mean(run, "decoder") for run in runs)
     line = statistics.mean(_mean(run, "sasrec") for run in runs)
-    return Measured(ours / line, spread={"decoder": ours, "sasrec": line}, budget="means over 3 permutations")
+    costs = f"decoder: {cost_text(runs[0], 'train')}; sasrec: {cost_text(runs[0], 'sasrec')}"
+    budget = f"{rule_text(runs, 'decoder')}; means over the seeds; a run of the {costs}"
+    return Measured(ours / line, spread={"decoder": ours, "sasrec": line}, budget=budget)
 
 
 def games(options: Options, slice_name: str, line: str) -> Measured:
@@ -63,25 +61,31 @@ def games(options: Options, slice_name: str, line: str) -> Measured:
         run = _run(options, "games.yaml", "amazon-games-2014-timesplit", "games-decoder-0", until=stage)
     metric = f"{slice_name}.recall@10"
     ours, theirs = _mean(run, "decoder", metric), _mean(run, line, metric)
-    budget = f"item-exact, seen excluded, {slice_name} targets, 1 run, {_cost(run, 'train')}"
+    budget = f"{slice_name} targets, {rule_text([run], 'decoder')}; {cost_text(run, 'train')}"
     return Measured(ours / theirs, spread={"decoder": ours, line: theirs}, budget=budget)
 
 
 def stage_costs(options: Options) -> Measured:
     """Peak memory of the Beauty pipeline; wall and CPU seconds and peak memory of every stage beside it."""
+    from genrec.pipeline.recipe import PipelineRecipe
+    from genrec.pipeline.stages import stages
+    from genrec.recipes import from_dict
+
     run = _beauty(options, 0, until="report")
-    ledger = read_json(run, "ledger.json")
+    recipe = from_dict(PipelineRecipe, read_json(run, "recipe.json"))
+    ledger = read_json(run, "ledger.json")  # it keeps lines of stages that an earlier recipe had
+    current = {stage.name: ledger[stage.name] for stage in stages(recipe, run)}
     spread = {
         stage: {
             "wall_seconds": line["wall_seconds"],
             "cpu_seconds": line["cpu_seconds"],
             "peak_mib": round(line["peak_bytes"] / 2**20),
         }
-        for stage, line in ledger.items()
+        for stage, line in current.items()
     }
     note = "a training that went on after an interruption counts its last call only"
-    peak = max(line["peak_bytes"] for line in ledger.values()) / 2**30
-    return Measured(peak, spread=spread, budget="one run, one thread", note=note)
+    peak = max(line["peak_bytes"] for line in current.values()) / 2**30
+    return Measured(peak, spread=spread, budget=f"one run; training: {cost_text(run, 'train')}", note=note)
 
 
 def collisions(options: Options, kind: str) -> Measured:
@@ -96,7 +100,7 @@ def collisions(options: Options, kind: str) -> Measured:
     identifier = codes.collision_ids()
     exposed = np.bincount(identifier)[identifier] > 1
     share = float(exposed[cut.queries("test").targets.items].mean())
-    budget = f"3 x 256, vectors of the pipeline, {training_minutes(run, 'tokenize'):.1f} CPU-minutes"
+    budget = f"3 x 256, vectors of the pipeline, {cut.rule['kind']}, seed 0; {cost_text(run, 'tokenize')}"
     return Measured(share, spread=codes.report(), budget=budget)
 
 

@@ -50,6 +50,24 @@ for _tag, _pattern, _first in _WORDS:
     _Loader.add_implicit_resolver(_PREFIX + _tag, re.compile(rf"^(?:{_pattern})$"), list(_first))
 
 
+# what PyYAML says, what it means, and whether the line to look at is the one where the thing began
+_PLAIN = (
+    (
+        "mapping values are not allowed",
+        "a second 'key: ' in one line, or a wrong indentation; a text with ': ' in it needs quotes",
+        False,
+    ),
+    ("could not find expected ':'", "expected 'key: value', with a space after the colon", True),
+    ("'\\t' that cannot start", "a tab; indent with spaces", False),
+    ("that cannot start any token", "a text that begins with such a sign needs quotes", False),
+    ("expected <block end>", "the line does not fit the lines above; check its indentation", False),
+    ("expected ',' or", "a '[' or '{' that is not closed, or a ',' that is missing in it", True),
+    ("expected the node content", "expected a value", False),
+    ("unexpected end of stream", "a quote that is not closed", True),
+    ("found another document", "expected one recipe in a file; take out the line '---'", False),
+)
+
+
 @dataclass(frozen=True)
 class Text:
     """Plain values of a recipe: ``data``, and the line (from 1) of each place in it."""
@@ -69,11 +87,12 @@ def read_text(path_or_text: str | Path, *, allow_nonfinite: bool = False) -> Tex
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: expected UTF-8 text ({error})") from error
     except OSError as error:
-        names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        near = difflib.get_close_matches(path.name, names, n=1)
+        files = [p for p in (*path.parent.glob("*.yaml"), *path.parent.glob("*.yml")) if p.is_file() and p != path]
+        near = difflib.get_close_matches(path.stem, [p.stem for p in files], n=1, cutoff=0.7)
+        found = next((p for p in files if p.stem in near), None)
         raise ConfigError(
             f"cannot read the recipe {path}: {error.strerror}",
-            hint=f"did you mean {path.parent / near[0]}?" if near else None,
+            hint=f"did you mean {found}?" if found else None,
         ) from error
     return parse_text(text, str(path), allow_nonfinite=allow_nonfinite)
 
@@ -85,11 +104,16 @@ def parse_text(text: str, where: str, *, allow_nonfinite: bool = False) -> Text:
         node = yaml.compose(text, Loader=_Loader)
         data = None if node is None else _plain(node, (), lines, allow_nonfinite)
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
+        problem, mark = str(error.problem or error.context), error.problem_mark or error.context_mark
+        for said, meant, begun in _PLAIN:
+            if said in problem:
+                problem, mark = meant, error.context_mark if begun else mark
+                break
         place = f"{where}:{mark.line + 1}" if mark else where
-        raise ConfigError(f"{place}: {error.problem or error.context}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: {error}") from error
+        raise ConfigError(f"{place}: {problem}") from error
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise ConfigError(f"{where}:{line}: {chr(error.character)!r} is no printable character") from error
     except RecursionError as error:
         raise ConfigError(f"{where}: nested too deeply") from error
     return Text(where, data, lines)

@@ -152,7 +152,9 @@ def _overrides(overrides: Sequence[str], allow_nonfinite: bool) -> list[tuple[tu
         path, equals, text = override.partition("=")
         place = tuple(path.strip().split("."))
         if not equals or not all(place):
-            raise ConfigError(f"--set {override}: expected path.to.field=value")
+            raise ConfigError(
+                f"--set {override}: expected path.to.field=value", hint="for example --set train.epochs=4"
+            )
         value = parse_text(text, f"--set {path}", allow_nonfinite=allow_nonfinite).data
         parsed.append((place, value))
     return sorted(parsed, key=lambda item: item[0][-1] != "kind")  # a kind decides which defaults the rest changes

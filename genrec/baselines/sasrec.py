@@ -121,9 +121,12 @@ class SasRec:
         state of torch is left as it was. Validation uses a seeded sample of ``eval_users`` users, ranks the
         full catalog with seen items excluded, and counts tied items by their expected rank.
 
-        Raises DataError if no history has two items or an item number is outside ``0..n_items-1``.
+        Raises DataError if no history has two items, an item number is outside ``0..n_items-1``, or ``tied`` has
+        another length than the events of ``train``.
         """
         _check_items(train, n_items)
+        if tied is not None and len(tied) != len(train.items):
+            raise DataError(f"tied: expected {len(train.items)} marks, one per event of train, got {len(tied)}")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(settings.seed, "sasrec"))
             model = cls(SasRecEncoder(n_items, settings), settings, n_items)

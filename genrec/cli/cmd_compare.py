@@ -69,15 +69,19 @@ def _evaluations(run: Path, named: bool) -> list[Found]:
     from genrec import artifacts
     from genrec.evaluation.report import EvalReport
 
-    if (run / "genrec.json").exists():
+    kind = artifacts.read(run, verify=False).kind if (run / "genrec.json").exists() else None
+    if kind == "eval":
         return [Found(EvalReport.load(run), run.parent.parent, True)]
     if not (run / "recipe.json").exists():
-        raise ConfigError(f"{run}: no run there", hint="a run folder has recipe.json and eval/<model>")
+        above = next((folder for folder in run.parents if (folder / "recipe.json").exists()), None)
+        hint = f"give the run folder: {above}" if above else "a run folder has recipe.json and eval/<model>"
+        raise ConfigError(f"{run}: no run there" + (f", but {kind!r}" if kind else ""), hint=hint)
     recipe = artifacts.load_json(run / "recipe.json")
     ours = recipe["model"]["kind"]
     names = [name for name in (*recipe["baselines"], ours) if artifacts.exists(run / "eval" / name)]
     if not names:
-        raise ConfigError(f"{run}: nothing is evaluated there yet", hint="`genrec run` does it")
+        hint = f"`genrec run PIPELINE.yaml --out {run}` goes on where it stopped"
+        raise ConfigError(f"{run}: nothing is evaluated there yet", hint=hint)
     found = []
     for name in names:
         report = EvalReport.load(run / "eval" / name)

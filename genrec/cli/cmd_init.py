@@ -6,6 +6,8 @@ from pathlib import Path
 
 import typer
 
+from genrec.errors import ConfigError
+
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
@@ -16,6 +18,10 @@ def init(folder: Path = typer.Argument(..., metavar="DIR", help="A folder that d
     """Copy the workbench; refuses to overwrite."""
     from genrec import workbench
 
-    workbench.copy(folder)
+    try:
+        workbench.copy(folder)
+    except OSError as error:
+        hint = "give a new folder in a place that you may write to"
+        raise ConfigError(f"cannot write {folder}: {error.strerror}", hint=hint) from error
     print(f"copied the workbench to {folder}")
     print(f"next: genrec run {folder}/train/pipelines/demo.yaml --plan")

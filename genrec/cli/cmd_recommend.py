@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,14 +25,17 @@ def recommend(
     run: Path = typer.Argument(..., help="A run folder, or a bundle."),
     user: str | None = typer.Option(None, "--user", help="A user of the run's log: the whole log is the history."),
     history: str | None = typer.Option(None, "--history", metavar="ID,ID,...", help="Item ids, oldest first."),
-    top_k: int = typer.Option(10, "--top-k", help="Length of the list."),
-    n_beams: int | None = typer.Option(None, "--n-beams", help="Identifiers kept per step [default: the bundle's]."),
+    top_k: int = typer.Option(10, "--top-k", min=1, help="Length of the list."),
+    n_beams: int | None = typer.Option(
+        None, "--n-beams", min=1, help="Identifiers kept per step [default: the bundle's]."
+    ),
     keep_seen: bool = typer.Option(False, "--keep-seen", help="Items of the history may be listed again."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON instead of text."),
 ) -> None:
     """Recommend items for a user of the run, or for a history given as item ids.
 
-    A model with user tokens is asked about a bare history with the token of the user whose id is empty.
+    A model with user tokens is asked about a bare history with the token of the user whose id is empty, which says
+    nothing about the user: a warning says so.
     """
     from transformers.utils.logging import disable_progress_bar
 
@@ -39,14 +44,21 @@ def recommend(
     from genrec.pipeline.runner import same_catalog
 
     if (user is None) == (history is None):
-        raise ConfigError("expected either --user or --history", hint="genrec recommend RUN --history 'id1,id2'")
-    if top_k < 1 or (n_beams is not None and n_beams < 1):
-        raise ConfigError("--top-k and --n-beams: expected positive numbers")
-    if user is not None and not (run / "interactions").is_dir():
-        raise ConfigError(f"{run} holds no log", hint="give the run folder, or the items with --history")
+        given = "neither" if user is None else "both"
+        raise ConfigError(
+            f"expected either --user or --history, got {given}", hint=f"genrec recommend {run} --history ID,ID,..."
+        )
     disable_progress_bar()  # of loading weights
     bundle = load_bundle(run)
     model = bundle.recommender
+    if user is not None and not (run / "interactions").is_dir():
+        raise ConfigError(f"{run} holds no log", hint="give the run folder, or the items with --history")
+    if user is None and model.token_map.n_user_tokens:
+        print(
+            "warning: this list is not personal: the model tells users apart and was asked as an unknown one\n"
+            "hint: for a user of the log give --user USER and the run folder instead of --history",
+            file=sys.stderr,
+        )
     read = [*(["catalog"] if bundle.catalog is None else []), *(["interactions"] if user is not None else [])]
     same_catalog(run, model.codes.catalog, *read)
     catalog = bundle.catalog or _catalog(run)
@@ -99,5 +111,11 @@ def _of_user(run: Path, user: str, catalog: ItemCatalog) -> list[int]:
 def _of_ids(history: str, catalog: ItemCatalog) -> list[int]:
     ids = [part.strip() for part in history.split(",") if part.strip()]
     if not ids:
-        raise ConfigError("--history: expected item ids separated by commas, got none")
-    return [int(i) for i in catalog.numbers(ids)]
+        hint = f"for example --history {','.join(catalog.ids[:2])}"
+        raise ConfigError(f"--history: expected item ids separated by commas, got {history!r}", hint=hint)
+    try:
+        return [int(i) for i in catalog.numbers(ids)]
+    except DataError as error:
+        near = get_close_matches(next(i for i in ids if i not in catalog.ids), catalog.ids, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise DataError(f"--history: {error}", hint=f"{hint}ids look like {catalog.ids[0]!r}") from error

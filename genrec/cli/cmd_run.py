@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import sys
+from difflib import get_close_matches
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from genrec.cli.console import announce, estimate_table, finish
+from genrec.errors import ConfigError
+
+if TYPE_CHECKING:
+    from genrec.pipeline.recipe import PipelineRecipe
+    from genrec.recipes import Resolved
 
 
 def register(app: typer.Typer) -> None:
@@ -46,15 +53,20 @@ def run(
     """Run a pipeline: data, split, embed, tokenize, train, evaluate, report. Interrupt it at any moment and
     run the same command again: finished stages are kept and training goes on from its last checkpoint."""
     from genrec.pipeline import runner
-    from genrec.pipeline.stages import load_recipe, stages, stages_until
+    from genrec.pipeline.stages import stages, stages_until
 
     # a tokenizer of the user's, named module:Class, may lie where the command is run
     sys.path.append(str(Path.cwd()))
     short = {"data.reader.path": data, "data.on_error": on_error}
     given = [*overrides, *(f"{path}={value}" for path, value in short.items() if value is not None)]
-    resolved = load_recipe(pipeline, given)
+    resolved = _load(pipeline, given, data)
     folder = out or Path("runs") / resolved.value.name
-    todo = stages_until(stages(resolved.value, folder), until)
+    every = stages(resolved.value, folder)
+    try:
+        todo = stages_until(every, until)
+    except ConfigError as error:
+        near = get_close_matches(until or "", [stage.name for stage in every], n=1)
+        raise ConfigError(str(error), hint=f"did you mean {near[0]!r}?" if near else None) from error
     if plan:
         print(estimate_table(runner.plan(folder, todo), folder))
         return
@@ -62,6 +74,29 @@ def run(
     _say_rejects(folder)
     if until is None or until == todo[-1].name == "report":
         finish(folder, resolved.value)
+
+
+def _load(pipeline: Path, given: list[str], data: Path | None) -> Resolved[PipelineRecipe]:
+    """The checked recipe; where the file is none, or has no data, the error names the ready pipelines."""
+    from genrec import workbench
+    from genrec.pipeline.stages import load_recipe
+    from genrec.recipe_text import read_text
+
+    try:
+        return load_recipe(pipeline, given)
+    except ConfigError as error:
+        text, hint = str(error), error.hint
+        recipe = read_text(pipeline).data if pipeline.is_file() else None
+        block = recipe.get("data") if isinstance(recipe, dict) else None
+        if text.startswith("kind: "):
+            text = f"{pipeline}: tokenizer.{text}"
+        elif data is not None and isinstance(block, dict) and "synthetic" in block:
+            text = f"{pipeline} makes its own data (data.synthetic), got --data {data}"
+            hint = "leave --data out, or take a pipeline that reads files: `genrec init DIR` copies ready ones"
+        elif not block and hint is None:
+            ready = ", ".join(Path(name).name for name in workbench.files() if name.startswith("train/pipelines/"))
+            hint = f"`genrec init DIR` copies ready ones to DIR/train/pipelines ({ready}); `genrec demo` runs demo.yaml"
+        raise ConfigError(text, hint=hint) from error
 
 
 def _say_rejects(folder: Path) -> None:

@@ -46,6 +46,12 @@ def main() -> None:
         if error.hint:
             print(f"hint: {error.hint}", file=sys.stderr)
         sys.exit(75 if paused else 1)
+    except OSError as error:
+        if error.filename is None or isinstance(error, FileNotFoundError):
+            raise  # rather a bug than a place that the user gave
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        print("hint: a file is in the way of a folder, or permission is missing: give another path", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted: run the same command again to go on where it stopped", file=sys.stderr)
         sys.exit(130)

@@ -57,6 +57,7 @@ class Split:
     rows: int64 ``[E]``, the row of each event in the interactions (context columns stay reachable), or None.
     tied: bool ``[E]``, true where an event's place after the one before it is arbitrary (both at the same moment,
     in a drawn order), or None if the order means something. Training draws the order of ties anew every epoch.
+    The first event of a predefined part is never marked: the data set says that it comes after the part before.
     rule: how it was made, with ``dropped_queries`` (users who have targets but no history) by part.
     The layout makes it true that no target is older than its history; :meth:`check_leakage` states the rest.
     Stability: stable.
@@ -99,6 +100,9 @@ class Split:
         if self.rows is None:
             raise DataError("split: ties can be told only if the split knows the rows of its events")
         tied = tied_with_previous(interactions.user[self.rows], interactions.time[self.rows])
+        if self.rule.get("kind") == "predefined":
+            part = self.parts()
+            tied[1:] &= part[1:] == part[:-1]
         return replace(self, tied=tied)
 
     def queries(self, part: Part) -> EvalSet:

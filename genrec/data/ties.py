@@ -28,5 +28,8 @@ def redraw(items: Int32, tied: Bools | None, *, seed: int, epoch: int) -> Int32:
     """
     if tied is None or not tied.any():
         return items
-    block = np.cumsum(~tied)
-    return items[np.lexsort((rng(seed, "order of ties", epoch).random(len(items)), block))]
+    at = np.flatnonzero(tied | np.append(tied[1:], False))  # the events of blocks of two and more
+    order = np.lexsort((rng(seed, "order of ties", epoch).random(len(at)), np.cumsum(~tied[at])))
+    out = items.copy()
+    out[at] = items[at[order]]
+    return out

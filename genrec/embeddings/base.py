@@ -128,7 +128,7 @@ def load_vectors(
         else:
             found = np.load(path, allow_pickle=False) if path.suffix == ".npy" else _tensor(path, vector_column)
             matrix = np.asarray(found)
-    except (GenrecError, ImportError):
+    except (GenrecError, ImportError, MemoryError):
         raise
     except Exception as error:  # damaged, or no numbers: each format raises something else
         what = f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else 'no message'}"

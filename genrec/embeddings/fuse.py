@@ -12,10 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from genrec.embeddings.base import ItemEmbeddings
-from genrec.embeddings.linear import principal
+from genrec.embeddings.linear import principal, unit_rows
 from genrec.errors import ConfigError, DataError, FingerprintMismatch
+from genrec.seeding import rng
 
 _log = logging.getLogger(__name__)
+_TAUGHT = 100_000  # rows that a regression learns from
+_CHUNK = 65_536  # rows that are predicted at a time
 
 
 def fuse(
@@ -89,21 +92,33 @@ def predicted(
 ) -> npt.NDArray[np.float64]:
     """Block ``number`` with its unknown rows predicted from the other blocks, float64 ``[N, d]`` (internal).
 
-    Ridge regression on the rows that this block and another one know, its penalty chosen by leave-one-out error.
-    A prediction is shorter than what it predicts; it is scaled to squared norm ``weight``, the mean of the
-    block, since near the centre it would fall among the items of no particular kind. Rows that no block
-    knows stay zero, and so does everything where fewer than two rows could be learned from.
+    Ridge regression on the rows that this block and another one know (at most 100,000 of them, drawn), its penalty
+    chosen by leave-one-out error. Every prediction gets squared norm ``weight * R2``, with R2 the share of the
+    variance that is predicted when left out: the length of the block's own rows where the others tell everything,
+    the centre where they tell nothing. Rows that no block knows stay zero, and so does everything where fewer than
+    two rows could be learned from.
     """
     from sklearn.linear_model import RidgeCV
 
     others = [n for n in range(len(parts)) if n != number]
     elsewhere = np.any([known[n] for n in others], axis=0) if others else np.zeros(len(parts[number]), np.bool_)
-    wanted, taught = elsewhere & ~known[number], elsewhere & known[number]
-    if not wanted.any() or taught.sum() < 2:
+    wanted, taught = np.flatnonzero(elsewhere & ~known[number]), np.flatnonzero(elsewhere & known[number])
+    if not len(wanted) or len(taught) < 2:
         return parts[number]
-    inputs = np.concatenate([parts[n] for n in others], axis=1)
-    rows = RidgeCV(alphas=np.logspace(-2, 3, 6)).fit(inputs[taught], parts[number][taught]).predict(inputs[wanted])
-    norm = np.linalg.norm(rows, axis=1, keepdims=True)
+    if len(taught) > _TAUGHT:
+        taught = np.sort(rng(0, "fuse", number).choice(taught, _TAUGHT, replace=False))
+
+    def inputs(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        return np.concatenate([parts[n][rows] for n in others], axis=1)
+
+    targets = parts[number][taught]
+    ridge = RidgeCV(alphas=np.logspace(-2, 3, 6)).fit(inputs(taught), targets)
+    # best_score_ is minus the mean squared error left out; to be compared with the mean of the other rows
+    apart = (targets - targets.mean(axis=0)) * len(taught) / (len(taught) - 1)
+    explained = max(0.0, 1 + float(ridge.best_score_) / max(float(np.mean(apart**2)), 1e-12))
+    _log.info("block %d: %d unknown rows predicted, R2 %.3f left out", number, len(wanted), explained)
     out = parts[number].copy()
-    out[wanted] = np.divide(rows, norm, out=np.zeros_like(rows), where=norm > 0) * np.sqrt(weight)
+    for start in range(0, len(wanted), _CHUNK):
+        rows = wanted[start : start + _CHUNK]
+        out[rows] = unit_rows(ridge.predict(inputs(rows))) * np.sqrt(weight * explained)
     return out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 import numpy as np
 
@@ -62,9 +63,13 @@ def compare(
             )
     for report in (a, b):
         if metric not in report.values:
+            near = get_close_matches(metric, report.values, cutoff=0.7)
+            parts = [name.partition("@") for name in sorted(report.values) if "." not in name]
+            names, lengths = dict.fromkeys(p[0] for p in parts), sorted({int(p[2]) for p in parts if p[2]})
+            known = f"{', '.join(names)}, each with @ and one of {', '.join(map(str, lengths))}"
             raise DataError(
                 f"metric {metric!r}: no per-query values in the report of {report.name!r}",
-                hint=f"there are: {', '.join(sorted(report.values))}",
+                hint=f"did you mean {' or '.join(near)}?" if near else f"there are: {known}",
             )
     x, y = a.values[metric], b.values[metric]
     both = ~np.isnan(x - y)

@@ -25,8 +25,8 @@ def results_table(
     """One line per model, one column per metric; the rule under which they were measured below (stable).
 
     ``metrics``: adapted to what was measured (:func:`table_metrics`). ``style``: "text" or "markdown".
-    ``intervals``: add half the width of each interval. Raises DataError when the reports were not measured under
-    one rule: such a table compares nothing.
+    ``intervals``: add half the width of each interval. Raises DataError when the reports did not answer the same
+    queries on the same catalog under one rule: such a table compares nothing.
     """
     if style not in ("text", "markdown"):
         raise DataError(f"style: expected 'text' or 'markdown', got {style!r}")
@@ -43,7 +43,7 @@ def average_table(reports: Sequence[EvalReport], metrics: Sequence[str] = HEADLI
 
     Reports of one name are repetitions of one evaluation. Raises DataError as :func:`average_rows` does.
     """
-    rule = rule_text(reports)
+    rule = rule_text(reports, repeated=True)
     columns = table_metrics(reports, metrics)
     lines = [["model", *columns, "repetitions"]]
     for name in dict.fromkeys(report.name for report in reports):
@@ -69,11 +69,12 @@ def table_metrics(reports: Sequence[EvalReport], wanted: Sequence[str] = HEADLIN
     return list(dict.fromkeys(found))
 
 
-def rule_text(reports: Sequence[EvalReport]) -> str:
+def rule_text(reports: Sequence[EvalReport], *, repeated: bool = False) -> str:
     """What is measured and how, as lines of text that hold for all reports (internal).
 
-    Raises DataError when they were measured under different rules: queries, split, items, seen items, the
-    history that is shown, the order of events at the same time. Seeds may differ.
+    ``repeated``: seeds may differ, and with them the queries. Raises DataError when the reports were measured
+    under different rules (part, split, seen items, the history that is shown, the order of events at the same
+    time), on different catalogs or, unless repeated, with different queries.
     """
     if not reports:
         raise DataError("reports: expected at least one")
@@ -84,9 +85,10 @@ def rule_text(reports: Sequence[EvalReport]) -> str:
             f"the reports were measured under different rules ({found})",
             hint="evaluate them with the same split, ties and evaluate settings, or show them in tables of their own",
         )
+    _check_questions(reports, repeated)
     first = reports[0]
     lines = [
-        f"{_asked(first)}, ranked among {first.n_items} items. {first.definitions['seen']}",
+        f"{_asked(reports)}, ranked among {first.n_items} items. {first.definitions['seen']}",
         f"Equal scores: expected rank. {ties_text(reports)} {_history_text(reports)}",
     ]
     if any(report.cold_apart for report in reports):
@@ -129,9 +131,10 @@ def average_rows(reports: Sequence[EvalReport]) -> list[Row]:
 
     For repetitions that should not matter: seeds, or orders of tied events. Rows as in
     :meth:`EvalReport.to_rows` with ``sd`` (of one repetition, ddof 1; nan for a single report), ``low`` and
-    ``high`` the extremes, and ``n`` the number of reports. Raises DataError when rules or models differ.
+    ``high`` the extremes, and ``n`` the number of reports. Raises DataError when rules, catalogs or models
+    differ.
     """
-    rule_text(reports)
+    rule_text(reports, repeated=True)
     if len(names := sorted({report.name for report in reports})) > 1:
         raise DataError(f"repetitions of one model expected, got reports of {', '.join(names)}")
     if len({report.history_cap for report in reports}) > 1:
@@ -187,21 +190,40 @@ def _rule(report: EvalReport) -> list[Any]:
     if isinstance(split, dict):  # what a seed decides may differ
         split = {key: value for key, value in split.items() if key not in ("seed", "held_out_items", "dropped_queries")}
     settings = [report.settings[name] for name in ("exclude_seen", "history_cap")]
-    return [report.n_items, len(report), report.context.get("part"), split, *settings]
+    return [report.n_items, report.context.get("part"), split, *settings]
+
+
+def _check_questions(reports: Sequence[EvalReport], repeated: bool) -> None:
+    """Raises DataError for other catalogs or, unless ``repeated``, other queries under the same rule."""
+    if len({report.catalog for report in reports if report.catalog}) > 1:
+        found = "; ".join(f"{r.name}: catalog {(r.catalog or '(none)')[:8]}" for r in reports)
+        raise DataError(
+            f"the reports rank the items of different catalogs ({found})",
+            hint="evaluate them on one catalog, or show them in tables of their own",
+        )
+    if not repeated and len({report.queries for report in reports}) > 1:
+        found = "; ".join(f"{r.name}: {_asked([r])}, digest {r.queries[:8]}" for r in reports)
+        raise DataError(
+            f"the reports answered different queries: users, histories or targets differ ({found})",
+            hint="evaluate them on one split with one seed; of repetitions with other seeds show averages "
+            "(`genrec compare --average`, average_table)",
+        )
 
 
 def _rule_in_words(report: EvalReport) -> str:
     cap = report.settings["history_cap"]
     shown = "" if cap is None else f" History shown: last {cap} events."
     seen = report.definitions["seen"]
-    return f"{_asked(report)}, {report.n_items} items. {seen} {ties_text([report])}{shown}"
+    return f"{_asked([report])}, {report.n_items} items. {seen} {ties_text([report])}{shown}"
 
 
-def _asked(report: EvalReport) -> str:
-    """Number of queries, part and kind of the split."""
-    split = report.context.get("split")
+def _asked(reports: Sequence[EvalReport]) -> str:
+    """Number of queries (its range), part and kind of the split."""
+    context, counts = reports[0].context, [len(report) for report in reports]
+    split = context.get("split")
     kind = split.get("kind") if isinstance(split, dict) else split
-    return f"{len(report)} queries of {report.context.get('part', 'some part')}" + (f" ({kind})" if kind else "")
+    number = str(counts[0]) if len(set(counts)) == 1 else f"{min(counts)} to {max(counts)}"
+    return f"{number} queries of {context.get('part', 'some part')}" + (f" ({kind})" if kind else "")
 
 
 def _ties(reports: Sequence[EvalReport]) -> list[str | None]:

@@ -97,10 +97,6 @@ class ItemTokenizer(Protocol):
     def settings(self) -> Any:
         """The settings it was built with."""
 
-    @property
-    def codebooks(self) -> tuple[Floats, ...]:
-        """The vectors behind the codes, float32 ``[K, D]`` for each level that has them; empty for none."""
-
     def fit(self, source: TokenizerSource, *, seed: int) -> ItemCodes:
         """Learn, and return the identifier of every item after the collision policy. Never mutates inputs."""
 

@@ -29,6 +29,8 @@ class ItemCodes:
     catalog: fingerprint of the catalog whose item numbers index the rows.
     lengths: ``[N]``, 1..L, for identifiers of unequal length (codes beyond the length are 0); None = all L.
     shared_vocabulary: code ``k`` means the same at every level (then all level sizes are equal).
+    codebooks: the vector behind each code, float32 ``[K, D]`` for each of the first levels; none where the item
+    tokenizer has no such vectors (and for levels such as a suffix). A model's tokens may start from them.
 
     Raises DataError for codes out of range, wrong shapes, or garbage beyond a row's length.
     Stability: stable.
@@ -39,6 +41,7 @@ class ItemCodes:
     catalog: str
     lengths: npt.NDArray[np.uint8] | None = None
     shared_vocabulary: bool = False
+    codebooks: tuple[npt.NDArray[np.float32], ...] = ()
 
     def __post_init__(self) -> None:
         codes = np.asarray(self.codes)
@@ -48,6 +51,7 @@ class ItemCodes:
         if self.lengths is not None:
             lengths = _checked_lengths(self.lengths, codes)
             object.__setattr__(self, "lengths", None if (lengths == len(sizes)).all() else lengths)
+        _check_codebooks(self.codebooks, sizes)
         object.__setattr__(self, "level_sizes", sizes)
         object.__setattr__(self, "codes", np.ascontiguousarray(codes, dtype=narrowest(max(sizes))))
 
@@ -97,7 +101,7 @@ class ItemCodes:
 
     @cached_property
     def fingerprint(self) -> str:
-        """32 hex digits that depend on every code, the level sizes and the catalog."""
+        """32 hex digits that depend on every code, the level sizes and the catalog (not on codebooks)."""
         digest = hashlib.sha256(repr((self.catalog, self.level_sizes, self.shared_vocabulary)).encode())
         digest.update(np.ascontiguousarray(self.as_int(), dtype="<i4").tobytes())
         return digest.hexdigest()[:32]
@@ -179,6 +183,7 @@ class ItemCodes:
         arrays = {"codes": self.codes}
         if self.lengths is not None:
             arrays["lengths"] = self.lengths
+        arrays |= {f"codebook.{level}": book for level, book in enumerate(self.codebooks)}
         with artifacts.write(
             Path(path),
             kind=KIND,
@@ -208,6 +213,7 @@ class ItemCodes:
                 catalog=manifest.catalog or "",
                 lengths=arrays.get("lengths"),
                 shared_vocabulary=bool(manifest.meta["shared_vocabulary"]),
+                codebooks=tuple(arrays[f"codebook.{n}"] for n in range(sum("codebook" in name for name in arrays))),
             )
 
         return artifacts.load(path, read, kind=KIND, schema=SCHEMA)
@@ -268,6 +274,16 @@ def _check_range(codes: npt.NDArray[Any], sizes: tuple[int, ...]) -> None:
             f"codes: row {row}, level {level}: expected 0..{sizes[level] - 1}, got {int(codes[row, level])}",
             hint="use ItemCodes.from_int for rows padded with -1" if codes[row, level] == -1 else None,
         )
+
+
+def _check_codebooks(codebooks: tuple[npt.NDArray[Any], ...], sizes: tuple[int, ...]) -> None:
+    if len(codebooks) > len(sizes):
+        raise DataError(f"codebooks: expected at most {len(sizes)}, one per level, got {len(codebooks)}")
+    for level, (book, size) in enumerate(zip(codebooks, sizes, strict=False)):
+        if book.ndim != 2 or len(book) != size or book.dtype != np.float32 or not np.isfinite(book).all():
+            raise DataError(
+                f"codebooks: level {level}: expected finite float32 [{size}, D], got {book.dtype} {book.shape}"
+            )
 
 
 def _checked_lengths(lengths: npt.ArrayLike, codes: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:

@@ -37,7 +37,7 @@ def tokenizer_class(kind: str) -> type[ItemTokenizer]:
         raise ConfigError(
             f"kind: cannot import {target!r} ({error})", hint="is its folder on the Python path?"
         ) from error
-    missing = [name for name in ("Settings", "fit", "encode", "codebooks", "save", "load") if not hasattr(found, name)]
+    missing = [name for name in ("Settings", "fit", "encode", "save", "load") if not hasattr(found, name)]
     if missing:
         raise ConfigError(f"kind: {target!r} is no item tokenizer: it has no {', '.join(missing)}")
     return found  # type: ignore[no-any-return]

@@ -5,7 +5,7 @@ Axes: N items, L levels, K codes of a level, D width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -110,12 +110,7 @@ class RqKMeans:
             "raw": raw.report(),
             "collisions": resolution.report,
         }
-        return resolution.codes
-
-    @property
-    def codebooks(self) -> tuple[Floats, ...]:
-        """The centroids of every level, float32 ``[K, D]`` each; empty before ``fit``."""
-        return () if self._codebooks_LKD is None else tuple(self._codebooks_LKD)
+        return replace(resolution.codes, codebooks=tuple(books))
 
     def encode(self, vectors: Floats, *, catalog: str = "") -> ItemCodes:
         """Raw codes ``[N, L]`` of any vectors ``[N, D]``, before the collision policy."""

@@ -6,7 +6,7 @@ torch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -123,7 +123,8 @@ class RqVae:
         trained = train(x_ND, self.settings, seed=seed, progress=progress)
         self._model, self.history = trained.model, trained.history
         latent_ND, raw = self._encode(x_ND, source.catalog)
-        quantized = Quantized(latent_ND, self.codebooks)
+        books = tuple(book.detach().cpu().numpy() for book in self._model.quantizer.codebooks)
+        quantized = Quantized(latent_ND, books)
         resolution = resolve(
             self.settings.collisions, raw, source.item_keys, quantized, limit=self.settings.suffix_limit
         )
@@ -132,14 +133,7 @@ class RqVae:
             "raw": raw.report(),
             "collisions": resolution.report,
         }
-        return resolution.codes
-
-    @property
-    def codebooks(self) -> tuple[Floats, ...]:
-        """The codebook of every level, float32 ``[K, latent width]`` each; empty before ``fit``."""
-        if self._model is None:
-            return ()
-        return tuple(book.detach().cpu().numpy() for book in self._model.quantizer.codebooks)
+        return replace(resolution.codes, codebooks=books)
 
     def encode(self, vectors: Floats, *, catalog: str = "") -> ItemCodes:
         """Raw codes ``[N, L]`` of any vectors ``[N, width]``, before the collision policy."""

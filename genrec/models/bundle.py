@@ -126,8 +126,16 @@ def load_bundle(
         )
         return Bundle(recommender, manifest)
 
-    inside = Path(path) / KIND
-    return artifacts.load(inside if inside.is_dir() else path, read, kind=KIND, schema=SCHEMA)
+    folder, inside = Path(path), Path(path) / KIND
+    if (folder / "recipe.json").exists() and not inside.exists():
+        hint = f"`genrec run PIPELINE.yaml --out {folder}` goes on where it stopped"
+        raise ArtifactError(f"{folder}: no trained model yet", hint=hint)
+    try:
+        return artifacts.load(inside if inside.is_dir() else folder, read, kind=KIND, schema=SCHEMA)
+    except ArtifactError as error:
+        if error.hint is None and not any((each / "model").exists() for each in (folder, inside)):
+            raise ArtifactError(str(error), hint="give a run folder or a bundle") from error
+        raise
 
 
 def _save_model(folder: Path, model: PreTrainedModel, token_map: TokenMap) -> None:

@@ -10,7 +10,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
 
 from genrec import artifacts, recipes
 from genrec.data.catalog import ItemCatalog
@@ -21,7 +20,6 @@ from genrec.decoding.interface import SearchOptions
 from genrec.errors import GenrecError
 from genrec.evaluation.run import evaluate
 from genrec.item_tokenizers.codes import ItemCodes
-from genrec.item_tokenizers.registry import load_tokenizer
 from genrec.models.backbone import build
 from genrec.models.bundle import load_bundle, save_bundle
 from genrec.models.recommender import GenerativeRecommender
@@ -35,9 +33,8 @@ from genrec.vocab.extend import start_from_codebooks
 from genrec.vocab.token_map import TokenMap
 
 log = logging.getLogger(__name__)
-TOKENIZER = "item_tokenizer"
 
-TRAIN_VERSION = 2
+TRAIN_VERSION = 3
 """Raise it when the code trains differently: finished and unfinished trainings are then done again."""
 
 
@@ -50,8 +47,8 @@ def train(folder: Path, recipe: PipelineRecipe) -> None:
 
     Goes on from ``checkpoints/`` in the run folder. Raises :class:`TrainingPaused` when it is not finished.
     A bundle of the same training that is already there, say from another machine, is kept.
-    Runs from artifacts alone: ``split``, ``codes``, ``index`` and, if they are there, ``item_tokenizer`` and
-    ``catalog``. Raises FingerprintMismatch if they are not of one catalog.
+    Runs from artifacts alone: ``split``, ``codes``, ``index`` and, if it is there, ``catalog``. Raises
+    FingerprintMismatch if they are not of one catalog.
     """
     if trained(folder, recipe):
         log.info("the model of this recipe is already there")
@@ -61,7 +58,9 @@ def train(folder: Path, recipe: PipelineRecipe) -> None:
     index = CatalogIndex.load(folder / "index", codes=data.codes)
     settings = seeded(recipe.train, recipe.seed)
     model = build(recipe.model, data.token_map, seed=recipe.seed)
-    _start(model, folder, recipe, data)
+    if recipe.token_init == "codebooks":
+        weight = model.get_input_embeddings().weight
+        start_from_codebooks(weight, data.token_map, data.codes.codebooks, seed=recipe.seed)
     n_weights = sum(w.numel() for w in model.parameters())
     log.info("%s, %.2f M weights, vocabulary %d", type(model).__name__, n_weights / 1e6, data.token_map.vocab_size)
     result = finetune(model, data, settings, _checkpoints(folder, key))
@@ -99,22 +98,6 @@ def _training_data(folder: Path, recipe: PipelineRecipe) -> TrainingData:
     )
 
 
-def _of_codebooks(folder: Path, recipe: PipelineRecipe) -> list[str]:
-    """The artifact with the codebooks, where they are wanted and there."""
-    return [TOKENIZER] if recipe.token_init == "codebooks" and artifacts.exists(folder / TOKENIZER) else []
-
-
-def _start(model: PreTrainedModel, folder: Path, recipe: PipelineRecipe, data: TrainingData) -> None:
-    """Start values of the embeddings of item tokens."""
-    if recipe.token_init == "random":
-        return
-    if not _of_codebooks(folder, recipe):
-        log.warning("no item tokenizer in %s: the embeddings of item tokens start at random", folder)
-        return
-    books = load_tokenizer(folder / TOKENIZER, catalog=data.catalog).codebooks
-    start_from_codebooks(model.get_input_embeddings().weight, data.token_map, books, seed=recipe.seed)
-
-
 def _of_users(recipe: PipelineRecipe) -> list[str]:
     """The artifact with the ids behind user numbers, where they are needed."""
     return ["interactions"] if recipe.n_user_tokens else []
@@ -128,7 +111,7 @@ def user_ids(folder: Path, recipe: PipelineRecipe) -> tuple[str, ...] | None:
 def training_key(folder: Path, recipe: PipelineRecipe) -> str:
     """Hash of all that decides a training: recipe, identifiers, histories and the version of this code."""
     train_part = {k: v for k, v in recipes.to_json(recipe.train).items() if k not in MAY_CHANGE}
-    read = ["split", "codes", *_of_users(recipe), *_of_codebooks(folder, recipe)]
+    read = ["split", "codes", *_of_users(recipe)]
     digests = [artifacts.read(folder / name, verify=False).digest for name in read]
     own = [recipe.seed, recipe.token_init, recipe.n_user_tokens]
     parts = [TRAIN_VERSION, train_part, recipes.to_json(recipe.model), *own, digests]
@@ -163,6 +146,7 @@ def _save_training(folder: Path, recipe: PipelineRecipe, result: TrainResult) ->
         "wall_seconds": result.seconds,
         "cpu_seconds": result.cpu_seconds,
         "padding_share": result.padding_share,
+        "bf16": result.bf16,
     }
     with artifacts.write(
         folder / "training",

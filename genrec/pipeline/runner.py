@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -44,7 +44,7 @@ class Stage:
     ``recipe`` (JSON-able) is all that decides the result besides ``needs``; bump ``version`` when the code
     changes what it writes. ``inputs`` are digests of what comes from outside the run folder (data files).
     ``check()`` raises what the stage would fail with for want of a package or a file: it is called before any
-    stage runs.
+    stage runs, unless this one is done.
     """
 
     name: str
@@ -153,28 +153,27 @@ def _leaves(value: Any, path: str = "") -> dict[str, Any]:
     return found
 
 
-def _check(stages: Sequence[Stage], ledger: dict[str, Any]) -> None:
-    """Ask the stages that never ran, or not like this, whether this machine has what they need."""
-    for stage in stages:
-        line = ledger.get(stage.name)
-        if line is None or (line.get("recipe"), line["inputs"]) != (stage.recipe, stage.inputs):
-            stage.check()
-
-
-def plan(folder: Path, stages: Sequence[Stage]) -> list[Planned]:
-    """What :func:`run` would do, without doing it; a stage that lacks something says so in its reason."""
-    ledger = read_ledger(folder) if folder.exists() else {}
+def _states(folder: Path, stages: Sequence[Stage], ledger: dict[str, Any]) -> Iterator[tuple[Stage, Status, str]]:
+    """Each stage with its status and the reason, while none has run."""
     done: dict[str, dict[str, str]] = {}
-    planned = []
     for stage in stages:
         status, reason = _state(folder, stage, ledger, done)
         if status == "done":
             done[stage.name] = ledger[stage.name]["outputs"]
-        cost = Estimate(0.0, 0.0) if status == "done" else stage.estimate()
-        try:
-            _check([stage], ledger)
-        except GenrecError as error:
-            reason = f"{reason}; it will fail: {error}"
+        yield stage, status, reason
+
+
+def plan(folder: Path, stages: Sequence[Stage]) -> list[Planned]:
+    """What :func:`run` would do, without doing it; a stage that lacks something says so in its reason."""
+    planned = []
+    for stage, status, reason in _states(folder, stages, read_ledger(folder)):
+        cost = Estimate(0.0, 0.0)
+        if status != "done":
+            cost = stage.estimate()
+            try:
+                stage.check()
+            except GenrecError as error:
+                reason = f"{reason}; it will fail: {error}"
         planned.append(Planned(stage, status, reason, cost))
     return planned
 
@@ -190,7 +189,9 @@ def run(
     ``recipe`` is kept as recipe.json. Raises what a stage raises; what was finished before stays and is not run
     again.
     """
-    _check(stages, read_ledger(folder))
+    for stage, status, _ in _states(folder, stages, read_ledger(folder)):
+        if status != "done":
+            stage.check()
     folder.mkdir(parents=True, exist_ok=True)
     with disk.claimed(folder, "run"):
         artifacts.sweep(folder)
@@ -258,13 +259,19 @@ def peak_memory() -> int:
 
 
 def file_digest(path: Path) -> str:
-    """sha256 of a file's bytes, or of the names and bytes of all files below a folder."""
+    """sha256 of a file's bytes, or of the names and bytes of the files below a folder.
+
+    Left out below a folder: what is hidden (version control, download caches), compiled Python and ``.md`` files.
+    """
     if not path.exists():
         return "missing"
     total = hashlib.sha256()
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     for file in files:
-        total.update(str(file.relative_to(path)).encode())
+        below = file.relative_to(path)  # "." for a single file
+        if any(part.startswith(".") or part == "__pycache__" for part in below.parts) or below.suffix == ".md":
+            continue
+        total.update(str(below).encode())
         with file.open("rb") as handle:
             total.update(hashlib.file_digest(handle, "sha256").digest())
     return total.hexdigest()

@@ -14,7 +14,7 @@ from typing import Any
 from genrec import recipes
 from genrec.data.readers import source_files
 from genrec.embeddings import sentence
-from genrec.errors import ConfigError, DataError
+from genrec.errors import ConfigError, DataError, GenrecError
 from genrec.item_tokenizers import registry
 from genrec.pipeline import baseline_stages, data_stages, model_stages, report_stage
 from genrec.pipeline.costs import Costs
@@ -73,6 +73,7 @@ def described(resolved: recipes.Resolved[PipelineRecipe]) -> list[recipes.Row]:
 def stages(recipe: PipelineRecipe, folder: Path) -> list[Stage]:
     """All stages of ``recipe`` for the run folder ``folder``."""
     costs = Costs(recipe, folder)
+    split_version = 3 if recipe.split.kind == "predefined" else 2  # marks ties inside parts only
     part = _Parts(recipe)
     found = [
         Stage(
@@ -82,14 +83,14 @@ def stages(recipe: PipelineRecipe, folder: Path) -> list[Stage]:
         ),
         Stage(
             "split", ("split",), partial(data_stages.split, recipe=recipe),
-            recipe=part("split", "seed"), needs=("prepare",), version=2, estimate=costs.split,
+            recipe=part("split", "seed"), needs=("prepare",), version=split_version, estimate=costs.split,
             about="cut histories into train, valid, test",
         ),
     ]  # fmt: skip
     sasrec = [
         Stage(
             "sasrec", ("sasrec",), partial(baseline_stages.fit_sasrec, recipe=recipe),
-            recipe=part("sasrec", "seed"), needs=("split",), version=2, estimate=costs.sasrec,
+            recipe=part("sasrec", "seed"), needs=("split",), version=3, estimate=costs.sasrec,
             about="train the SASRec baseline",
         )
     ]  # fmt: skip
@@ -99,8 +100,9 @@ def stages(recipe: PipelineRecipe, folder: Path) -> list[Stage]:
     found += [
         Stage(
             "embed", ("embeddings", *text), partial(data_stages.embed, recipe=recipe),
-            recipe=part("embeddings", "seed"), needs=("prepare", "split", *from_sasrec), inputs=_vector_files(recipe),
-            version=2, estimate=costs.embed, about="item vectors", check=partial(_check_sources, recipe),
+            recipe=part("embeddings", "seed"), needs=("prepare", "split", *from_sasrec),
+            inputs=_vector_files(recipe, folder), version=3, estimate=costs.embed,
+            about="item vectors", check=partial(_check_sources, recipe),
         ),
         Stage(
             "tokenize", ("item_tokenizer", "codes", "index"), partial(data_stages.tokenize, recipe=recipe),
@@ -180,30 +182,50 @@ def _baseline(name: str, recipe: PipelineRecipe, part: _Parts, costs: Costs) -> 
 def _inputs(recipe: PipelineRecipe, folder: Path) -> dict[str, str]:
     """Digests of the files that the reader reads, so that changed files are read again.
 
-    Where the data are gone and were read before, what was read counts. Raises DataError if they never were there.
-    A file that cannot be found in a folder that exists is the reader's to complain about, when it runs.
+    Where files are gone that were read before, and no other took their place, what was read counts. Raises DataError
+    if the data never were there. A file that cannot be found in a folder that exists is the reader's to complain
+    about, when it runs.
     """
     reader = recipe.data.reader
     if reader is None:
         return {}
     path = Path(reader.path)
-    if path.exists():
-        try:
-            return {str(file): file_digest(file) for file in source_files(reader)}
-        except DataError:
-            return {str(path): "incomplete"}
-    before = read_ledger(folder).get("prepare")
-    if before is None:
+    try:
+        files = source_files(reader)
+    except DataError:
+        files = []
+    line = read_ledger(folder).get("prepare", {})
+    before = dict(line.get("inputs", {}))
+    gone = [name for name in before if not Path(name).exists()]
+    same = line.get("recipe") == _Parts(recipe)("data")  # without any file a changed recipe fails, when it runs
+    if gone and {str(file) for file in files} <= before.keys() and (same or not files):
+        log.warning("%s is gone: going on with what was read from it before", ", ".join(gone))
+        return before
+    if not path.exists():
         hint = f"get the data, or name their folder with --data. {recipe.data.get_it}".strip()
         raise DataError(f"{path}: no such folder", hint=hint)
-    log.warning("%s is gone: going on with what was read from it before", path)
-    return dict(before["inputs"])
+    return {str(file): file_digest(file) for file in files} or {str(path): "incomplete"}
 
 
-def _vector_files(recipe: PipelineRecipe) -> dict[str, str]:
-    """Digests of vectors and encoders that lie in files of the user."""
-    named = [b.file or (b.sentence.model if b.sentence is not None else "") for b in recipe.embeddings]
-    return {name: file_digest(Path(name)) for name in named if name and Path(name).exists()}
+def _vector_files(recipe: PipelineRecipe, folder: Path) -> dict[str, str]:
+    """Digests of the vectors and encoders that lie in files; where they are gone, those of what was read before.
+
+    A model of the hub is known by its name and ``revision`` only.
+    """
+    before = read_ledger(folder).get("embed", {}).get("inputs", {})
+    found = {}
+    for block in recipe.embeddings:
+        name = block.file or (block.sentence.model if block.sentence is not None else "")
+        try:
+            path = Path(name) if block.sentence is None else sentence.model_folder(name)
+        except GenrecError:  # said by the check of the stage, if it has to run
+            path = Path(name)
+        if name and path is not None and path.exists():
+            found[name] = file_digest(path)
+        elif name in before:
+            log.warning("%s is gone: going on with what was made of it before", name)
+            found[name] = before[name]
+    return found
 
 
 def _check_sources(recipe: PipelineRecipe) -> None:

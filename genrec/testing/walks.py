@@ -33,21 +33,31 @@ def walk_codes(ragged: bool = False) -> ItemCodes:
 
 
 def walks(
-    ragged: bool = False, n_user_tokens: int = 0, n_users: int = 30, max_length: int = 8, seed: int = 0
+    ragged: bool = False,
+    n_user_tokens: int = 0,
+    n_users: int = 30,
+    max_length: int = 8,
+    seed: int = 0,
+    tied: bool = False,
 ) -> TrainingData:
-    """Histories of 1 to ``max_length`` consecutive item numbers (modulo 24); validation asks for the next."""
+    """Histories of 1 to ``max_length`` consecutive item numbers (modulo 24); validation asks for the next.
+
+    ``tied``: the order of every two neighbours (the first and second item, the third and fourth…) is arbitrary.
+    """
     random = np.random.default_rng(seed)
     starts, lengths = random.integers(0, N_ITEMS, n_users), random.integers(1, max_length + 1, n_users)
     rows = [(s + np.arange(n + 1)) % N_ITEMS for s, n in zip(starts, lengths, strict=True)]
     codes = walk_codes(ragged)
     train = Histories.from_lists([row[:-1] for row in rows])
     targets = Histories.from_lists([row[-1:] for row in rows])
+    place = np.arange(len(train.items)) - train.offsets[:-1][train.rows()]
     return TrainingData(
         histories=train,
         codes=codes,
         token_map=TokenMap.of(codes, n_user_tokens=n_user_tokens),
         valid=EvalSet(np.arange(n_users, dtype=np.int32), train, targets),
         user_ids=[f"user {u}" for u in range(n_users)],
+        tied=place % 2 == 1 if tied else None,
     )
 
 

@@ -24,6 +24,7 @@ from genrec.training.trainer import SafeTrainer
 
 logger = logging.getLogger(__name__)
 
+_SAVES_APART = 20  # times as long as a checkpoint took: large ones cost at most 5 % of the time
 Evaluate = Callable[[torch.nn.Module], dict[str, float]]
 
 
@@ -66,7 +67,7 @@ class Loop(TrainerCallback):  # type: ignore[misc]
         self.trainer, self.settings = trainer, trainer.settings
         self.steps_per_epoch, self.evaluate, self.request = steps_per_epoch, evaluate, request
         self.bar: tqdm[Any] | None = None
-        self.saved = 0.0
+        self.saved = self.asked = self.took = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Show the bar where somebody watches."""
@@ -80,8 +81,9 @@ class Loop(TrainerCallback):  # type: ignore[misc]
             self.bar.close()
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Count the seconds to the next checkpoint from here."""
+        """Count the seconds to the next checkpoint from here; note how long this one took."""
         self.saved = time.monotonic()
+        self.took = self.saved - self.asked
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """See the class."""
@@ -98,6 +100,7 @@ class Loop(TrainerCallback):  # type: ignore[misc]
         control.should_save = control.should_training_stop or many or old
         if self.bar is not None:
             self.bar.update(1)
+        self.asked = time.monotonic()
 
     def _status(self, last: bool) -> tuple[Status, bool]:
         """Whether to go on, and whether the last checkpoint is old; all processes agree on the answer."""
@@ -107,7 +110,8 @@ class Loop(TrainerCallback):  # type: ignore[misc]
         if settings.patience and counters.waited >= settings.patience:
             return "early_stopped", False
         late = settings.max_seconds is not None and self.trainer.clock.this_call >= settings.max_seconds
-        old = 0 < settings.save_seconds <= time.monotonic() - self.saved
+        wait = max(settings.save_seconds, _SAVES_APART * self.took)
+        old = settings.save_seconds > 0 and time.monotonic() - self.saved >= wait
         wishes = torch.tensor([int(self.request.received), int(late), int(old)])
         if self.trainer.args.world_size > 1:
             wishes = wishes.to(self.trainer.args.device)

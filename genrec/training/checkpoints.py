@@ -19,6 +19,10 @@ logger = logging.getLogger(__name__)
 
 KIND = "checkpoint"
 SCHEMA = 1
+_PRECISION = (
+    "bf16 unset means what the machine has; set bf16 (train.bf16) explicitly to go on in the precision it began with. "
+    "In a run folder another train.bf16 is another training, which starts again: go on on a machine like the first"
+)
 KEPT = 2
 """Checkpoints kept: the newest, and one more should the disk damage it."""
 
@@ -50,7 +54,7 @@ def newest(folder: Path, recipe: Mapping[str, Any]) -> artifacts.Manifest | None
     """The newest complete, verified checkpoint of this training, or None (internal).
 
     Leftovers of killed saves are removed. Damaged checkpoints are skipped with a warning. Raises ConfigError
-    if the checkpoint is of other settings, data or model: going on from it would be neither run.
+    if the checkpoint is of other settings, data, model or precision: going on from it would be neither run.
     """
     artifacts.sweep(folder)
     for path in _folders(folder):
@@ -76,5 +80,5 @@ def _check_same(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any])
         if found.get(name) != wanted.get(name):
             raise ConfigError(
                 f"{path} was trained with {name}={found.get(name)!r}, now {name}={wanted.get(name)!r}",
-                hint="give another folder, or resume=False to start again",
+                hint=_PRECISION if name == "bf16" else "give another folder, or resume=False to start again",
             )

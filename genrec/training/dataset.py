@@ -152,6 +152,7 @@ class Plan:
         self._target_apart = int(target_apart)
         self.steps_per_epoch = -(-len(samples) // settings.batch_size)
         self._epoch = -1
+        self._padding_share: float | None = None
         self._batches: list[Int64] = []
         self._current = samples
 
@@ -161,10 +162,12 @@ class Plan:
         self._enter(epoch)
         return self._current.take(self._batches[nth])
 
-    def padding_share(self, epoch: int = 0) -> float:
-        """Share of the token cells of an epoch's batches that are padding, in [0, 1)."""
-        self._enter(epoch)
-        return padding_share(self._lengths(), self._batches)
+    def padding_share(self) -> float:
+        """Share of the token cells of the first epoch's batches that are padding, in [0, 1)."""
+        if self._padding_share is None:
+            self._enter(0)
+        assert self._padding_share is not None
+        return self._padding_share
 
     def _enter(self, epoch: int) -> None:
         if epoch == self._epoch:
@@ -173,8 +176,11 @@ class Plan:
         items = redraw(self.samples.items, self._tied, seed=seed, epoch=epoch)
         dropped = self.samples.drop_prefixes(self._settings.prefix_drop, seed, epoch)
         self._current = replace(dropped, items=items)
-        self._batches = length_batches(self._lengths(), self._settings.batch_size, seed=seed, epoch=epoch)
+        lengths = self._lengths()
+        self._batches = length_batches(lengths, self._settings.batch_size, seed=seed, epoch=epoch)
         self._epoch = epoch
+        if not epoch:
+            self._padding_share = padding_share(lengths, self._batches)
 
     def _lengths(self) -> Int64:
         before = np.concatenate([[0], np.cumsum(self._item_lengths_N[self._current.items])])

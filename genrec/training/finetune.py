@@ -53,6 +53,7 @@ class TrainResult:
     best, best_step: the best value of ``metric`` and its step; None and 0 without validation.
     steps: optimiser steps so far. seconds, cpu_seconds: wall and process time of all calls together.
     padding_share: padding among the token cells of the first epoch, in [0, 1).
+    bf16: whether autocast to bfloat16 was on; float32 otherwise.
     main_process: True in the one process that should write results (False in the others of torchrun).
     """
 
@@ -65,6 +66,7 @@ class TrainResult:
     seconds: float
     cpu_seconds: float
     padding_share: float
+    bf16: bool
     main_process: bool = True
 
     @property
@@ -94,8 +96,8 @@ def finetune(
     ``data.valid`` if there is one.
 
     SIGTERM and SIGINT end training after the current step, with a checkpoint. Raises TrainingDiverged for a
-    loss or gradient that is not finite, ConfigError if out_dir holds a training of other settings, data or
-    shapes of the model (its initial values are not compared) or is in use, DataError for data without samples.
+    loss or gradient that is not finite, ConfigError if out_dir holds a training of other settings, precision, data
+    or shapes of the model (its initial values are not compared) or is in use, DataError for data without samples.
     The global random state is left as it was. Processes started by torchrun share every batch; the returned
     weights are the same in all.
     """
@@ -131,7 +133,7 @@ def _prepare(model: Any, data: TrainingData, settings: TrainSettings, folder: Pa
     args = arguments(settings, n_steps, folder)
     trainer = SafeTrainer(module, args, settings, _optimizers(module, settings, n_steps, args.device))
     trainer.batches = StepBatches(plan, collator, n_steps, args.process_index, args.world_size)
-    trainer.recipe = _identity(model, data, settings)
+    trainer.recipe = _identity(model, data, settings, args.bf16)
     # every process drops other activations
     torch.manual_seed(derive(settings.seed, "dropout", args.process_index))
     return trainer, plan
@@ -187,17 +189,19 @@ def _result(trainer: SafeTrainer, model: Any, plan: Plan) -> TrainResult:
         seconds=counters.seconds,
         cpu_seconds=counters.cpu_seconds,
         padding_share=plan.padding_share(),
+        bf16=trainer.args.bf16,
         main_process=trainer.is_world_process_zero(),
     )
 
 
-def _identity(model: Any, data: TrainingData, settings: TrainSettings) -> dict[str, Any]:
-    """What must be equal for a checkpoint to be gone on from."""
+def _identity(model: Any, data: TrainingData, settings: TrainSettings, bf16: bool) -> dict[str, Any]:
+    """What must be equal for a checkpoint to be gone on from; ``bf16``: whether it is used."""
     shapes = json.dumps([(name, list(w.shape), w.requires_grad) for name, w in model.named_parameters()])
     chosen = {k: v for k, v in dataclasses.asdict(settings).items() if k not in MAY_CHANGE}
     chosen["betas"] = list(settings.betas)
     return {
         **chosen,
+        "bf16": bf16,
         "model": hashlib.sha256(f"{type(model).__name__} {shapes}".encode()).hexdigest()[:32],
         "vocabulary": data.token_map.fingerprint,
         "codes": data.codes.fingerprint,

@@ -31,9 +31,11 @@ class TrainSettings:
         drawn by the seed, by a search with ``eval_beams`` beams.
     patience: validations without a better ``metric`` before training stops (0 = train to the end). The
         weights of the best validation are returned either way.
-    bf16: autocast to bfloat16; None = where the GPU, or else the CPU, has it (weights stay float32).
+    bf16: autocast to bfloat16; None = where the GPU, or else the CPU, has it (weights stay float32). A training
+        does not go on in another precision than it began with.
     save_every, save_seconds: a checkpoint after so many steps, and whenever the last one is so many wall seconds
-        old (0 = not for this reason); there is always one when training stops.
+        old, or 20 times as old as its writing took if that is more (0 = not for this reason); there is always one
+        when training stops.
     max_seconds: wall seconds of this call, then save and return; the next call goes on from there. None = none.
     n_workers: processes that build batches.
 

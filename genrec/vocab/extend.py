@@ -35,6 +35,8 @@ def start_from_codebooks(
 
     weight_VM: input embeddings. codebooks: of the first levels, float ``[K, D]`` each.
     """
+    if token_map.shared_vocabulary and len(codebooks) > 1:
+        raise DataError("codebooks: levels that share their tokens can start from one codebook only, got several")
     if len(codebooks) > len(token_map.level_sizes):
         raise DataError(f"codebooks: expected at most {len(token_map.level_sizes)} levels, got {len(codebooks)}")
     for level, book_KD in enumerate(codebooks):

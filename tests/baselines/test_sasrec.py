@@ -98,6 +98,8 @@ def test_ties_are_drawn_anew_in_every_epoch(monkeypatch):
     seen.clear()
     SasRec.fit(train, 8, settings)
     assert {str(sorted(rows)) for rows in seen} == {str([[0, 1, 2, 3], [5, 6, 7]])}
+    with pytest.raises(DataError, match="expected 8 marks, one per event of train, got 7"):
+        SasRec.fit(train, 8, settings, tied=tied[1:])
 
 
 def test_scores_do_not_depend_on_the_other_rows_and_cut_long_histories():

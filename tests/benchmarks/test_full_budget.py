@@ -199,6 +199,16 @@ def test_what_cannot_run_is_said(script, prepared, tmp_path):
         call(script, prepared, tmp_path / "rows.jsonl")
 
 
+def test_what_is_skipped_is_named_with_what_it_lacks(script, prepared, tmp_path, capsys):
+    other = Path(shutil.copytree(prepared / "tiny", prepared / "other"))
+    shutil.rmtree(other / "codes")
+    (other / "index" / "genrec.json").unlink()
+    assert call(script, prepared, tmp_path / "rows.jsonl", seconds="1000") == 0
+    assert [row["figure"] for row in read_rows(tmp_path / "rows.jsonl")] == ["full_budget_tiny_recall10"]
+    skipped = [line for line in capsys.readouterr().err.splitlines() if line.startswith("skipped")]
+    assert skipped == [f"skipped {other}: no complete codes, index; prepare it (--help)"]
+
+
 def test_runs_from_a_source_tree_without_pydantic_pyarrow_and_datasets(prepared, tmp_path):
     """As a command; genrec itself is found only through what the script adds to the path, installed or not."""
     hide = (

@@ -18,6 +18,7 @@ import pytest
 
 from genrec import artifacts
 from genrec.cli.main import main
+from genrec.data.interactions import Interactions
 from genrec.decoding.interface import SearchOptions
 from genrec.models.bundle import load_bundle
 
@@ -89,6 +90,7 @@ def test_recommend_for_a_history_and_for_a_user(run: Path) -> None:
     seen = set(answer["history"])
     assert not seen & {item["item_id"] for item in answer["items"]}
     again = genrec("recommend", run / "out", "--history", ",".join(answer["history"]), "--top-k", 3, "--json")
+    assert "personal" not in again.stderr  # the model has no user tokens
     assert json.loads(again.stdout)["items"] == answer["items"]
 
 
@@ -189,6 +191,9 @@ def test_a_history_without_a_user_is_asked_as_an_unknown_user_s(run: Path) -> No
     history = artifacts.load_table(run / "out" / "catalog" / "items.parquet").column(0).to_pylist()[:3]
     found = genrec("recommend", run / "users", "--history", ",".join(history), "--top-k", 3, "--json")
     assert found.returncode == 0, found.stderr
+    assert "warning: this list is not personal" in found.stderr and "give --user USER" in found.stderr
+    user = Interactions.load(run / "users" / "interactions").user_ids[0]
+    assert "personal" not in genrec("recommend", run / "users", "--user", user, "--top-k", 3).stderr
     model = load_bundle(run / "users" / "bundle").recommender
     expected = model.recommend([[0, 1, 2]], SearchOptions(top_k=3), users=[""])
     scores = [item["score"] for item in json.loads(found.stdout)["items"]]

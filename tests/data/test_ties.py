@@ -1,17 +1,20 @@
 import itertools
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from genrec.data import ties
 from genrec.data.interactions import Interactions
 from genrec.data.parts import predefined_parts
 from genrec.data.splits import Split, leave_one_out, predefined_split, time_split
 from genrec.data.ties import redraw, tied_with_previous
 from genrec.errors import DataError
+from genrec.seeding import rng
 
 few = settings(max_examples=60, deadline=None)
 events = st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 5), st.integers(0, 3)), max_size=25)
@@ -44,6 +47,23 @@ def test_every_order_of_a_block_is_as_likely_and_epochs_differ():
     counts = Counter(orders)
     assert set(counts) == {(*p, 3) for p in itertools.permutations(range(3))}
     assert min(counts.values()) > 150
+
+
+def test_only_events_of_blocks_are_drawn_for(monkeypatch):
+    """One tie in many events costs no more than one tie."""
+    sizes = []
+
+    def watch(*names):
+        source = rng(*names)
+        return SimpleNamespace(random=lambda n: sizes.append(n) or source.random(n))
+
+    monkeypatch.setattr(ties, "rng", watch)
+    items, tied = np.arange(1000, dtype=np.int32), np.zeros(1000, np.bool_)
+    tied[[1, 500, 501, 999]] = True
+    drawn = {tuple(redraw(items, tied, seed=0, epoch=e)) for e in range(40)}
+    assert set(sizes) == {7} and len(drawn) > 10
+    for order in drawn:
+        assert {n for n in range(1000) if order[n] != n} <= {0, 1, 499, 500, 501, 998, 999}
 
 
 @few
@@ -119,6 +139,9 @@ def test_ties_of_a_predefined_split_stay_inside_their_part(rows, seed, data):
         assert (PARTS[part[place]], rows[place][1]) == (name, item)
 
     cut = replace(cut, rows=np.argsort(log.columns["place"])[ordered.columns["place"]]).open_ties(log)
+    part, times = cut.parts(), log.time[cut.rows]
+    inside = (log.user[cut.rows][1:] == log.user[cut.rows][:-1]) & (part[1:] == part[:-1])
+    assert cut.tied[1:].tolist() == (inside & (times[1:] == times[:-1])).tolist()  # not from one part to the next
     train = cut.train()
     drawn = redraw(train.items, cut.train_ties(), seed=seed, epoch=1)
     for user, row in enumerate(train):

@@ -136,6 +136,17 @@ def test_missing_and_damaged_files_are_data_errors_that_say_what_to_do(tmp_path,
     assert refused >= 3
 
 
+def test_a_lack_of_memory_is_not_taken_for_a_damaged_file(tmp_path, monkeypatch):
+    np.save(tmp_path / "v.npy", VECTORS)
+
+    def full(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(np, "load", full)
+    with pytest.raises(MemoryError):
+        load_vectors(tmp_path / "v.npy", SHOP)
+
+
 def test_vectors_that_are_no_numbers_are_data_errors(tmp_path):
     np.save(tmp_path / "text.npy", np.array([["x"], ["y"], ["z"]]))
     with pytest.raises(DataError, match=r"text\.npy: expected one \[rows, D\] array of numbers, got <U1"):

@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.linear_model import RidgeCV
 
+from genrec.embeddings import fuse as fusing
 from genrec.embeddings.base import ItemEmbeddings
 from genrec.embeddings.fuse import fuse
 from genrec.errors import ConfigError, DataError, FingerprintMismatch
@@ -92,7 +94,47 @@ def test_unknown_rows_are_predicted_from_the_other_blocks():
     want = second[rows] - second[~rows].mean(axis=0)
     cosine = (filled[rows, 5:] * want).sum(1) / np.linalg.norm(filled[rows, 5:], axis=1) / np.linalg.norm(want, axis=1)
     assert cosine.min() > 0.999
-    np.testing.assert_allclose((filled[rows, 5:] ** 2).sum(axis=1), 1.0, rtol=1e-5)
+    np.testing.assert_allclose((filled[rows, 5:] ** 2).sum(axis=1), 1.0, rtol=1e-3)  # R2 near 1
+
+
+@pytest.mark.parametrize("noise", [0.0, 1.0, 3.0])
+def test_predictions_are_as_long_as_they_are_good(noise):
+    """The share of the variance that the first block tells, 1 / (1 + noise ** 2), is the mean squared norm."""
+    draw = np.random.default_rng(1)
+    first = draw.normal(size=(3000, 4))
+    second = first @ np.linalg.qr(draw.normal(size=(4, 4)))[0] + noise * draw.normal(size=(3000, 4))
+    second[::5] = 0.0
+    filled = fuse([ItemEmbeddings(first, "x"), ItemEmbeddings(second, "x")], weights=[1, 2], predict_unknown=True)
+    np.testing.assert_allclose((filled.vectors[::5, 4:] ** 2).sum(axis=1), 2 / (1 + noise**2), rtol=0.1)
+
+
+def test_what_the_other_blocks_do_not_tell_stays_in_the_centre():
+    draw = np.random.default_rng(2)
+    first, second = draw.normal(size=(2000, 8)), draw.normal(size=(2000, 6))
+    second[::7] = 0.0
+    filled = fuse([ItemEmbeddings(first, "x"), ItemEmbeddings(second, "x")], predict_unknown=True).vectors
+    assert np.abs(filled[::7, 8:]).max() < 0.03
+
+
+def test_a_large_catalog_is_learned_from_a_sample_and_predicted_in_pieces(monkeypatch):
+    a, b = block(5, n=300), block(6, n=300, dim=4)
+    monkeypatch.setattr(fusing, "_CHUNK", 7)
+    whole = fuse([a, b], predict_unknown=True).vectors
+    monkeypatch.undo()
+    np.testing.assert_allclose(whole, fuse([a, b], predict_unknown=True).vectors, rtol=1e-6)
+
+    sizes = []
+
+    def watch(self, inputs, targets):
+        sizes.append(len(inputs))
+        return fit(self, inputs, targets)
+
+    fit = RidgeCV.fit
+    monkeypatch.setattr(RidgeCV, "fit", watch)
+    monkeypatch.setattr(fusing, "_TAUGHT", 50)
+    first, second = (fuse([a, b], predict_unknown=True).vectors for _ in range(2))
+    assert set(sizes) == {50}
+    np.testing.assert_array_equal(first, second)
 
 
 def test_nothing_is_predicted_where_nothing_is_known():

@@ -4,10 +4,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from genrec.baselines.counting import Popularity
 from genrec.data.histories import Histories
-from genrec.data.splits import EvalSet
+from genrec.data.splits import EvalSet, held_out_items
+from genrec.data.synthetic import make, tiny
 from genrec.errors import DataError
-from genrec.evaluation import EvalSettings, average_rows, average_table, evaluate, reports_json, results_table
+from genrec.evaluation import (
+    EvalSettings,
+    average_rows,
+    average_table,
+    comparison_table,
+    evaluate,
+    reports_json,
+    results_table,
+)
 from genrec.evaluation.tables import table_metrics
 
 N, Q = 30, 40
@@ -87,6 +97,37 @@ def test_reports_under_different_rules_do_not_share_a_table():
         results_table([])
     with pytest.raises(DataError, match="style"):
         results_table([report()], style="latex")
+
+
+def test_only_averages_take_other_queries_and_none_takes_another_catalog():
+    first, other = report(), report(2, asked=5)
+    assert len(first) == len(other) and first.queries != other.queries
+    with pytest.raises(DataError, match=f"different queries.*40 queries of test .*digest {other.queries[:8]}"):
+        results_table([first, other])
+    with pytest.raises(DataError, match="different queries"):
+        comparison_table(first, [other])
+    assert "40 queries of test" in average_table([first, other])
+    shops = [replace(first, catalog="a" * 32), replace(report(2), catalog="b" * 32)]
+    for together in (results_table, average_rows, average_table):
+        with pytest.raises(DataError, match=r"different catalogs .*aaaaaaaa; noise: catalog bbbbbbbb"):
+            together(shops)
+        assert together([shops[0], report(2)])  # a report without a catalog fits any
+
+
+def test_held_out_items_are_averaged_over_seeds():
+    log = make(tiny(seed=3)).interactions
+    found = []
+    for seed in (0, 1, 2):
+        cut = held_out_items(log, 0.1, seed)
+        context = {"part": "test", "split": cut.rule, "ties": "neutral", "seed": seed}
+        model = Popularity().fit(cut.train(), cut.n_items)
+        found.append(evaluate(model, cut.queries("test"), name="popularity", catalog=cut.catalog, context=context))
+    counts = [len(r) for r in found]
+    assert len(set(counts)) > 1
+    assert f"{min(counts)} to {max(counts)} queries of test (held_out_items)" in average_table(found)
+    assert {row["n"] for row in average_rows(found)} == {3}
+    with pytest.raises(DataError, match="different queries"):
+        results_table(found)
 
 
 def test_what_a_seed_decides_is_no_other_rule():

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -119,3 +120,18 @@ def test_save_and_load(tmp_path, ragged):
 def test_codes_need_no_torch():
     script = "import sys; sys.modules['torch'] = None; import genrec.item_tokenizers.codes"
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_codebooks_travel_with_the_codes_and_must_fit_them(tmp_path):
+    books = (np.arange(8, dtype=np.float32).reshape(4, 2), np.ones((3, 5), np.float32))
+    codes = ItemCodes(np.array([[3, 2, 0], [0, 1, 1]]), (4, 3, 2), "c", codebooks=books)
+    codes.save(tmp_path / "codes")
+    again = ItemCodes.load(tmp_path / "codes")
+    assert len(again.codebooks) == 2
+    for kept, book in zip(again.codebooks, books, strict=True):
+        np.testing.assert_array_equal(kept, book)
+    assert again.fingerprint == codes.fingerprint == replace(codes, codebooks=()).fingerprint
+    assert codes.take([1, 0]).codebooks == books
+    for wrong in ((books[1],), (books[0].astype(np.float64),), (books[0] * np.nan,), (*books, books[0], books[0])):
+        with pytest.raises(DataError, match="codebooks"):
+            replace(codes, codebooks=wrong)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +16,8 @@ from genrec import artifacts
 from genrec.data.interactions import Interactions
 from genrec.data.readers import ReaderSettings
 from genrec.data.splits import Split
-from genrec.embeddings.text import LsaSettings
+from genrec.data.synthetic import tiny
+from genrec.embeddings.text import LsaSettings, SentenceSettings
 from genrec.errors import DataError
 from genrec.pipeline import data_stages, runner
 from genrec.pipeline.recipe import Block, DataSettings, PipelineRecipe, SplitSettings
@@ -61,12 +67,62 @@ def test_a_file_that_is_missing_is_told_when_it_is_read(tmp_path: Path) -> None:
         runner.run(run, stages_until(stages(recipe, run), "prepare"), lambda *_: None)
 
 
+def test_one_file_that_is_gone_does_not_undo_what_was_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The log, without which nothing can be read, and the items, without which something else would be read."""
+    data, run = tmp_path / "data", tmp_path / "run"
+    data.mkdir()
+    (data / "log.csv").write_text(LOG)
+    (data / "items.csv").write_text("item_id,title\n" + "".join(f"i{n},title {n}\n" for n in range(7)))
+    recipe = recipe_of(data)
+    runner.run(run, stages_until(stages(recipe, run), "prepare"), lambda *_: None)
+    for name in ("items.csv", "log.csv"):
+        caplog.clear()
+        (data / name).rename(tmp_path / name)
+        assert status(recipe, run) == ("done", "unchanged") and f"{name} is gone" in caplog.text
+        other = replace(recipe, data=replace(recipe.data, item_core=2))
+        assert len(stages(other, run)[0].inputs) == (1 if name == "items.csv" else 2)  # the log alone can be read
+        (tmp_path / name).rename(data / name)
+    (data / "items.csv").rename(data / "items.jsonl")  # another file in its place is read
+    (data / "items.jsonl").write_text('{"item_id": "i0", "title": "pot"}\n')
+    assert status(recipe, run) == ("changed", "the files it reads changed")
+
+
 def test_a_digest_of_a_folder_follows_what_lies_deep_in_it(tmp_path: Path) -> None:
     (tmp_path / "pooling").mkdir()
     (tmp_path / "pooling" / "config.json").write_text("{}")
     first = runner.file_digest(tmp_path)
     (tmp_path / "pooling" / "config.json").write_text("{ }")
     assert runner.file_digest(tmp_path) != first
+
+
+@pytest.mark.parametrize("kind", ["folder", "package"])
+def test_the_content_of_an_encoder_counts_wherever_it_lies(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, run = tmp_path / "encoder", tmp_path / "run"
+    model.mkdir()
+    (model / "model.safetensors").write_text("1")
+    package = SimpleNamespace(get_model_path=lambda: str(model))
+    monkeypatch.setitem(sys.modules, "some_encoder", package)
+    name = str(model) if kind == "folder" else "package:some-encoder"
+    blocks = (Block(sentence=SentenceSettings(model=name)),)
+    recipe = PipelineRecipe(data=DataSettings(synthetic=tiny()), embeddings=blocks, baselines=())
+
+    def inputs() -> dict[str, str]:
+        return next(stage.inputs for stage in stages(recipe, run) if stage.name == "embed")
+
+    first = inputs()
+    assert first == {name: runner.file_digest(model)}
+    (model / "model.safetensors").write_text("2")
+    assert inputs()[name] not in (first[name], "missing")
+    run.mkdir()
+    (run / runner.LEDGER).write_text(json.dumps({"embed": {"inputs": first}}))
+    assert inputs() != first
+    shutil.rmtree(model)
+    monkeypatch.setitem(sys.modules, "some_encoder", None)  # not installed
+    assert inputs() == first and f"{name} is gone" in caplog.text  # a machine that only goes on
+    hub = replace(recipe, embeddings=(Block(sentence=SentenceSettings(model="someone/some-encoder")),))
+    assert all(not stage.inputs for stage in stages(hub, run))
 
 
 def test_rows_left_out_are_counted_in_the_artifacts(tmp_path: Path) -> None:

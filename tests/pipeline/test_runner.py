@@ -159,6 +159,31 @@ def test_what_a_stage_lacks_is_said_before_any_runs_unless_it_ran_before(tmp_pat
     assert runner.plan(tmp_path, stages)[2].reason == "x: None -> 3; it will fail: no such file"
 
 
+@pytest.mark.parametrize("why", ["version", "needs", "output", "upstream"])
+def test_whatever_has_to_run_again_is_asked_first(tmp_path: Path, why: str) -> None:
+    def lacking() -> None:
+        raise ConfigError("no such file")
+
+    calls: list[str] = []
+    runner.run(tmp_path, chain(calls), silent)
+    stages = chain(calls)
+    stages[2] = replace(stages[2], check=lacking)
+    runner.run(tmp_path, stages, silent)  # done: not asked
+    if why == "version":
+        stages[2] = replace(stages[2], version=2)
+    elif why == "needs":
+        stages[2] = replace(stages[2], needs=("a", "b"))
+    elif why == "output":
+        (tmp_path / "c" / "genrec.json").unlink()
+    else:
+        stages[0] = replace(stages[0], version=2)
+    calls.clear()
+    assert "it will fail: no such file" in runner.plan(tmp_path, stages)[2].reason
+    with pytest.raises(ConfigError, match="no such file"):
+        runner.run(tmp_path, stages, silent)
+    assert calls == []
+
+
 def test_the_ledger_has_time_and_memory(tmp_path: Path) -> None:
     ledger = runner.run(tmp_path, chain([]), silent)
     says = {"key", "recipe", "inputs", "needs", "outputs", "wall_seconds", "cpu_seconds", "peak_bytes"}
@@ -174,6 +199,20 @@ def test_file_digest_follows_names_and_bytes(tmp_path: Path) -> None:
     (tmp_path / "two.txt").write_text("2")
     assert len({first, second, runner.file_digest(tmp_path)}) == 3
     assert runner.file_digest(tmp_path / "none") == "missing"
+
+
+def test_file_digest_of_a_folder_leaves_out_what_decides_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / ".cache" / "model"  # a hidden folder above it does not matter
+    (folder / "1_Pooling").mkdir(parents=True)
+    (folder / "1_Pooling" / "config.json").write_text("{}")
+    first = runner.file_digest(folder)
+    for name in (".git/objects/ab", ".cache/huggingface/x.lock", "__pycache__/a.pyc", "README.md", ".gitattributes"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("x")
+    assert runner.file_digest(folder) == first
+    (folder / "model.safetensors").write_text("x")
+    assert runner.file_digest(folder) != first
+    assert runner.file_digest(folder / ".gitattributes") != runner.file_digest(folder / "1_Pooling" / "config.json")
 
 
 def test_damaged_outputs_are_made_again(tmp_path: Path) -> None:

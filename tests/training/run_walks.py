@@ -23,7 +23,7 @@ def main() -> None:
     folder, kind, settings = Path(sys.argv[1]), sys.argv[2], TrainSettings(**json.loads(sys.argv[3]))
     if os.environ.get("RANK") == "1" and (seconds := os.environ.get("GENREC_TEST_SECOND_RANK_SAVES")):
         settings = dataclasses.replace(settings, save_seconds=float(seconds))  # as if its clock ran ahead
-    data = walks()
+    data = walks(tied=True)
     dropout = float(os.environ.get("GENREC_TEST_DROPOUT", "0.2"))
 
     def evaluate(_: object) -> dict[str, float]:

@@ -9,6 +9,7 @@ from genrec.data.histories import Histories
 from genrec.data.ties import redraw
 from genrec.errors import DataError, FingerprintMismatch
 from genrec.testing.walks import walk_codes, walks
+from genrec.training import dataset
 from genrec.training.collate import Collator
 from genrec.training.dataset import Plan, Samples, TrainingData, prefix_samples, window_samples
 from genrec.training.settings import TrainSettings
@@ -110,6 +111,22 @@ def test_ties_come_in_another_order_every_epoch(layout, ragged):
     assert not np.array_equal(seen[0], seen[-1]) and not np.array_equal(seen[0], data.histories.items)
     with pytest.raises(DataError, match="one per event"):
         replace(data, tied=tied[1:])
+
+
+def test_the_padding_of_the_first_epoch_is_known_without_drawing_it_again(monkeypatch):
+    data, drawn = walks(ragged=True, n_users=40, tied=True), []
+
+    def watch(items, tied, *, seed, epoch):
+        drawn.append(epoch)
+        return redraw(items, tied, seed=seed, epoch=epoch)
+
+    monkeypatch.setattr(dataset, "redraw", watch)
+    samples, lengths = window_samples(data.histories, 5), Collator(data, "decoder").item_lengths_N
+    plan, fresh = (Plan(samples, lengths, TrainSettings(batch_size=16), tied=data.tied) for _ in range(2))
+    for step in (0, plan.steps_per_epoch):
+        plan.batch(step)
+    assert plan.padding_share() > 0 and drawn == [0, 1]
+    assert fresh.padding_share() == plan.padding_share()  # as after going on in a later epoch
 
 
 @pytest.mark.parametrize("ragged", [False, True])

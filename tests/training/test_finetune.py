@@ -33,8 +33,8 @@ def constant(_model):
     return {"recall@10": 0.5, "ndcg@10": 0.5}
 
 
-def run(kind, folder, settings=SHORT, evaluate=constant, **more):
-    data = walks()
+def run(kind, folder, settings=SHORT, evaluate=constant, tied=False, **more):
+    data = walks(tied=tied)
     return finetune(tiny_model(kind, data), data, settings, folder, evaluate=evaluate, **more)
 
 
@@ -65,15 +65,15 @@ class StopAfter:
 
 
 @pytest.mark.parametrize("kind", ["decoder", "t5"])
-@pytest.mark.parametrize("ema", [None, 0.9])
-def test_resumed_training_has_the_bits_of_an_uninterrupted_one(kind, ema, tmp_path):
-    """Stopped in the middle of epochs, with dropout, dropped prefixes, validation and averaging on."""
+@pytest.mark.parametrize(("ema", "tied"), [(None, False), (0.9, True)])
+def test_resumed_training_has_the_bits_of_an_uninterrupted_one(kind, ema, tied, tmp_path):
+    """Stopped in the middle of epochs, with dropout, dropped prefixes, ties, validation and averaging on."""
     settings = dataclasses.replace(SHORT, epochs=9, ema_decay=ema, save_every=5, max_steps=23)
-    whole = run(kind, tmp_path / "whole", settings, StopAfter(99))
+    whole = run(kind, tmp_path / "whole", settings, StopAfter(99), tied)
     for n_calls in (2, 2):  # dies in the validations of step 12 (goes on from 10), then of step 20
         with pytest.raises(InterruptedError):
-            run(kind, tmp_path / "parts", settings, StopAfter(n_calls))
-    again = run(kind, tmp_path / "parts", settings, StopAfter(99))
+            run(kind, tmp_path / "parts", settings, StopAfter(n_calls), tied)
+    again = run(kind, tmp_path / "parts", settings, StopAfter(99), tied)
     assert_same(weights(whole), weights(again))
     assert (again.steps, again.best, again.best_step) == (whole.steps, whole.best, whole.best_step)
     for one, other in zip(whole.log, again.log, strict=True):
@@ -125,11 +125,32 @@ def test_damaged_and_partial_checkpoints_are_skipped(tmp_path, caplog):
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [(0.0, []), (3600.0, []), (1e-9, [7, 8])])
-def test_a_checkpoint_is_saved_when_the_last_one_is_old(seconds, expected, tmp_path):
+def test_a_checkpoint_is_saved_when_the_last_one_is_old(seconds, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr(callbacks, "_SAVES_APART", 0)  # however long saving takes
     settings = dataclasses.replace(SHORT, save_seconds=seconds)
     with pytest.raises(InterruptedError):
         run("decoder", tmp_path, settings, StopAfter(2))  # dies in the validation of step 9, the last
     assert [int(p.name[-8:]) for p in sorted(tmp_path.glob("checkpoint-*"))] == expected
+
+
+@pytest.mark.parametrize(("seconds", "saved"), [(0.5, [3, 6, 9, 12]), (15.0, [3, 8, 12])])
+def test_checkpoints_that_take_long_are_saved_less_often(seconds, saved, tmp_path, monkeypatch):
+    """Steps of a minute; after a save that takes 15 s, the next one waits 300 s."""
+    now, found = [0.0], []
+    monkeypatch.setattr(callbacks, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def a_minute_later(_model):
+        now[0] += 60
+        return constant(_model)
+
+    def slow(folder, step, write, **_):
+        now[0] += seconds
+        found.append(step)
+
+    monkeypatch.setattr(checkpoints, "save", slow)
+    settings = dataclasses.replace(SHORT, eval_every=1, save_seconds=150.0, max_steps=12, ema_decay=None, epochs=9)
+    run("decoder", tmp_path, settings, a_minute_later)
+    assert found == saved
 
 
 def test_the_age_of_a_checkpoint_counts_from_the_last_one_for_whatever_reason(tmp_path, monkeypatch):
@@ -157,6 +178,9 @@ def test_another_training_in_the_folder_is_refused(tmp_path):
         run("t5", tmp_path)
     data = walks(seed=5)
     with pytest.raises(ConfigError, match="histories"):
+        finetune(tiny_model("decoder", data), data, SHORT, tmp_path)
+    data = walks(tied=True)
+    with pytest.raises(ConfigError, match="tied"):  # it would see the events in other orders
         finetune(tiny_model("decoder", data), data, SHORT, tmp_path)
     data = walks()
     asked = dataclasses.replace(data.valid, targets=data.valid.histories.last(1))

@@ -46,7 +46,7 @@ def run_here(folder, settings):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        data = walks()
+        data = walks(tied=True)
         return finetune(tiny_model("decoder", data), data, settings, folder, evaluate=lambda _: {"recall@10": 0.0})
     finally:
         torch.set_num_threads(threads)
@@ -82,7 +82,7 @@ def kills(tmp_path, n_kills, seed):
 
 def test_a_second_training_in_the_folder_is_refused_while_the_first_runs(tmp_path):
     settings = TrainSettings(**{**SETTINGS, "epochs": 1})
-    data = walks()
+    data = walks(tied=True)
     tried = []
 
     def meanwhile(_):
@@ -108,7 +108,7 @@ def test_thirty_kills_lose_nothing(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_training_after_the_step_with_a_checkpoint(number, tmp_path):
-    data = walks()
+    data = walks(tied=True)
     settings = TrainSettings(**{**SETTINGS, "save_every": 0, "epochs": 4})
     handler = signal.getsignal(number)
 

@@ -45,3 +45,6 @@ def test_codebooks_of_other_levels_are_refused():
         start([np.zeros((39, 3), np.float32)])
     with pytest.raises(DataError, match="at most 3"):
         start([np.zeros((40, 3), np.float32)] * 4)
+    shared = TokenMap((4, 4), shared_vocabulary=True)
+    with pytest.raises(DataError, match="one codebook only"):
+        start_from_codebooks(torch.zeros(shared.vocab_size, 2), shared, [np.zeros((4, 3), np.float32)] * 2, seed=0)

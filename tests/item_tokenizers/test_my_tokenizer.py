@@ -9,22 +9,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from genrec import workbench
+from genrec import artifacts, workbench
+from genrec.data.synthetic import tiny
+from genrec.embeddings.text import LsaSettings
 from genrec.errors import ConfigError
+from genrec.models.backbone import DecoderSettings
+from genrec.pipeline import runner
+from genrec.pipeline.recipe import Block, DataSettings, PipelineRecipe
+from genrec.pipeline.stages import stages, stages_until
 from genrec.testing.tokenizer_contract import TokenizerContract, planted_source
+from genrec.training.settings import TrainSettings
 
-FOLDER = Path(workbench.find("tokenizers/simhash.py")).parent
+FOLDER = Path(workbench.find("tokenizers/my_tokenizer.py")).parent
 
 
 @pytest.fixture(autouse=True)
 def on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(FOLDER))
     yield
-    sys.modules.pop("simhash", None)
+    sys.modules.pop("my_tokenizer", None)
 
 
 def module():
-    return importlib.import_module("simhash")
+    return importlib.import_module("my_tokenizer")
 
 
 class TestSimHash(TokenizerContract):
@@ -48,3 +55,16 @@ def test_codes_are_the_sides_of_the_hyperplanes():
 def test_reassignment_is_refused():
     with pytest.raises(ConfigError, match="reassign"):
         module().SimHashSettings(collisions="reassign")
+
+
+def test_a_pipeline_trains_on_it(tmp_path: Path) -> None:
+    recipe = PipelineRecipe(
+        data=DataSettings(synthetic=tiny()),
+        embeddings=(Block(lsa=LsaSettings(dim=8)),),
+        tokenizer={"kind": "my_tokenizer:SimHash", "n_levels": 2, "bits": 3},
+        model=DecoderSettings(hidden_size=16, n_layers=1, n_heads=2, d_ff=32, dropout=0.0),
+        train=TrainSettings(epochs=1, max_steps=2, batch_size=32, eval_every=0),
+        baselines=("popularity",),
+    )
+    runner.run(tmp_path / "run", stages_until(stages(recipe, tmp_path / "run"), "evaluate"), lambda *_: None)
+    assert artifacts.exists(tmp_path / "run" / "eval" / "decoder")

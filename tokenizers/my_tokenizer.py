@@ -2,7 +2,7 @@
 
 Copy it to where you run genrec and name it in a pipeline::
 
-    tokenizer: {kind: "simhash:SimHash", n_levels: 3, bits: 6, collisions: suffix}
+    tokenizer: {kind: "my_tokenizer:SimHash", n_levels: 3, bits: 6, collisions: suffix}
 
 Each level asks on which side of ``bits`` random hyperplanes an item lies (Charikar 2002, STOC): nothing is
 learned, so it is a floor for tokenizers that learn. Axes: N items, D width, L levels.
@@ -25,7 +25,7 @@ from genrec.seeding import rng
 class SimHashSettings:
     """``n_levels`` levels of ``2 ** bits`` codes; items with equal codes get a suffix level or share them."""
 
-    kind: str = "simhash:SimHash"
+    kind: str = "my_tokenizer:SimHash"
     n_levels: int = 3
     bits: int = 6
     collisions: CollisionPolicy = "suffix"
@@ -57,11 +57,6 @@ class SimHash:
         self._arrays = {"mean": x_ND.mean(axis=0), "planes": planes.astype(np.float32)}
         raw = self.encode(x_ND, catalog=source.catalog)
         return resolve(self.settings.collisions, raw, source.item_keys, None).codes
-
-    @property
-    def codebooks(self) -> tuple[np.ndarray, ...]:
-        """None: a code is a combination of sides, not a place."""
-        return ()
 
     def encode(self, vectors: np.ndarray, *, catalog: str = "") -> ItemCodes:
         """Raw codes ``[N, L]`` of any vectors ``[N, D]``."""
