@@ -159,10 +159,18 @@ def test_an_empty_file_is_all_defaults(tmp_path):
         ("level_size: 3\nname: !!python/name:os.system x\n", "recipe:2: the tag"),
         ("level_size: 3\nname: !!binary aaaa\n", "recipe:2: the tag"),
         ("level_size: !!int x\n", "recipe:1: 'x' is no int"),
-        ("level_size: [\n", "recipe:2: "),
+        ("name: a: b\n", "recipe:1: a second 'key: ' in one line"),
+        ("level_size: 3\nname\non: true\n", "recipe:2: expected 'key: value'"),
+        ("weights:\n\ta: 1\n", "recipe:2: a tab; indent with spaces"),
+        ("level_size: 3\nname: @x\n", "recipe:2: a text that begins with such a sign needs quotes"),
+        ("weights:\n  a: 1\n b: 2\n", "recipe:3: the line does not fit the lines above"),
+        ("level_size: 3\nname: 'x\non: true\n", "recipe:2: a quote that is not closed"),
+        ("level_size: 3\nname: ]\n", "recipe:2: expected a value"),
+        ("level_size: 3\nname: a\0b\n", "recipe:2: '\\x00' is no printable character"),
+        ("level_size: [1\n\n", "recipe:1: a '[' or '{' that is not closed"),
         ("? [a]\n: b\n", "recipe:1: expected a word as key"),
         ("- 1\n", "recipe:1: expected a mapping, got [1]"),
-        ("--- {}\n--- {}\n", "recipe:2: but found another document"),
+        ("--- {}\n--- {}\n", "recipe:2: expected one recipe in a file"),
         ("[" * 5000 + "\n", "nested too deeply"),
     ],
 )
@@ -216,10 +224,27 @@ def test_a_missing_file_and_bytes_that_are_no_text(tmp_path):
     with pytest.raises(ConfigError, match="cannot read the recipe") as caught:
         recipes.load(tmp_path / "rqave.yaml", Flat)
     assert "rqvae.yaml" in caught.value.hint
+    (tmp_path / "rqvae-notes.txt").touch()
+    (tmp_path / "folder.yaml").mkdir()
+    for unlike in ("nowhere.yaml", "rqvae-note.txt", "folder.yaml", "folder"):
+        with pytest.raises(ConfigError, match="cannot read the recipe") as caught:
+            recipes.load(tmp_path / unlike, Flat)
+        assert caught.value.hint is None, unlike
     with pytest.raises(ConfigError, match="UTF-8"):
         recipes.load(tmp_path / "rqvae.yaml", Flat)
     (tmp_path / "rqvae.yaml").write_text("level_size: x")
     assert f"{tmp_path / 'rqvae.yaml'}:1: level_size" in problem(tmp_path / "rqvae.yaml")
+
+
+def test_a_file_that_may_not_be_read_is_not_suggested(tmp_path, monkeypatch):
+    def refuse(self):
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "mine.yaml").touch()
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(ConfigError, match="Permission denied") as caught:
+        recipes.load(tmp_path / "mine.yaml", Flat)
+    assert caught.value.hint is None
 
 
 def test_infinity_when_it_is_allowed():
@@ -289,6 +314,12 @@ def test_an_override_may_change_the_kind_whatever_the_order():
 )
 def test_wrong_overrides(override, message):
     assert message in problem("{}\n", Job, [override])
+
+
+def test_an_override_without_a_value_is_shown_one():
+    with pytest.raises(ConfigError) as caught:
+        recipes.load("{}\n", Job, ["train.epochs"])
+    assert caught.value.hint == "for example --set train.epochs=4"
 
 
 def test_overrides_do_not_change_the_callers_data():

@@ -95,7 +95,7 @@ def _load(pipeline: Path, given: list[str], data: Path | None) -> Resolved[Pipel
             hint = "leave --data out, or take a pipeline that reads files: `genrec init DIR` copies ready ones"
         elif not block and hint is None:
             ready = ", ".join(Path(name).name for name in workbench.files() if name.startswith("train/pipelines/"))
-            hint = f"`genrec init DIR` copies ready ones to DIR/train/pipelines ({ready}); `genrec demo` runs demo.yaml"
+            hint = f"`genrec init DIR` copies ready pipelines ({ready}); `genrec demo` runs demo.yaml"
         raise ConfigError(text, hint=hint) from error
 
 

@@ -94,6 +94,30 @@ def test_recommend_for_a_history_and_for_a_user(run: Path) -> None:
     assert json.loads(again.stdout)["items"] == answer["items"]
 
 
+@pytest.mark.parametrize(
+    ("folder", "args", "expected"),
+    [
+        ("out", ["--user", "a", "--history", "b"], "--user or --history, got both"),
+        ("out", [], "--user or --history, got neither"),
+        ("out", ["--history", ","], "hint: for example --history {id},"),
+        ("out", ["--history", "{id}x"], "hint: did you mean {id!r}? ids look like "),
+        ("out", ["--history", "?"], "hint: ids look like {id!r}"),
+        ("nowhere", ["--user", "a"], "nowhere does not exist"),
+    ],
+)
+def test_a_wrong_question_is_told_how_to_ask(run: Path, folder: str, args: list[str], expected: str) -> None:
+    first = artifacts.load_table(run / "out" / "catalog" / "items.parquet").column(0)[0].as_py()
+    done = genrec("recommend", run / folder, *(arg.format(id=first) for arg in args))
+    assert done.returncode == 1
+    assert expected.format(id=first) in done.stderr
+
+
+@pytest.mark.parametrize("option", ["--top-k", "--n-beams"])
+def test_lengths_begin_at_one(run: Path, option: str) -> None:
+    done = genrec("recommend", run / "out", "--history", "a", option, 0)
+    assert done.returncode == 2 and option in done.stderr
+
+
 def test_compare_and_trec(run: Path, tmp_path: Path) -> None:
     shown = genrec("compare", run / "out", "--trec", tmp_path / "trec")
     assert shown.returncode == 0, shown.stderr
@@ -107,7 +131,7 @@ def test_compare_and_trec(run: Path, tmp_path: Path) -> None:
         (["--set", "train.epoch=3"], "epochs"),
         (["--set", "split.ties=random"], "split.ties"),
         (["--set", "baselines=[nothing]"], "nothing"),
-        (["--until", "trian"], "--until"),
+        (["--until", "trian"], "hint: did you mean 'train'?"),
     ],
 )
 def test_a_wrong_recipe_is_one_clear_line(run: Path, args: list[str], expected: str) -> None:

@@ -91,6 +91,31 @@ def test_runs_with_other_orders_of_ties_are_not_averaged(tmp_path: Path) -> None
     assert code == 1 and "different rules" in err and "order of the file" in err and "Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    ("args", "said", "hint"),
+    [
+        (["run/catalog"], "run/catalog: no run there, but 'catalog'", "give the run folder: {}/run"),
+        (["run/eval"], "run/eval: no run there", "give the run folder: {}/run"),
+        (["nowhere"], "nowhere: no run there", "a run folder has recipe.json"),
+        (["half"], "half: nothing is evaluated there yet", "`genrec run PIPELINE.yaml --out {}/half` goes on"),
+        (["run", "--metric", "ndgc@5"], "metric 'ndgc@5'", "did you mean ndcg@5"),
+        (["run", "--metric", "foo@3"], "metric 'foo@3'", "there are: hit_rate, mrr, "),
+        (["run", "--trec", "file"], "file/run-popularity: Not a directory", "a file is in the way"),
+    ],
+)
+def test_errors_say_what_to_give(tmp_path: Path, args: list[str], said: str, hint: str) -> None:
+    run = make_run(tmp_path / "run")
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "recipe.json").write_text((run / "recipe.json").read_text())
+    (tmp_path / "file").touch()
+    places = ("run", "run/catalog", "run/eval", "nowhere", "half", "file")
+    code, _, err = compare(*(tmp_path / arg if arg in places else arg for arg in args))
+    assert code == 1
+    first, second = err.splitlines()
+    assert first.startswith("error: ") and said in first
+    assert second.startswith(f"hint: {hint.format(tmp_path)}") and len(second) < 200 + len(str(tmp_path))
+
+
 @pytest.mark.parametrize("given", ["run", "evaluation"])
 def test_trec_files_hold_ids_of_users_and_items(tmp_path: Path, given: str) -> None:
     run = make_run(tmp_path / "run")

@@ -108,6 +108,30 @@ def test_a_damaged_bundle_is_refused(tmp_path, recommender):
     weights.write_bytes(bytes(raw))
     with pytest.raises(ArtifactError, match=r"model\.safetensors"):
         load_bundle(path)
+    weights.write_bytes(bytes(raw[:-1]))
+    with pytest.raises(ArtifactError, match="bytes, the manifest says") as caught:
+        load_bundle(path)
+    assert caught.value.hint is None  # it is a bundle: no advice to give one
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "hint"),
+    [
+        ("nowhere", "does not exist, or is not a folder", "give a run folder or a bundle"),
+        ("file", "does not exist, or is not a folder", "give a run folder or a bundle"),
+        ("empty", "not an artifact", "give a run folder or a bundle"),
+        ("run/catalog", "holds 'catalog', expected 'bundle'", "give a run folder or a bundle"),
+        ("run", "no trained model yet", "`genrec run PIPELINE.yaml --out "),
+    ],
+)
+def test_what_is_no_bundle_is_told_with_what_to_give(tmp_path, catalog, name, said, hint):
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    catalog.save(tmp_path / "run" / "catalog")
+    (tmp_path / "run" / "recipe.json").write_text("{}")
+    with pytest.raises(ArtifactError, match=said) as caught:
+        load_bundle(tmp_path / name)
+    assert caught.value.hint.startswith(hint)
 
 
 def test_parts_of_different_bundles_are_refused(tmp_path, recommender, catalog):
