@@ -29,7 +29,7 @@ STAGE = {"sasrec": "sasrec", "decoder": "train"}
 ARTIFACT = {"sasrec": "sasrec", "decoder": "bundle"}
 TRIALS: dict[str, list[list[str]]] = {  # changes to beauty.yaml
     "sasrec": [[], ["sasrec.epochs=12"], ["sasrec.dropout=0.4"]],
-    "decoder": [[], ["tokenizer.n_levels=3", "tokenizer.level_size=256"], ["train.softmax=children"]],
+    "decoder": [[], ["tokenizer.n_levels=3", "tokenizer.level_size=256"], ["train.softmax=level"]],
 }
 
 
