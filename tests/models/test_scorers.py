@@ -20,6 +20,7 @@ from genrec.decoding.select import DeviceIndex
 from genrec.errors import ConfigError, FingerprintMismatch
 from genrec.models.backbone import layout_of, scorer_of
 from genrec.models.decoder_scorer import DecoderScorer
+from genrec.models.head import output_scale
 from genrec.models.prompting import build_prompts, item_tokens
 from genrec.models.t5_scorer import T5Scorer
 from genrec.testing.oracles import END, dict_trie, generate_items
@@ -92,11 +93,22 @@ def test_every_step_equals_the_whole_forward(case, normalize):
     walk_and_compare(case.model, case.token_map, prompts_of(case), normalize=normalize, atol=1e-5)
 
 
-@pytest.mark.parametrize("options", [{"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}, {}])
-def test_t5_variants(options):
+@pytest.mark.parametrize(
+    ("family", "options", "scales"),
+    [
+        (
+            (T5Config, T5ForConditionalGeneration),
+            {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+            False,
+        ),
+        ((T5Config, T5ForConditionalGeneration), {}, True),
+        ((MT5Config, MT5ForConditionalGeneration), {}, False),
+    ],
+)
+def test_t5_variants(family, options, scales):
     torch.manual_seed(0)
     token_map = TokenMap((5, 4, 3))
-    config = T5Config(
+    config = family[0](
         vocab_size=token_map.vocab_size,
         d_model=24,
         d_kv=8,
@@ -108,24 +120,8 @@ def test_t5_variants(options):
         decoder_start_token_id=0,
         **options,
     )
-    model = T5ForConditionalGeneration(config).eval()
-    assert model.config.scale_decoder_outputs is (not options)
-    walk_and_compare(model, token_map, prompts_for(token_map, "encoder"), normalize="vocab", atol=2e-5)
-
-
-def test_mt5_does_not_scale_its_states():
-    torch.manual_seed(0)
-    token_map = TokenMap((5, 4, 3))
-    config = MT5Config(
-        vocab_size=token_map.vocab_size,
-        d_model=24,
-        d_kv=8,
-        d_ff=40,
-        num_layers=2,
-        num_heads=4,
-        decoder_start_token_id=0,
-    )
-    model = MT5ForConditionalGeneration(config).eval()
+    model = family[1](config).eval()
+    assert (output_scale(model) != 1.0) is scales
     walk_and_compare(model, token_map, prompts_for(token_map, "encoder"), normalize="vocab", atol=2e-5)
 
 
