@@ -25,7 +25,7 @@ from genrec.data.histories import Histories
 from genrec.data.ties import Bools, redraw
 from genrec.errors import ConfigError, DataError
 from genrec.metrics.ranking import RankedTargets, expected_ranks, ndcg, recall
-from genrec.seeding import derive, rng
+from genrec.seeding import derive
 
 if TYPE_CHECKING:
     from genrec.data.splits import EvalSet
@@ -279,8 +279,8 @@ def _train(model: SasRec, train: Histories, valid: EvalSet | None, tied: Bools |
 
 def _validate(model: SasRec, valid: EvalSet) -> dict[str, float]:
     """Recall@10 and NDCG@10 of a seeded sample of users, seen items excluded, expected ranks."""
-    size = min(len(valid), model.settings.eval_users)
-    sample = valid.take(np.sort(rng(model.settings.seed, "valid").permutation(len(valid))[:size]))
+    sample = valid.sample(model.settings.eval_users, model.settings.seed)
+    size = len(sample)
     ranks = []
     for start in range(0, size, 256):
         part = sample.take(np.arange(start, min(start + 256, size)))

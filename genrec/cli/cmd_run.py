@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,12 +60,7 @@ def run(
     given = [*overrides, *(f"{path}={value}" for path, value in short.items() if value is not None)]
     resolved = _load(pipeline, given, data)
     folder = out or Path("runs") / resolved.value.name
-    every = stages(resolved.value, folder)
-    try:
-        todo = stages_until(every, until)
-    except ConfigError as error:
-        near = get_close_matches(until or "", [stage.name for stage in every], n=1)
-        raise ConfigError(str(error), hint=f"did you mean {near[0]!r}?" if near else None) from error
+    todo = stages_until(stages(resolved.value, folder), until)
     if plan:
         print(estimate_table(runner.plan(folder, todo), folder))
         return
@@ -88,9 +82,7 @@ def _load(pipeline: Path, given: list[str], data: Path | None) -> Resolved[Pipel
         text, hint = str(error), error.hint
         recipe = read_text(pipeline).data if pipeline.is_file() else None
         block = recipe.get("data") if isinstance(recipe, dict) else None
-        if text.startswith("kind: "):
-            text = f"{pipeline}: tokenizer.{text}"
-        elif data is not None and isinstance(block, dict) and "synthetic" in block:
+        if data is not None and isinstance(block, dict) and "synthetic" in block:
             text = f"{pipeline} makes its own data (data.synthetic), got --data {data}"
             hint = "leave --data out, or take a pipeline that reads files: `genrec init DIR` copies ready ones"
         elif not block and hint is None:

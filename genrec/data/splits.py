@@ -46,6 +46,11 @@ class EvalSet:
         at = np.asarray(rows)
         return EvalSet(self.users[at], self.histories.take(at), self.targets.take(at))
 
+    def sample(self, size: int, seed: int) -> EvalSet:
+        """At most ``size`` queries drawn by the seed, in their order: what models are validated on in training."""
+        drawn = seeding.rng(seed, "valid").permutation(len(self))[:size]
+        return self.take(np.sort(drawn))
+
 
 @dataclass(frozen=True, eq=False)
 class Split:

@@ -6,6 +6,7 @@ import copy
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,7 +34,11 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> recipes.Resolved[P
     """
     resolved = recipes.load(path, PipelineRecipe, overrides)
     tokenizer = resolved.value.tokenizer
-    recipes.validate(tokenizer, registry.settings_class(tokenizer["kind"]), where=f"{path}: tokenizer")
+    try:
+        settings = registry.settings_class(tokenizer["kind"])
+    except ConfigError as error:
+        raise ConfigError(f"{path}: tokenizer.{error}", hint=error.hint) from error
+    recipes.validate(tokenizer, settings, where=f"{path}: tokenizer")
     for names, reason in _without_effect(resolved.value, resolved.given):
         log.warning("%s: %s: no effect, because %s", path, ", ".join(names), reason)
     return resolved
@@ -143,7 +148,9 @@ def stages_until(all_stages: Sequence[Stage], last: str | None) -> list[Stage]:
         return list(all_stages)
     names = [stage.name for stage in all_stages]
     if last not in names:
-        raise ConfigError(f"--until: expected one of {', '.join(names)}, got {last!r}")
+        near = get_close_matches(last, names, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else None
+        raise ConfigError(f"--until: expected one of {', '.join(names)}, got {last!r}", hint=hint)
     needs = {stage.name: stage.needs for stage in all_stages}
     wanted, todo = {last}, [last]
     while todo:

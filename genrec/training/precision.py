@@ -13,8 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 def has_bf16() -> bool:
     """Whether the device that training would use computes in bfloat16 (stable).
 
-    A GPU that has it, else a CPU with AVX512-BF16, AMX-BF16 or Arm's BF16 instructions: matrix products of the
-    sizes of a small decoder were 2.5 times faster than in float32 on an AMD EPYC with the first of these.
+    A GPU that has it, else a CPU with AVX512-BF16, AMX-BF16 or Arm's BF16 instructions.
     """
     if torch.cuda.is_available():
         try:
@@ -29,7 +28,7 @@ def has_bf16() -> bool:
 def attention_kernel() -> AbstractContextManager[None]:
     """What to run attention in while training (internal).
 
-    On a CPU the backward pass of torch's fused attention is 3 times slower in bfloat16 than in float32, and
-    than its plain form, which is used instead under autocast.
+    On a CPU the backward pass of torch's fused attention is slower in bfloat16 than in float32, and than its
+    plain form, which is used instead under autocast.
     """
     return sdpa_kernel(SDPBackend.MATH) if torch.is_autocast_enabled("cpu") else nullcontext()

@@ -10,7 +10,6 @@ from genrec.decoding.index import CatalogIndex
 from genrec.evaluation.run import evaluate
 from genrec.evaluation.settings import EvalSettings
 from genrec.models.recommender import DecodingSettings, GenerativeRecommender
-from genrec.seeding import rng
 from genrec.training.callbacks import Evaluate
 from genrec.training.dataset import TrainingData
 from genrec.training.settings import TrainSettings
@@ -32,9 +31,7 @@ def validator(data: TrainingData, settings: TrainSettings) -> Evaluate:
     items excluded, ties at their expected rank, with the softmax of the loss.
     """
     assert data.valid is not None
-    queries = data.valid
-    size = min(len(queries), settings.eval_users)
-    sample = queries.take(np.sort(rng(settings.seed, "valid").permutation(len(queries))[:size]))
+    sample = data.valid.sample(settings.eval_users, settings.seed)
     index = CatalogIndex.build(data.codes, np.zeros(data.codes.n_items, dtype=np.uint64))
     rule = EvalSettings(ks=(10,), n_beams=settings.eval_beams, normalize=settings.softmax, n_bootstrap=0)
 

@@ -226,6 +226,16 @@ def test_queries_can_be_taken():
     assert (one.users.tolist(), one.histories.to_lists(), one.targets.to_lists()) == ([1], [[2, 3]], [[5]])
 
 
+def test_a_sample_of_queries_is_seeded_in_order_and_never_larger_than_asked():
+    rows = [(f"u{u}", item, item) for u in range(40) for item in range(3)]
+    queries = leave_one_out(make(rows)).queries("valid")
+    drawn = queries.sample(10, seed=1).users
+    assert len(drawn) == 10 and (np.diff(drawn) > 0).all()
+    np.testing.assert_array_equal(drawn, queries.sample(10, seed=1).users)
+    assert not np.array_equal(drawn, queries.sample(10, seed=2).users)
+    np.testing.assert_array_equal(queries.sample(99, seed=1).users, queries.users)
+
+
 @pytest.mark.parametrize("make_split", [leave_one_out, lambda i: held_out_items(i, 0.3, 0), time_split])
 def test_save_and_load(tmp_path, make_split):
     split = make_split(make(ROWS))
