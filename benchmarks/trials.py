@@ -89,10 +89,9 @@ def main() -> None:
     args = parser.parse_args()
     models = [args.model] if args.model else sorted(TRIALS)
     file = RESULTS / "trials.json"
+    rows = [trial(args.data, model, number) for model in models for number in range(len(TRIALS[model]))]
     log = read_json(file) if file.exists() else {"trials": []}
-    rows = [row for row in log["trials"] if row["model"] not in models]
-    for model in models:
-        rows += [trial(args.data, model, number) for number in range(len(TRIALS[model]))]
+    rows += [row for row in log["trials"] if row["model"] not in models]
     choose(rows)
     command = "python benchmarks/trials.py --data DATA"
     whole = {"command": command, "budget_cpu_minutes": BUDGET, "machine": machine(), "git": git_state(), "trials": rows}

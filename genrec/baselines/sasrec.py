@@ -26,6 +26,7 @@ from genrec.data.ties import Bools, redraw
 from genrec.errors import ConfigError, DataError
 from genrec.metrics.ranking import RankedTargets, expected_ranks, ndcg, recall
 from genrec.seeding import derive
+from genrec.training.settings import warmup_cosine
 
 if TYPE_CHECKING:
     from genrec.data.splits import EvalSet
@@ -199,14 +200,6 @@ def _check_items(train: Histories, n_items: int) -> None:
         raise DataError("train: expected at least one history of two items or more, got none")
 
 
-def _learning_rate(step: int, n_steps: int, settings: SasRecSettings) -> float:
-    """Linear warm-up, then cosine down to 5 %."""
-    if step < settings.warmup_steps:
-        return settings.learning_rate * (step + 1) / settings.warmup_steps
-    done = (step - settings.warmup_steps) / max(1, n_steps - settings.warmup_steps)
-    return float(settings.learning_rate * (0.05 + 0.95 * 0.5 * (1 + np.cos(np.pi * min(done, 1.0)))))
-
-
 @dataclass
 class _Fit:
     """A training in progress: optimiser, step counter, and the best weights so far."""
@@ -227,7 +220,7 @@ class _Fit:
         losses = []
         for rows in length_batches(windows.lengths, settings.batch_size, seed=settings.seed, epoch=epoch):
             for group in self.optimizer.param_groups:
-                group["lr"] = _learning_rate(self.step, self.n_steps, settings)
+                group["lr"] = settings.learning_rate * warmup_cosine(self.step, self.n_steps, settings.warmup_steps)
             loss = batch_loss(encoder, windows, rows, settings.label_smoothing)
             self.optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)

@@ -12,6 +12,14 @@ MIN_RATE = 0.05
 """A cosine schedule ends at this share of ``learning_rate``."""
 
 
+def warmup_cosine(step: int, n_steps: int, warmup_steps: int) -> float:
+    """Share of the peak rate at step ``step`` (0-based) of ``n_steps``: linear warm-up, then cosine to 5 %."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    done = min(1.0, (step - warmup_steps) / max(1, n_steps - warmup_steps))
+    return MIN_RATE + (1 - MIN_RATE) * 0.5 * (1 + math.cos(math.pi * done))
+
+
 @dataclass(frozen=True)
 class TrainSettings:
     """Settings of :func:`genrec.training.finetune.finetune` (stable).
@@ -95,14 +103,11 @@ class TrainSettings:
 
     def rate_factor(self, step: int, n_steps: int) -> float:
         """Share of ``learning_rate`` used by step ``step`` (0-based) of ``n_steps``."""
-        if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
+        if step < self.warmup_steps or self.schedule == "cosine":
+            return warmup_cosine(step, n_steps, self.warmup_steps)
         if self.schedule == "constant":
             return 1.0
-        if self.schedule == "inverse_sqrt":
-            return math.sqrt(max(self.warmup_steps, 1) / max(step + 1, self.warmup_steps, 1))
-        done = min(1.0, (step - self.warmup_steps) / max(1, n_steps - self.warmup_steps))
-        return MIN_RATE + (1 - MIN_RATE) * 0.5 * (1 + math.cos(math.pi * done))
+        return math.sqrt(max(self.warmup_steps, 1) / max(step + 1, self.warmup_steps, 1))
 
 
 def _check(fine: bool, name: str, expected: str, settings: TrainSettings) -> None:
