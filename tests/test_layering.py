@@ -39,6 +39,7 @@ BASE = {
     "recipe_leaves",
     "recipe_text",
     "recipes",
+    "schedules",
     "seeding",
     "workbench",
 }

@@ -55,20 +55,20 @@ class SimHash:
         planes = rng(seed, "simhash").normal(size=(x_ND.shape[1], self.settings.n_levels * self.settings.bits))
         self._catalog = source.catalog
         self._arrays = {"mean": x_ND.mean(axis=0), "planes": planes.astype(np.float32)}
-        raw = self.encode(x_ND, catalog=source.catalog)
+        raw = self.encode(source)
         return resolve(self.settings.collisions, raw, source.item_keys, None).codes
 
-    def encode(self, vectors: np.ndarray, *, catalog: str = "") -> ItemCodes:
-        """Raw codes ``[N, L]`` of any vectors ``[N, D]``."""
+    def encode(self, source: TokenizerSource) -> ItemCodes:
+        """Raw codes ``[N, L]`` of any items by their vectors."""
         if not self._arrays:
             raise NotFitted("this item tokenizer has not been fitted", hint="call fit, or load a saved one")
-        width = len(self._arrays["mean"])
+        vectors, width = source.vectors(), len(self._arrays["mean"])
         if vectors.ndim != 2 or vectors.shape[1] != width or not np.isfinite(vectors).all():
             raise DataError(f"vectors: expected finite [N, {width}], got {vectors.shape}")
         side = (vectors - self._arrays["mean"]) @ self._arrays["planes"] > 0
         bits_NLb = side.reshape(len(vectors), self.settings.n_levels, self.settings.bits)
         codes_NL = bits_NLb @ (1 << np.arange(self.settings.bits))
-        return ItemCodes.from_int(codes_NL, (2**self.settings.bits,) * self.settings.n_levels, catalog)
+        return ItemCodes.from_int(codes_NL, (2**self.settings.bits,) * self.settings.n_levels, source.catalog)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write an ``item_tokenizer`` artifact."""

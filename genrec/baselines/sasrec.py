@@ -25,8 +25,8 @@ from genrec.data.histories import Histories
 from genrec.data.ties import Bools, redraw
 from genrec.errors import ConfigError, DataError
 from genrec.metrics.ranking import RankedTargets, expected_ranks, ndcg, recall
+from genrec.schedules import warmup_cosine
 from genrec.seeding import derive
-from genrec.training.settings import warmup_cosine
 
 if TYPE_CHECKING:
     from genrec.data.splits import EvalSet

@@ -14,13 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from genrec import artifacts
+from genrec.data.catalog import ItemCatalog
+from genrec.embeddings.base import ItemEmbeddings
 from genrec.errors import ConfigError, DataError, FingerprintMismatch
 from genrec.item_tokenizers.codes import ItemCodes, check_catalog
 
 if TYPE_CHECKING:
-    from genrec.data.catalog import ItemCatalog
     from genrec.data.histories import Histories
-    from genrec.embeddings.base import ItemEmbeddings
 
 KIND = "item_tokenizer"
 SCHEMA = 1
@@ -29,29 +29,40 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False)
 class TokenizerSource:
-    """All an item tokenizer may look at: the catalog's identity, item vectors, *training* histories (stable).
+    """All an item tokenizer may look at: who the items are and what is known about them (stable).
 
     catalog: fingerprint. item_keys: uint64 ``[N]``, seeded hashes of the item ids: the only order of items
-    that may reach an identifier. embeddings: of the same catalog, or None. train: item numbers of what
-    users did in the training part, or None.
+    that may reach an identifier. embeddings: item vectors. train: item numbers of what users did in the
+    *training* part. items: titles and fields. collaborative: vectors learned from the training part. Each of the
+    four is of the same catalog, or None.
 
-    Raises FingerprintMismatch for embeddings of another catalog, DataError for a wrong number of rows.
+    Raises FingerprintMismatch for a part of another catalog, DataError for a wrong number of rows.
     """
 
     catalog: str
     item_keys: npt.NDArray[np.uint64]
     embeddings: ItemEmbeddings | None = None
     train: Histories | None = None
+    items: ItemCatalog | None = None
+    collaborative: ItemEmbeddings | None = None
 
     def __post_init__(self) -> None:
         if self.item_keys.ndim != 1 or self.item_keys.dtype != np.uint64:
             raise DataError(f"item_keys: expected uint64 [N], got {self.item_keys.dtype} {self.item_keys.shape}")
-        if self.embeddings is None:
-            return
-        check_catalog("embeddings", self.embeddings.catalog, self.catalog)
-        if len(self.embeddings.vectors) != len(self.item_keys):
-            found = len(self.embeddings.vectors)
-            raise DataError(f"embeddings: expected {len(self.item_keys)} rows (one per item), got {found}")
+        for name, found in (("embeddings", self.embeddings), ("collaborative", self.collaborative)):
+            if found is not None:
+                check_catalog(name, found.catalog, self.catalog)
+                self._check_rows(name, len(found.vectors))
+        if self.items is not None:
+            self._check_rows("items", len(self.items))
+        if self.train is not None and len(self.train.items):
+            low, high = int(self.train.items.min()), int(self.train.items.max())
+            if low < 0 or high >= self.n_items:
+                raise DataError(f"train: expected item numbers 0..{self.n_items - 1}, got {low} .. {high}")
+
+    def _check_rows(self, name: str, found: int) -> None:
+        if found != self.n_items:
+            raise DataError(f"{name}: expected {self.n_items} rows (one per item), got {found}")
 
     @classmethod
     def of(
@@ -60,26 +71,67 @@ class TokenizerSource:
         *,
         embeddings: ItemEmbeddings | None = None,
         train: Histories | None = None,
+        collaborative: ItemEmbeddings | None = None,
         seed: int = 0,
     ) -> TokenizerSource:
         """The source for ``catalog``; ``seed`` decides the neutral order of its items."""
-        return cls(catalog.fingerprint, catalog.order_keys(seed), embeddings, train)
+        return cls(catalog.fingerprint, catalog.order_keys(seed), embeddings, train, catalog, collaborative)
+
+    @classmethod
+    def of_vectors(cls, vectors: Floats) -> TokenizerSource:
+        """Items of no catalog, known by their vectors ``[N, D]`` alone: what ``encode`` may be asked about."""
+        return cls("", np.arange(len(vectors), dtype=np.uint64), ItemEmbeddings(vectors, "", {}))
 
     @property
     def n_items(self) -> int:
         """Number of items N."""
         return len(self.item_keys)
 
+    def take(self, rows: npt.ArrayLike) -> TokenizerSource:
+        """Only these items, as items of no catalog (``train`` is left out: its numbers would mean other items)."""
+        at = np.asarray(rows, dtype=np.int64)
+        items = self.items
+        if items is not None:
+            fields = {name: [values[n] for n in at.tolist()] for name, values in items.fields.items()}
+            items = ItemCatalog(tuple(items.ids_of(at)), fields)
+        return TokenizerSource(
+            catalog="",
+            item_keys=self.item_keys[at],
+            embeddings=_rows(self.embeddings, at),
+            items=items,
+            collaborative=_rows(self.collaborative, at),
+        )
+
     def vectors(self) -> Floats:
         """The item vectors, float32 ``[N, D]``; DataError when there are none or no items."""
+        found = self._known(
+            "embeddings", "item vectors", "pass embeddings=... to TokenizerSource.of (genrec.embeddings)"
+        )
+        return found.vectors  # type: ignore[no-any-return]
+
+    def collaborative_vectors(self) -> Floats:
+        """Vectors learned from training interactions, float32 ``[N, C]``; DataError when there are none or no items."""
+        hint = "pass collaborative=... to TokenizerSource.of, for instance genrec.embeddings.collaborative.ppmi(...)"
+        return self._known("collaborative", "collaborative vectors", hint).vectors  # type: ignore[no-any-return]
+
+    def histories(self) -> Histories:
+        """What users did in the training part; DataError when it is not known or there are no items."""
+        return self._known("train", "training histories", "pass train=... to TokenizerSource.of")  # type: ignore[no-any-return]
+
+    def fields(self) -> ItemCatalog:
+        """Titles and fields of the items; DataError when they are not known or there are no items."""
+        return self._known("items", "titles and fields of the items", "make the source with TokenizerSource.of")  # type: ignore[no-any-return]
+
+    def _known(self, part: str, what: str, hint: str) -> Any:
         if self.n_items == 0:
             raise DataError("the catalog has no items: there is nothing to fit an item tokenizer on")
-        if self.embeddings is None:
-            raise DataError(
-                "this item tokenizer needs item vectors, got none",
-                hint="pass embeddings=... to TokenizerSource.of (see genrec.embeddings)",
-            )
-        return self.embeddings.vectors
+        if getattr(self, part) is None:
+            raise DataError(f"this item tokenizer needs {what}, got none", hint=hint)
+        return getattr(self, part)
+
+
+def _rows(table: ItemEmbeddings | None, at: npt.NDArray[np.int64]) -> ItemEmbeddings | None:
+    return None if table is None else ItemEmbeddings(table.vectors[at], "", table.recipe)
 
 
 @runtime_checkable
@@ -100,8 +152,11 @@ class ItemTokenizer(Protocol):
     def fit(self, source: TokenizerSource, *, seed: int) -> ItemCodes:
         """Learn, and return the identifier of every item after the collision policy. Never mutates inputs."""
 
-    def encode(self, vectors: Floats, *, catalog: str = "") -> ItemCodes:
-        """Raw codes of any vectors ``[N, D]``, before any collision policy; NotFitted before ``fit``."""
+    def encode(self, source: TokenizerSource) -> ItemCodes:
+        """Raw codes of any items, known or new, before any collision policy; NotFitted before ``fit``.
+
+        Each item's codes depend on that item alone, and on what was learned by ``fit``.
+        """
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write an ``item_tokenizer`` artifact."""

@@ -112,11 +112,11 @@ class RqKMeans:
         }
         return replace(resolution.codes, codebooks=tuple(books))
 
-    def encode(self, vectors: Floats, *, catalog: str = "") -> ItemCodes:
-        """Raw codes ``[N, L]`` of any vectors ``[N, D]``, before the collision policy."""
+    def encode(self, source: TokenizerSource) -> ItemCodes:
+        """Raw codes ``[N, L]`` of any items by their vectors, before the collision policy."""
         if self._scaling is None:
             raise NotFitted("this item tokenizer has not been fitted", hint="call fit, or load a saved one")
-        return self._raw(self._scaling.apply(checked_rows(vectors)), catalog)
+        return self._raw(self._scaling.apply(checked_rows(source.vectors())), source.catalog)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write an ``item_tokenizer`` artifact."""

@@ -135,11 +135,11 @@ class RqVae:
         }
         return replace(resolution.codes, codebooks=books)
 
-    def encode(self, vectors: Floats, *, catalog: str = "") -> ItemCodes:
-        """Raw codes ``[N, L]`` of any vectors ``[N, width]``, before the collision policy."""
+    def encode(self, source: TokenizerSource) -> ItemCodes:
+        """Raw codes ``[N, L]`` of any items by their vectors, before the collision policy."""
         if self._scaling is None:
             raise NotFitted("this item tokenizer has not been fitted", hint="call fit, or load a saved one")
-        return self._encode(self._scaling.apply(checked_rows(vectors)), catalog)[1]
+        return self._encode(self._scaling.apply(checked_rows(source.vectors())), source.catalog)[1]
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write an ``item_tokenizer`` artifact; the history goes into ``history.json``."""

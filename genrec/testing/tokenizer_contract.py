@@ -60,6 +60,11 @@ class TokenizerContract:
         """What the tokenizer is fitted on; override for a tokenizer that needs more than vectors."""
         return planted_source()
 
+    def unknown(self, source: TokenizerSource) -> TokenizerSource:
+        """Items that ``source`` does not have; override for a tokenizer that needs more than vectors."""
+        far = rng(0, "far away").normal(size=(5, source.vectors().shape[1])) * 100
+        return TokenizerSource.of_vectors(np.concatenate([source.vectors()[::2] + 0.25, far]).astype(np.float32))
+
     def test_codes_fit_the_catalog(self) -> None:
         """One row per item, codes within the level sizes (ItemCodes checks), the catalog's fingerprint."""
         source = self.source()
@@ -96,7 +101,7 @@ class TokenizerContract:
         tokenizer = self.make()
         tokenizer.fit(source, seed=3)
         if tokenizer.can_encode_new:
-            tokenizer.encode(_vectors(source))
+            tokenizer.encode(source)
         for array, copy in zip(_arrays(source), copies, strict=True):
             np.testing.assert_array_equal(array, copy)
 
@@ -111,7 +116,7 @@ class TokenizerContract:
         ):
             assert back.settings == tokenizer.settings
             if tokenizer.can_encode_new:
-                new = _vectors(source)[::2] + np.float32(0.25)
+                new = self.unknown(source)
                 assert back.encode(new).as_int().tolist() == tokenizer.encode(new).as_int().tolist()
 
     def test_saved_tokenizer_names_its_catalog(self, tmp_path: Path) -> None:
@@ -123,37 +128,36 @@ class TokenizerContract:
             type(tokenizer).load(tmp_path / "tokenizer", catalog="0" * 32)
 
     def test_new_items_get_codes(self) -> None:
-        """Unknown vectors encode, however many, each by itself; copies of known ones as the known ones."""
+        """Items encode however many there are, each by itself; copies of known ones as the known ones."""
         source, tokenizer = self.source(), self.make()
         tokenizer.fit(source, seed=3)
         if not tokenizer.can_encode_new:
             pytest.skip("cannot encode new items")
-        vectors = _vectors(source)
-        together = tokenizer.encode(vectors)
+        together = tokenizer.encode(source)
         assert len(together) == source.n_items
-        alone = [tokenizer.encode(vectors[n : n + 1]).as_int()[0].tolist() for n in range(0, len(vectors), 7)]
-        assert alone == together.as_int()[::7].tolist()
-        far = rng(0, "far away").normal(size=(5, vectors.shape[1])).astype(np.float32) * 100
-        assert len(tokenizer.encode(far)) == 5
+        assert together.catalog == source.catalog
+        alone = [tokenizer.encode(source.take([n])).as_int()[0] for n in range(0, source.n_items, 7)]
+        assert [row[row >= 0].tolist() for row in alone] == [
+            row[row >= 0].tolist() for row in together.as_int()[::7]
+        ]  # without padding
+        new = self.unknown(source)
+        assert len(tokenizer.encode(new)) == new.n_items
 
     def test_wrong_vectors_are_refused(self) -> None:
-        """Another width, and values that are not finite."""
+        """Another width than it was fitted on (values that are not finite never get into a source)."""
         source, tokenizer = self.source(), self.make()
         tokenizer.fit(source, seed=3)
-        if not tokenizer.can_encode_new:
-            pytest.skip("cannot encode new items")
-        vectors = _vectors(source)
+        if not (tokenizer.can_encode_new and self.needs_vectors):
+            pytest.skip("encodes no vectors")
         with pytest.raises(DataError):
-            tokenizer.encode(vectors[:, :-1])
-        with pytest.raises(DataError):
-            tokenizer.encode(np.full_like(vectors[:2], np.nan))
+            tokenizer.encode(TokenizerSource.of_vectors(source.vectors()[:, :-1]))
 
     def test_unfitted_tokenizer_says_so(self, tmp_path: Path) -> None:
         """Neither encode nor save before fit."""
         tokenizer = self.make()
         if tokenizer.can_encode_new:
             with pytest.raises(NotFitted):
-                tokenizer.encode(np.zeros((1, 3), dtype=np.float32))
+                tokenizer.encode(self.source())
         with pytest.raises(NotFitted):
             tokenizer.save(tmp_path / "tokenizer")
 
@@ -196,15 +200,9 @@ class TokenizerContract:
                 replace(tokenizer.settings, n_levels=-1)
 
 
-def _vectors(source: TokenizerSource) -> npt.NDArray[np.float32]:
-    assert source.embeddings is not None, "override the checks of encode for a tokenizer without vectors"
-    return source.embeddings.vectors
-
-
 def _arrays(source: TokenizerSource) -> list[npt.NDArray[Any]]:
     found: list[npt.NDArray[Any]] = [source.item_keys]
-    if source.embeddings is not None:
-        found.append(source.embeddings.vectors)
+    found += [table.vectors for table in (source.embeddings, source.collaborative) if table is not None]
     if source.train is not None:
         found += [source.train.offsets, source.train.items]
     return found

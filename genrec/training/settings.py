@@ -7,17 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from genrec.errors import ConfigError
-
-MIN_RATE = 0.05
-"""A cosine schedule ends at this share of ``learning_rate``."""
-
-
-def warmup_cosine(step: int, n_steps: int, warmup_steps: int) -> float:
-    """Share of the peak rate at step ``step`` (0-based) of ``n_steps``: linear warm-up, then cosine to 5 %."""
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    done = min(1.0, (step - warmup_steps) / max(1, n_steps - warmup_steps))
-    return MIN_RATE + (1 - MIN_RATE) * 0.5 * (1 + math.cos(math.pi * done))
+from genrec.schedules import warmup_cosine
 
 
 @dataclass(frozen=True)

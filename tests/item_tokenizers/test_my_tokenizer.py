@@ -43,7 +43,7 @@ def test_codes_are_the_sides_of_the_hyperplanes():
     source, tokenizer = planted_source(), module().SimHash(module().SimHashSettings(n_levels=2, bits=3))
     tokenizer.fit(source, seed=1)
     x = source.vectors()
-    codes = tokenizer.encode(x).as_int()
+    codes = tokenizer.encode(source).as_int()
     planes, mean = tokenizer._arrays["planes"], tokenizer._arrays["mean"]
     for n in range(0, len(x), 11):
         for level in range(2):

@@ -82,7 +82,7 @@ def test_fit_and_encode_agree():
     for standardize in (False, True):
         tokenizer = RqKMeans(replace(SMALL, collisions="shared", standardize=standardize))
         codes = tokenizer.fit(source, seed=0)
-        assert tokenizer.encode(source.embeddings.vectors).codes.tolist() == codes.codes.tolist()
+        assert tokenizer.encode(source).codes.tolist() == codes.codes.tolist()
 
 
 def test_standardising_makes_scale_irrelevant():
