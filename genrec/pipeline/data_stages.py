@@ -125,6 +125,20 @@ def embed(folder: Path, recipe: PipelineRecipe) -> None:
     log.info("item vectors: %d x %d", *made.vectors.shape)
 
 
+def collaborative(folder: Path, recipe: PipelineRecipe) -> None:
+    """Vectors learned from the training part, for tokenizers that ask for them: artifact ``collaborative``."""
+    catalog, cut = ItemCatalog.load(folder / "catalog"), Split.load(folder / "split")
+    same_catalog(folder, catalog.fingerprint, "split")
+    block = recipe.collaborative
+    assert block is not None
+    found = _vectors(block, catalog, cut, folder, recipe.seed)
+    found = replace(found, vectors=unit_rows(found.vectors)) if block.unit_rows else found
+    if block.dim is not None:
+        found = fuse([found], [block.dim], [block.weight])
+    found.save(folder / "collaborative", overwrite=True)
+    log.info("collaborative vectors: %d x %d", *found.vectors.shape)
+
+
 def _vectors(block: Block, catalog: ItemCatalog, cut: Split, folder: Path, seed: int) -> ItemEmbeddings:
     if block.lsa is not None:
         return lsa(catalog, seeded(block.lsa, seed))
@@ -146,11 +160,13 @@ def _vectors(block: Block, catalog: ItemCatalog, cut: Split, folder: Path, seed:
 def tokenize(folder: Path, recipe: PipelineRecipe) -> None:
     """Choose every item's identifier: artifacts ``item_tokenizer``, ``codes`` and ``index``."""
     catalog = ItemCatalog.load(folder / "catalog")
-    same_catalog(folder, catalog.fingerprint, "split", "embeddings")
+    beside = ("collaborative",) if recipe.collaborative is not None else ()
+    same_catalog(folder, catalog.fingerprint, "split", "embeddings", *beside)
     source = TokenizerSource.of(
         catalog,
         embeddings=ItemEmbeddings.load(folder / "embeddings"),
         train=Split.load(folder / "split").train(),
+        collaborative=ItemEmbeddings.load(folder / "collaborative") if beside else None,
         seed=recipe.seed,
     )
     settings = recipes.validate(recipe.tokenizer, registry.settings_class(recipe.tokenizer["kind"]), where="tokenizer")

@@ -111,7 +111,8 @@ class Block:
 class PipelineRecipe:
     """Everything that decides a run.
 
-    tokenizer: settings of an item tokenizer, chosen by its ``kind``. shuffle_identifiers: a control: the
+    tokenizer: settings of an item tokenizer, chosen by its ``kind``. collaborative: vectors learned from training
+    interactions, for item tokenizers that ask for them beside the item vectors. shuffle_identifiers: a control: the
     identifiers are dealt out to the items at random, so they mean nothing; what a model gains from their
     meaning is lost. token_init: ``codebooks`` starts the embeddings of tokens with like codebook vectors alike,
     where the item tokenizer has codebooks; ``random`` does not. n_user_tokens: user ids are hashed to so many
@@ -123,6 +124,7 @@ class PipelineRecipe:
     seed: int = 0
     split: SplitSettings = field(default_factory=SplitSettings)
     embeddings: tuple[Block, ...] = (Block(lsa=LsaSettings()),)
+    collaborative: Block | None = None
     tokenizer: dict[str, Any] = field(default_factory=lambda: {"kind": "rqkmeans"})
     shuffle_identifiers: bool = False
     token_init: Literal["codebooks", "random"] = "codebooks"
@@ -139,6 +141,10 @@ class PipelineRecipe:
                 raise ConfigError(f"baselines: expected names out of {', '.join(BASELINES)}, got {name!r}")
         blocks = {"train": self.train, "sasrec": self.sasrec}
         blocks |= {f"embeddings.{n}": b.lsa or b.ppmi or b.svd for n, b in enumerate(self.embeddings)}
+        if self.collaborative is not None:
+            if self.collaborative.lsa or self.collaborative.sentence:
+                raise ConfigError("collaborative: expected ppmi, svd, sasrec or file, got vectors of text")
+            blocks["collaborative"] = self.collaborative.ppmi or self.collaborative.svd
         for where, block in blocks.items():
             if getattr(block, "seed", 0) not in (0, self.seed):
                 raise ConfigError(f"{where}.seed: the pipeline's seed is the seed of every stage; set seed instead")
@@ -165,7 +171,13 @@ class PipelineRecipe:
     @property
     def needs_sasrec(self) -> bool:
         """Whether SASRec is trained: as a baseline or as a source of item vectors."""
-        return "sasrec" in self.baselines or any(block.sasrec for block in self.embeddings)
+        return "sasrec" in self.baselines or self.vectors_from_sasrec
+
+    @property
+    def vectors_from_sasrec(self) -> bool:
+        """Whether SASRec's item table is a source of item vectors."""
+        blocks = self.embeddings if self.collaborative is None else (*self.embeddings, self.collaborative)
+        return any(block.sasrec for block in blocks)
 
 
 def as_used(recipe: PipelineRecipe) -> PipelineRecipe:
@@ -176,7 +188,9 @@ def as_used(recipe: PipelineRecipe) -> PipelineRecipe:
         return dataclasses.replace(block, **made)
 
     train, sasrec = seeded(recipe.train, recipe.seed), seeded(recipe.sasrec, recipe.seed)
-    return dataclasses.replace(recipe, embeddings=tuple(map(own, recipe.embeddings)), train=train, sasrec=sasrec)
+    collaborative = None if recipe.collaborative is None else own(recipe.collaborative)
+    embeddings = tuple(map(own, recipe.embeddings))
+    return dataclasses.replace(recipe, embeddings=embeddings, collaborative=collaborative, train=train, sasrec=sasrec)
 
 
 def seeded(settings: T, seed: int) -> T:

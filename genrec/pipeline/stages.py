@@ -19,7 +19,7 @@ from genrec.errors import ConfigError, DataError, GenrecError
 from genrec.item_tokenizers import registry
 from genrec.pipeline import baseline_stages, data_stages, model_stages, report_stage
 from genrec.pipeline.costs import Costs
-from genrec.pipeline.recipe import PipelineRecipe, as_used
+from genrec.pipeline.recipe import Block, PipelineRecipe, as_used
 from genrec.pipeline.runner import Stage, file_digest, read_ledger
 from genrec.training.finetune import MAY_CHANGE
 
@@ -100,7 +100,7 @@ def stages(recipe: PipelineRecipe, folder: Path) -> list[Stage]:
         )
     ]  # fmt: skip
     from_sasrec = ("sasrec",) if any(block.sasrec for block in recipe.embeddings) else ()
-    found += sasrec if from_sasrec else []
+    found += sasrec if recipe.vectors_from_sasrec else []
     text = ("text_embeddings",) if recipe.needs_text_vectors else ()
     found += [
         Stage(
@@ -109,15 +109,28 @@ def stages(recipe: PipelineRecipe, folder: Path) -> list[Stage]:
             inputs=_vector_files(recipe, folder), version=3, estimate=costs.embed,
             about="item vectors", check=partial(_check_sources, recipe),
         ),
+    ]  # fmt: skip
+    block, beside = recipe.collaborative, []
+    if block is not None:
+        beside = ["collaborative"]
+        found.append(
+            Stage(
+                "collaborative", ("collaborative",), partial(data_stages.collaborative, recipe=recipe),
+                recipe=part("collaborative", "seed"), needs=("prepare", "split", *["sasrec"] * block.sasrec),
+                inputs=_vector_files(recipe, folder), estimate=costs.embed,
+                about="vectors of co-occurrence", check=partial(_check_sources, recipe),
+            )
+        )  # fmt: skip
+    found += [
         Stage(
             "tokenize", ("item_tokenizer", "codes", "index"), partial(data_stages.tokenize, recipe=recipe),
-            recipe=part("tokenizer", "shuffle_identifiers", "seed"), needs=("prepare", "split", "embed"),
+            recipe=part("tokenizer", "shuffle_identifiers", "seed"), needs=("prepare", "split", "embed", *beside),
             inputs=_tokenizer_code(recipe), estimate=costs.tokenize,
             about="item identifiers",
         ),
     ]  # fmt: skip
     users = ("prepare",) if recipe.n_user_tokens else ()
-    found += sasrec if recipe.needs_sasrec and not from_sasrec else []
+    found += sasrec if recipe.needs_sasrec and not recipe.vectors_from_sasrec else []
     found += [_baseline(name, recipe, part, costs) for name in recipe.baselines]
     found += [
         Stage(
@@ -221,7 +234,7 @@ def _vector_files(recipe: PipelineRecipe, folder: Path) -> dict[str, str]:
     """
     before = read_ledger(folder).get("embed", {}).get("inputs", {})
     found = {}
-    for block in recipe.embeddings:
+    for _, block in _blocks(recipe):
         name = block.file or (block.sentence.model if block.sentence is not None else "")
         try:
             path = Path(name) if block.sentence is None else sentence.model_folder(name)
@@ -237,11 +250,17 @@ def _vector_files(recipe: PipelineRecipe, folder: Path) -> dict[str, str]:
 
 def _check_sources(recipe: PipelineRecipe) -> None:
     """Raise ConfigError or MissingExtra for vectors, encoders or packages that are not on this machine."""
-    for n, block in enumerate(recipe.embeddings):
+    for where, block in _blocks(recipe):
         if block.file is not None and not Path(block.file).is_file():
-            raise ConfigError(f"embeddings.{n}.file: no file {block.file!r}")
+            raise ConfigError(f"{where}.file: no file {block.file!r}")
         if block.sentence is not None:
             sentence.model_folder(block.sentence.model)
+
+
+def _blocks(recipe: PipelineRecipe) -> list[tuple[str, Block]]:
+    """Every source of vectors with its place in the recipe."""
+    found = [(f"embeddings.{n}", block) for n, block in enumerate(recipe.embeddings)]
+    return found if recipe.collaborative is None else [*found, ("collaborative", recipe.collaborative)]
 
 
 def _tokenizer_code(recipe: PipelineRecipe) -> dict[str, str]:

@@ -20,7 +20,9 @@ from genrec.embeddings.base import ItemEmbeddings
 from genrec.embeddings.collaborative import PpmiSettings
 from genrec.embeddings.text import LsaSettings, SentenceSettings
 from genrec.errors import ConfigError, DataError, MissingExtra
+from genrec.item_tokenizers.base import TokenizerSource
 from genrec.item_tokenizers.codes import ItemCodes
+from genrec.item_tokenizers.rqkmeans import RqKMeans
 from genrec.models.backbone import DecoderSettings
 from genrec.models.bundle import load_bundle
 from genrec.pipeline import baseline_stages, data_stages, model_stages, report_stage, runner
@@ -253,6 +255,29 @@ def test_item_vectors_come_before_sasrec_unless_they_are_made_of_it() -> None:
     assert order() == ["embed", "tokenize"]
     assert order(baselines=("sasrec",)) == ["embed", "tokenize", "sasrec"]
     assert order(embeddings=(Block(sasrec=True),)) == ["sasrec", "embed", "tokenize"]
+    assert order(collaborative=Block(sasrec=True)) == ["sasrec", "embed", "tokenize"]
+
+
+def test_collaborative_vectors_reach_the_item_tokenizer(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = replace(RECIPE, collaborative=Block(ppmi=PpmiSettings(dim=6), dim=4))
+    every = {stage.name: stage for stage in stages(recipe, prepared)}
+    assert every["collaborative"].needs == ("prepare", "split")
+    assert every["tokenize"].needs == ("prepare", "split", "embed", "collaborative")
+    assert every["embed"].recipe == {s.name: s for s in stages(RECIPE, prepared)}["embed"].recipe
+    data_stages.collaborative(prepared, recipe)
+    seen = []
+    fit = RqKMeans.fit
+
+    def spy(self: RqKMeans, source: TokenizerSource, *, seed: int) -> ItemCodes:
+        seen.append(source)
+        return fit(self, source, seed=seed)
+
+    monkeypatch.setattr(RqKMeans, "fit", spy)
+    data_stages.tokenize(prepared, recipe)
+    assert seen[0].collaborative_vectors().shape == (seen[0].n_items, 4)
+    assert len(seen[0].fields()) == seen[0].n_items
+    with pytest.raises(ConfigError, match="vectors of text"):
+        replace(RECIPE, collaborative=Block(lsa=RECIPE.embeddings[0].lsa))
 
 
 TINY = """
