@@ -1,4 +1,4 @@
-"""Trials on Amazon Beauty: as many settings for SASRec as for the decoder, the choice made on validation alone.
+"""Trials on Amazon Beauty: settings of SASRec and of the decoder, the choice made on validation alone.
 
     python benchmarks/trials.py --data DATA                  # all; those that are finished are only read
     python benchmarks/trials.py --data DATA --model decoder
@@ -28,7 +28,13 @@ BUDGET = 60.0
 STAGE = {"sasrec": "sasrec", "decoder": "train"}
 ARTIFACT = {"sasrec": "sasrec", "decoder": "bundle"}
 TRIALS: dict[str, list[list[str]]] = {  # changes to beauty.yaml
-    "sasrec": [[], ["sasrec.epochs=12"], ["sasrec.dropout=0.4"]],
+    "sasrec": [
+        [],
+        ["sasrec.dropout=0.4"],
+        ["sasrec.label_smoothing=0.1"],
+        ["sasrec.learning_rate=1e-3"],
+        ["sasrec.dim=64"],
+    ],
     "decoder": [[], ["tokenizer.n_levels=3", "tokenizer.level_size=256"], ["train.softmax=level"]],
 }
 
@@ -67,7 +73,8 @@ def trial(data: Path, model: str, number: int) -> dict[str, Any]:
     run = bring_up_to_date(
         data, "beauty.yaml", "amazon-beauty-2014", name, "seed=0", "split.ties=neutral", *changes, until=stage
     )
-    return {"model": model, "trial": number, "settings": changes, **scores(run, model), **training(run, stage)}
+    row = {"model": model, "trial": number, "settings": changes, **scores(run, model), **training(run, stage)}
+    return {**row, "machine": machine(), "git": git_state()}
 
 
 def choose(rows: list[dict[str, Any]]) -> None:
@@ -94,7 +101,7 @@ def main() -> None:
     rows += [row for row in log["trials"] if row["model"] not in models]
     choose(rows)
     command = "python benchmarks/trials.py --data DATA"
-    whole = {"command": command, "budget_cpu_minutes": BUDGET, "machine": machine(), "git": git_state(), "trials": rows}
+    whole = {"command": command, "budget_cpu_minutes": BUDGET, "trials": rows}
     file.write_text(json.dumps(whole, indent=1) + "\n")
     for row in sorted(rows, key=lambda r: (r["model"], -r["ndcg@10"])):
         mark = "*" if row["chosen"] else " "

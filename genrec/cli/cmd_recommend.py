@@ -64,8 +64,7 @@ def recommend(
     catalog = bundle.catalog or _catalog(run)
     items = _of_user(run, user, catalog) if user is not None else _of_ids(history or "", catalog)
     # fewer beams than places would give short lists
-    width = max(top_k, model.settings.n_beams) if n_beams is None else n_beams
-    options = SearchOptions(top_k=top_k, n_beams=width, exclude_seen=not keep_seen)
+    options = SearchOptions(top_k=top_k, n_beams=n_beams, exclude_seen=not keep_seen)
     found = model.recommend([items], options, users=[user or ""])
     titles = catalog.text("title", clean=True)
     codes = model.codes.as_int()

@@ -88,7 +88,8 @@ class CatalogIndex:
         """Index all items, or those where ``keep`` (bool ``[N]``, e.g. not retired) is true.
 
         item_keys: uint64 ``[N]``, a seeded hash of the item ids: the order of items that share an identifier.
-        Raises DataError for no items or arrays of another length.
+        Under the normaliser "children", items left out here give their probability to their siblings; items that a
+        request denies do not. Raises DataError for no items or arrays of another length.
         """
         n = codes.n_items
         if len(item_keys) != n or (keep is not None and keep.shape != (n,)):

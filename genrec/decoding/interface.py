@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 Normalize = Literal["vocab", "level", "children"]
 """How log-probabilities of codes are normalised: over the whole vocabulary, over the codes of the level, or
-over the allowed children. The three rank differently, so results carry the name."""
+over the children that the index has. The three rank differently, so results carry the name. What a request
+excludes keeps its share of the probability: excluding changes no score of what is left."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class SearchOptions:
     """What is asked of a recommender.
 
     top_k: length of the list; None = everything that was found (every item, for a dense recommender).
-    n_beams: identifiers kept per step of a beam search; dense recommenders ignore it.
+    n_beams: identifiers kept per step of a beam search, None = the model's own number; dense recommenders ignore it.
     exclude_seen: never list an item of the history.
     normalize: see :data:`Normalize`; None = the model's own choice.
 
@@ -35,14 +36,14 @@ class SearchOptions:
     """
 
     top_k: int | None = 10
-    n_beams: int = 50
+    n_beams: int | None = None
     exclude_seen: bool = True
     normalize: Normalize | None = None
 
     def __post_init__(self) -> None:
         if self.top_k is not None and self.top_k < 1:
             raise ConfigError(f"top_k: expected a positive integer or None, got {self.top_k}")
-        if self.n_beams < 1:
+        if self.n_beams is not None and self.n_beams < 1:
             raise ConfigError(f"n_beams: expected a positive integer, got {self.n_beams}")
         if self.normalize is not None and self.normalize not in get_args(Normalize):
             raise ConfigError(f"normalize: expected one of {get_args(Normalize)} or None, got {self.normalize!r}")

@@ -36,7 +36,8 @@ class Scorer(Protocol):
     """Scores continuations of prompts by codes; models implement it, and so can a remote engine.
 
     One search: ``start`` once, then ``step`` for level 0, 1, … The state belongs to the scorer, which may
-    change it in place. Row ``b`` of every answer depends on row ``b`` of the prompts only. Stability: stable.
+    change it in place. Row ``b`` of every answer depends on row ``b`` of the prompts only. Stability: experimental
+    (engines that answer for the asked codes only are to come).
     """
 
     @property
@@ -48,7 +49,7 @@ class Scorer(Protocol):
 
         normalize: what ``step`` returns. ``"vocab"``: log-softmax over the whole vocabulary (as in Hugging
         Face ``generate``). ``"level"``: log-softmax over the S symbols of the level. ``"children"``: values
-        equal to log-probabilities up to a constant per beam; the search normalises over the allowed children.
+        equal to log-probabilities up to a constant per beam; the search normalises over the children in the index.
         """
 
     def step(self, state: Any, parents_BW: torch.Tensor | None, codes_BW: torch.Tensor | None) -> torch.Tensor:

@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from genrec import artifacts
 from genrec.decoding.index import CatalogIndex
-from genrec.errors import ArtifactError, FingerprintMismatch
+from genrec.errors import ArtifactError, ConfigError, FingerprintMismatch
 from genrec.item_tokenizers.codes import ItemCodes, check_catalog
 from genrec.models.backbone import layout_of
 from genrec.models.recommender import DecodingSettings, GenerativeRecommender
@@ -139,6 +139,11 @@ def load_bundle(
 
 
 def _save_model(folder: Path, model: PreTrainedModel, token_map: TokenMap) -> None:
+    if hasattr(model, "peft_config"):
+        raise ConfigError(
+            "a bundle holds whole models, this one is an adapter over a base model",
+            hint="save model.merge_and_unload() instead",
+        )
     model.save_pretrained(folder)
     words = token_map.text_tokenizer()
     words.padding_side = "right" if layout_of(model) == "encoder" else "left"

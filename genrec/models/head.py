@@ -25,6 +25,24 @@ def output_scale(model: Any) -> float:
     return float(config.d_model**-0.5) if getattr(config, "scale_decoder_outputs", False) else 1.0
 
 
+def output_weight(model: Any) -> Tensor:
+    """Rows of the output layer, ``[V, D]``: what the loss and the search multiply hidden states with (internal).
+
+    Raises ConfigError where the layer does more than that: a bias, or an adapter on the layer itself.
+    """
+    layer = model.get_output_embeddings()
+    if getattr(layer, "bias", None) is not None:
+        raise ConfigError("the model's output layer has a bias, which is not supported")
+    adapters = sorted({name.split(".")[0] for name, _ in layer.named_parameters() if name.startswith("lora_")})
+    if adapters:
+        raise ConfigError(
+            f"the model's output layer carries an adapter ({', '.join(adapters)}), which would be ignored",
+            hint="leave it out of target_modules; its rows are trained by trainable_token_indices or modules_to_save",
+        )
+    weight: Tensor = layer.weight
+    return weight
+
+
 class OutputHead:
     """The rows of a model's output layer that belong to each level.
 
@@ -32,20 +50,18 @@ class OutputHead:
     """
 
     def __init__(self, model: nn.Module, token_map: TokenMap) -> None:
-        layer = model.get_output_embeddings()  # type: ignore[operator]
-        if getattr(layer, "bias", None) is not None:
-            raise ConfigError("the model's output layer has a bias, which is not supported")
-        if layer.weight.shape[0] < token_map.vocab_size:
+        n_rows = len(output_weight(model))
+        if n_rows < token_map.vocab_size:
             raise FingerprintMismatch(
                 f"expected {token_map.vocab_size} output rows or more (the tokens of the vocabulary), "
-                f"the model has {layer.weight.shape[0]}"
+                f"the model has {n_rows}"
             )
         bound = getattr(model.config, "genrec_vocabulary", None)
         if bound is not None and bound != token_map.fingerprint:
             raise FingerprintMismatch(
                 f"the model was built for vocabulary {bound[:8]}, got {token_map.fingerprint[:8]}"
             )
-        self._layer = layer
+        self._model: Any = model
         self._token_map = token_map
         self._scale = output_scale(model)
 
@@ -64,7 +80,7 @@ class OutputHead:
         Only "vocab" computes all V rows; the others need the S rows of the level.
         """
         hidden = hidden_BWD * self._scale if self._scale != 1.0 else hidden_BWD
-        weight = self._layer.weight
+        weight = self._model.get_output_embeddings().weight
         if normalize == "vocab":
             logits = F.linear(hidden, weight).float()
             return self._take(logits.log_softmax(-1), level, dim=-1)

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SCORED_AT_ONCE = 256
+DEFAULT_TOP_K = 10
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,12 @@ class GenerativeRecommender:
                 f"index was built from codes {index.codes[:8]}, got codes {codes.fingerprint[:8]}",
                 hint="build the index again with CatalogIndex.build",
             )
+        trained_on = getattr(model.config, "genrec_codes", codes.fingerprint)
+        if trained_on != codes.fingerprint:
+            raise FingerprintMismatch(
+                f"the model was trained on codes {trained_on[:8]}, got codes {codes.fingerprint[:8]}",
+                hint="a model only understands the identifiers it was trained on: use those of its bundle",
+            )
         self.model = model
         self.token_map = token_map
         self.codes = codes
@@ -137,16 +144,20 @@ class GenerativeRecommender:
         options: SearchOptions | None = None,
         users: npt.ArrayLike | Sequence[str] | None = None,
         *,
-        top_k: int | None = 10,
+        top_k: int | None = DEFAULT_TOP_K,
     ) -> Recommendations:
         """Lists for all histories, in their order.
 
         histories: item numbers, or item ids where the model came with its catalog; oldest first.
-        options: None = ``top_k`` items with the model's own number of beams. users: ids, or numbers into
-        ``user_ids``; needed only by vocabularies with user tokens. Warns when decoding with another
-        normaliser than the model was trained with; raises DataError for unknown items.
+        options: None = ``top_k`` items. Without a number of beams the model's own counts, or as many as items are
+        asked for, if that is more. users: ids, or numbers into ``user_ids``; needed only by vocabularies with user
+        tokens. Warns when decoding with another normaliser than the model was trained with; raises DataError for
+        unknown items, ConfigError where ``top_k`` is said beside ``options``.
         """
-        wanted = options or SearchOptions(top_k=top_k, n_beams=self.settings.n_beams)
+        if options is not None and top_k != DEFAULT_TOP_K:
+            raise ConfigError(f"top_k: {top_k} beside options, which say {options.top_k}", hint="say it in the options")
+        wanted = options or SearchOptions(top_k=top_k)
+        n_beams = wanted.n_beams or max(self.settings.n_beams, wanted.top_k or 0)
         normalize = self._normalize(wanted.normalize)
         rows = self._histories(histories)
         deny = rows if wanted.exclude_seen else None
@@ -159,7 +170,7 @@ class GenerativeRecommender:
                         self._scorer,
                         self._on_device(),
                         prompts,
-                        n_beams=wanted.n_beams,
+                        n_beams=n_beams,
                         normalize=normalize,
                         deny=None if deny is None else deny.take(batch),
                     )
@@ -187,7 +198,8 @@ class GenerativeRecommender:
         """Log-probability of given items after each history, float32 ``[U, M]``.
 
         items: int ``[U, M]`` (-1 = padding, scored -inf), or ``[M]`` for the same items for everyone. Seen
-        items are scored like others. Equal to the scores of :meth:`recommend` where both exist.
+        items are scored like others. Equal to the scores of :meth:`recommend` where both exist. Prompts are run
+        once for every 256 items.
         """
         rows = self._histories(histories)
         asked = np.broadcast_to(np.asarray(items, dtype=np.int64), (len(rows), np.shape(items)[-1]))

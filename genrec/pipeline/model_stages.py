@@ -16,13 +16,12 @@ from genrec.data.catalog import ItemCatalog
 from genrec.data.interactions import Interactions
 from genrec.data.splits import Split
 from genrec.decoding.index import CatalogIndex
-from genrec.decoding.interface import SearchOptions
 from genrec.errors import GenrecError
 from genrec.evaluation.run import evaluate
 from genrec.item_tokenizers.codes import ItemCodes
 from genrec.models.backbone import build
 from genrec.models.bundle import load_bundle, save_bundle
-from genrec.models.recommender import GenerativeRecommender
+from genrec.models.recommender import DecodingSettings, GenerativeRecommender
 from genrec.pipeline.baseline_stages import context
 from genrec.pipeline.recipe import PipelineRecipe, seeded
 from genrec.pipeline.runner import same_catalog
@@ -72,7 +71,7 @@ def train(folder: Path, recipe: PipelineRecipe) -> None:
     if not result.main_process:
         return
     _save_training(folder, recipe, result)
-    search = decoding_settings(settings, n_beams=SearchOptions().n_beams)
+    search = decoding_settings(settings, n_beams=DecodingSettings().n_beams)
     save_bundle(
         folder / "bundle",
         GenerativeRecommender(result.model, data.token_map, data.codes, index, search, user_ids=data.user_ids),

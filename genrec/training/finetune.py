@@ -22,6 +22,7 @@ from torch import nn
 
 from genrec import disk
 from genrec.data.histories import Histories
+from genrec.errors import FingerprintMismatch
 from genrec.models.backbone import layout_of
 from genrec.seeding import derive
 from genrec.training import checkpoints
@@ -96,7 +97,8 @@ def finetune(
     ``data.valid`` if there is one.
 
     SIGTERM and SIGINT end training after the current step, with a checkpoint. Raises TrainingDiverged for a
-    loss or gradient that is not finite, ConfigError if out_dir holds a training of other settings, precision, data
+    loss or gradient that is not finite, FingerprintMismatch for a model of another vocabulary, ConfigError if
+    out_dir holds a training of other settings, precision, data
     or shapes of the model (its initial values are not compared) or is in use, DataError for data without samples.
     The global random state is left as it was. Processes started by torchrun share every batch; the returned
     weights are the same in all.
@@ -116,6 +118,12 @@ def finetune(
 
 
 def _prepare(model: Any, data: TrainingData, settings: TrainSettings, folder: Path) -> tuple[SafeTrainer, Plan]:
+    bound = getattr(model.config, "genrec_vocabulary", data.token_map.fingerprint)
+    if bound != data.token_map.fingerprint:
+        raise FingerprintMismatch(
+            f"the model was built for vocabulary {bound[:8]}, got {data.token_map.fingerprint[:8]}"
+        )
+    model.config.genrec_codes = data.codes.fingerprint  # saved with the model: it understands these identifiers only
     layout = layout_of(model)
     cut = prefix_samples if layout == "encoder" else window_samples
     collator = Collator(data, layout, getattr(model.config, "decoder_start_token_id", None) or 0)

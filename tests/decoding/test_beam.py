@@ -98,9 +98,10 @@ def test_few_beams_with_ties_agree_with_the_python_loop(data):
     np.testing.assert_allclose(found.scores[0][: len(slow)], [s for _, s in slow], atol=1e-5)
 
 
+@pytest.mark.parametrize("normalize", ["vocab", "level"])
 @settings(max_examples=60, deadline=None)
-@given(st.data())
-def test_denying_items_equals_an_index_without_them_so_no_beam_is_wasted(data):
+@given(data=st.data())
+def test_denying_items_equals_an_index_without_them_so_no_beam_is_wasted(normalize, data):
     codes = data.draw(cases(max_items=16))
     n = codes.n_items
     logp = random_logp(codes.level_sizes, ragged=codes.ragged, seed=data.draw(st.integers(0, 99)))
@@ -108,11 +109,28 @@ def test_denying_items_equals_an_index_without_them_so_no_beam_is_wasted(data):
     denied = sorted(data.draw(st.sets(st.integers(0, n - 1), max_size=n - 1)))
     keep = np.ones(n, dtype=bool)
     keep[denied] = False
-    _, listed = search(codes, logp, [1], n_beams=n_beams, deny=Histories.from_lists([denied]))
-    _, rebuilt = search(codes, logp, [1], n_beams=n_beams, index=build(codes, keep))
+    how = {"n_beams": n_beams, "normalize": normalize}
+    _, listed = search(codes, logp, [1], **how, deny=Histories.from_lists([denied]))
+    _, rebuilt = search(codes, logp, [1], **how, index=build(codes, keep))
     assert listed.items.tolist() == rebuilt.items.tolist()
     assert listed.scores.tolist() == rebuilt.scores.tolist()
     assert listed.ranks.tolist() == rebuilt.ranks.tolist()
+
+
+@pytest.mark.parametrize("normalize", ["vocab", "level", "children"])
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_denying_items_changes_no_score_of_the_others(normalize, data):
+    """What is denied keeps its probability: its siblings under "children" gain nothing."""
+    codes = data.draw(cases(max_items=16))
+    logp = random_logp(codes.level_sizes, ragged=codes.ragged, seed=data.draw(st.integers(0, 99)))
+    denied = sorted(data.draw(st.sets(st.integers(0, codes.n_items - 1), max_size=codes.n_items - 1)))
+    how = {"n_beams": codes.n_items, "normalize": normalize}
+    _, everything = search(codes, logp, [1], **how)
+    _, rest = search(codes, logp, [1], **how, deny=Histories.from_lists([denied]))
+    expected = listed_scores(everything, 0, codes.n_items)
+    expected[denied] = -np.inf
+    np.testing.assert_allclose(listed_scores(rest, 0, codes.n_items), expected, atol=1e-6)
 
 
 @settings(max_examples=30, deadline=None)

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from genrec.data.catalog import ItemCatalog
 from genrec.decoding.index import CatalogIndex
-from genrec.errors import ArtifactError, FingerprintMismatch, MissingExtra
+from genrec.errors import ArtifactError, ConfigError, FingerprintMismatch, MissingExtra
 from genrec.item_tokenizers.codes import ItemCodes
 from genrec.models.bundle import load_bundle, save_bundle
 from genrec.models.recommender import DecodingSettings, GenerativeRecommender
@@ -54,6 +55,16 @@ def test_round_trip_gives_the_same_lists(tmp_path, case, recommender, catalog):
     assert loaded.catalog.text("title")[3] == "Title 3"
     again = GenerativeRecommender.from_pretrained(tmp_path / "bundle").recommend(case.histories, top_k=6)
     assert again.items.tolist() == expected.items.tolist()
+
+
+def test_an_adapter_is_refused_before_anything_is_written(tmp_path, fixed_case):
+    recommender = fixed_case.recommender()
+    recommender.model = deepcopy(fixed_case.model)
+    recommender.model.peft_config = {"default": None}
+    with pytest.raises(ConfigError, match="adapter") as caught:
+        save_bundle(tmp_path / "bundle", recommender)
+    assert "merge_and_unload" in caught.value.hint
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_bundle_with_a_catalog_works_without_pyarrow(tmp_path, recommender, catalog, monkeypatch):

@@ -15,6 +15,7 @@ from genrec.models.backbone import T5Settings, build, layout_of
 from genrec.models.prompting import build_prompts, item_tokens
 from genrec.models.recommender import DecodingSettings, GenerativeRecommender
 from genrec.testing.oracles import dict_trie, exhaustive_scores, expected_ranks
+from genrec.training.module import TrainingModule
 from genrec.vocab.token_map import TokenMap
 
 
@@ -211,6 +212,38 @@ def test_parts_that_do_not_belong_together_are_refused(fixed_case):
     index = CatalogIndex.build(wider, np.arange(40, dtype=np.uint64))
     with pytest.raises(FingerprintMismatch, match="levels"):
         GenerativeRecommender(case.model, case.token_map, wider, index)
+
+
+def test_a_model_understands_only_the_identifiers_it_was_trained_on(fixed_case):
+    case, model = fixed_case, deepcopy(fixed_case.model)
+    dealt = case.codes.take(np.roll(np.arange(40), 1))  # the same sizes, on other items
+    index = CatalogIndex.build(dealt, np.arange(40, dtype=np.uint64))
+    GenerativeRecommender(model, case.token_map, dealt, index)  # no training says otherwise
+    model.config.genrec_codes = case.codes.fingerprint
+    GenerativeRecommender(model, case.token_map, case.codes, case.index)
+    with pytest.raises(FingerprintMismatch, match="trained on codes"):
+        GenerativeRecommender(model, case.token_map, dealt, index)
+
+
+def test_the_number_of_beams_follows_the_length_of_the_list(fixed_case):
+    recommender = fixed_case.recommender(n_beams=3)
+    few = recommender.recommend([[1, 2]], SearchOptions(top_k=3)).n_identifiers[0]
+    assert few == 3
+    many = recommender.recommend([[1, 2]], top_k=12)
+    assert (many.items >= 0).all()
+    assert many.items.shape == (1, 12)
+    assert recommender.recommend([[1, 2]], SearchOptions(top_k=12, n_beams=5)).n_identifiers[0] == 5
+    with pytest.raises(ConfigError, match="top_k: 3 beside options"):
+        recommender.recommend([[1, 2]], SearchOptions(n_beams=5), top_k=3)
+
+
+def test_an_adapter_on_the_output_layer_is_refused_rather_than_ignored(fixed_case):
+    model = deepcopy(fixed_case.model)
+    model.get_output_embeddings().lora_A = torch.nn.ModuleDict({"default": torch.nn.Linear(4, 4)})
+    with pytest.raises(ConfigError, match=r"adapter \(lora_A\)"):
+        GenerativeRecommender(model, fixed_case.token_map, fixed_case.codes, fixed_case.index)
+    with pytest.raises(ConfigError, match="adapter"):
+        TrainingModule(model, None)
 
 
 @pytest.mark.parametrize("values", [{"n_beams": 0}, {"loss": "softmax"}, {"normalize": "all"}, {"max_items": 0}])

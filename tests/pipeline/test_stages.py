@@ -28,6 +28,7 @@ from genrec.models.bundle import load_bundle
 from genrec.pipeline import baseline_stages, data_stages, model_stages, report_stage, runner
 from genrec.pipeline.recipe import Block, DataSettings, PipelineRecipe, SplitSettings
 from genrec.pipeline.stages import described, load_recipe, stages, stages_until
+from genrec.training.dataset import TrainingData
 from genrec.training.settings import TrainSettings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -334,6 +335,27 @@ def test_ties_in_what_test_users_did_are_noted(prepared: Path) -> None:
     seen[cut.valid_end[0] - 1] = True
     for tied, expected in ((None, None), (none, False), (last, True), (seen, True)):
         assert baseline_stages.context(RECIPE, replace(cut, tied=tied))["has_ties"] is expected
+
+
+def test_training_draws_ties_anew(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the marks the order of simultaneous events stays that of the split, and recall falls."""
+    cut = Split.load(prepared / "split")
+    tied = np.zeros(len(cut.items), dtype=bool)
+    tied[1::3] = True
+    tied[cut.offsets[:-1]] = False  # nobody is before the first
+    replace(cut, tied=tied).save(prepared / "split", overwrite=True)
+    expected = Split.load(prepared / "split").train_ties()
+    assert expected is not None and expected.any()
+    given = []
+
+    def stop(model: object, data: TrainingData, *_: object) -> None:
+        given.append(data.tied)
+        raise DataError("far enough")
+
+    monkeypatch.setattr(model_stages, "finetune", stop)
+    with pytest.raises(DataError, match="far enough"):
+        model_stages.train(prepared, RECIPE)
+    assert np.array_equal(given[0], expected)
 
 
 def test_tokens_start_from_the_codebooks_where_there_are_some(prepared: Path, tmp_path_factory) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from genrec.errors import ConfigError
+from genrec.errors import ConfigError, FingerprintMismatch
 from genrec.testing.walks import tiny_model, walks
 from genrec.training import callbacks, checkpoints
 from genrec.training.finetune import finetune
@@ -318,6 +318,18 @@ def test_frozen_parameters_stay_and_are_not_saved(tmp_path):
     after = dict(model.named_parameters())
     for name, value in before.items():
         assert torch.equal(value, after[name]) != after[name].requires_grad, name
+
+
+def test_the_model_names_the_identifiers_it_was_trained_on(tmp_path):
+    data = walks()
+    result = finetune(
+        tiny_model("decoder", data), data, dataclasses.replace(SHORT, max_steps=1), tmp_path, evaluate=constant
+    )
+    assert result.model.config.genrec_codes == data.codes.fingerprint
+    other = tiny_model("decoder", data)
+    other.config.genrec_vocabulary = "0" * 32
+    with pytest.raises(FingerprintMismatch, match="vocabulary"):
+        finetune(other, data, SHORT, tmp_path / "other", evaluate=constant)
 
 
 def test_a_metric_that_is_not_measured_is_named(tmp_path):
