@@ -131,9 +131,11 @@ def _prefixed(figures: Figures) -> Figures:
 
 
 def _target_pairs(queries: EvalSet) -> npt.NDArray[np.int64]:
-    """(last event of the history, target) of every target, int64 ``[P, 2]``."""
-    last = queries.histories.items[queries.histories.offsets[1:] - 1]
-    pairs = np.stack([last[queries.targets.rows()], queries.targets.items], axis=1).astype(np.int64)
+    """(last event of the history, target) of every target, int64 ``[P, 2]``; queries without a history have none."""
+    row = queries.targets.rows()
+    known = queries.histories.lengths[row] > 0
+    last = queries.histories.items[queries.histories.offsets[1:][row[known]] - 1]
+    pairs = np.stack([last, queries.targets.items[known]], axis=1).astype(np.int64)
     distinct: npt.NDArray[np.int64] = pairs[pairs[:, 0] != pairs[:, 1]]
     return distinct
 

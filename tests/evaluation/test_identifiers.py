@@ -12,7 +12,7 @@ from genrec.data.splits import EvalSet
 from genrec.errors import ConfigError, DataError
 from genrec.evaluation.identifier_controls import compare_code_tables, controls, inspect_cold, inspect_with_controls
 from genrec.evaluation.identifier_vectors import quantise
-from genrec.evaluation.identifiers import InspectSettings, inspect_codes
+from genrec.evaluation.identifiers import InspectSettings, _target_pairs, inspect_codes
 from genrec.item_tokenizers.base import TokenizerSource
 from genrec.item_tokenizers.codes import ItemCodes
 from genrec.item_tokenizers.rqkmeans import RqKMeans, RqKMeansSettings
@@ -253,3 +253,10 @@ def test_inputs_of_another_catalog_are_refused():
     for name, value in {"vectors": vectors, "train": train, "categories": categories, "held_out": held_out}.items():
         with pytest.raises(DataError, match=name):
             inspect_codes(fewer, **{name: value})
+
+
+def test_queries_without_a_history_have_no_pair():
+    nobody = EvalSet(
+        np.arange(3, dtype=np.int32), Histories.from_lists([[], [4, 5], []]), Histories.from_lists([[1], [2], [3]])
+    )
+    assert _target_pairs(nobody).tolist() == [[5, 2]]
