@@ -74,9 +74,12 @@ def rule_text(runs: Sequence[Path], model: str) -> str:
 
 
 def _seconds(run: Path, stage: str, kind: str) -> float:
-    """Seconds of a stage; of the generative model's training over all its calls."""
-    if stage == "train":
-        return float(read_json(run, "training", "genrec.json")["meta"][kind])
+    """Seconds of a stage; of a training over all its calls."""
+    if stage in ("train", "sasrec"):
+        folder = "training" if stage == "train" else "sasrec"
+        found = read_json(run, folder, "genrec.json")["meta"].get(kind)
+        if found is not None:
+            return float(found)
     return float(read_json(run, "ledger.json")[stage][kind])
 
 

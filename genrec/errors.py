@@ -43,6 +43,10 @@ class FingerprintMismatch(ArtifactError):
     """Two artifacts derive from different catalogs or vocabularies."""
 
 
+class TrainingPaused(GenrecError):
+    """Training stopped before its end, with a checkpoint: by a signal, or at a limit of time."""
+
+
 class MissingExtra(GenrecError, ImportError):
     """An optional dependency is not installed; the hint names the extra."""
 

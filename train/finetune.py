@@ -33,8 +33,8 @@ import torch.distributed as dist
 
 from genrec import recipes
 from genrec.artifacts import load_json
-from genrec.errors import GenrecError
-from genrec.pipeline.model_stages import TrainingPaused, train
+from genrec.errors import GenrecError, TrainingPaused
+from genrec.pipeline.model_stages import train
 from genrec.pipeline.recipe import PipelineRecipe
 
 PAUSED = 75

@@ -6,32 +6,25 @@ Axes: B rows of a batch, T items of a row, N items, D width, U users.
 from __future__ import annotations
 
 import dataclasses
-import logging
-import time
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from genrec import artifacts
-from genrec.baselines.sasrec_encoder import SasRecEncoder, batch_loss, padded
-from genrec.data.batching import length_batches
+from genrec.baselines.sasrec_encoder import SasRecEncoder, padded
+from genrec.baselines.sasrec_training import Training, as_arrays, as_tensors, training_key
 from genrec.data.histories import Histories
-from genrec.data.ties import Bools, redraw
+from genrec.data.ties import Bools
 from genrec.errors import ConfigError, DataError
-from genrec.metrics.ranking import RankedTargets, expected_ranks, ndcg, recall
-from genrec.schedules import warmup_cosine
 from genrec.seeding import derive
 
 if TYPE_CHECKING:
     from genrec.data.splits import EvalSet
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,7 +34,9 @@ class SasRecSettings:
     ``max_items``: longest history seen by the model, older items are cut. ``inner``: width of the
     feed-forward layers (0 = 4 x dim). ``warmup_steps``: linear warm-up, then cosine to 5 % over all epochs.
     ``patience``: evaluations without a better validation NDCG@10 before stopping (0 = never stop early).
-    ``max_seconds``: stop after the epoch that passes this wall time, best weights kept.
+    ``max_seconds``: end training after the epoch that passes this wall time of all calls, best weights kept.
+    ``device``: auto = CUDA where there is one. ``save_seconds``: wall seconds between checkpoints, where training
+    is given a place for them (0 = only when it is stopped).
     """
 
     dim: int = 128
@@ -62,6 +57,8 @@ class SasRecSettings:
     patience: int = 5
     max_seconds: float | None = None
     seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    save_seconds: float = 120.0
 
     def __post_init__(self) -> None:
         positive = (
@@ -81,6 +78,10 @@ class SasRecSettings:
             raise ConfigError(f"dim: expected a multiple of n_heads={self.n_heads}, got {self.dim}")
         if not self.learning_rate > 0:
             raise ConfigError(f"learning_rate: expected above 0, got {self.learning_rate}")
+        if not self.save_seconds >= 0:
+            raise ConfigError(f"save_seconds: expected 0 or more, got {self.save_seconds}")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise ConfigError(f"device: expected auto, cpu or cuda, got {self.device!r}")
         for name in ("dropout", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected in [0, 1), got {getattr(self, name)}")
@@ -95,13 +96,16 @@ class SasRec:
     GELU and pre-norm blocks, and in positions counted from the oldest kept item.
 
     ``log`` holds one dict per evaluation: ``epoch``, ``step``, ``seconds`` (wall), ``cpu_seconds``, ``loss``
-    and, with a validation set, ``ndcg@10`` and ``recall@10``.
+    and, with a validation set, ``ndcg@10`` and ``recall@10``. ``wall_seconds`` and ``cpu_seconds`` are those of the
+    whole training, all its calls together; None where an older version did not note them.
     """
 
     encoder: SasRecEncoder
     settings: SasRecSettings
     n_items: int
     log: list[dict[str, float]] = field(default_factory=list)
+    wall_seconds: float | None = None
+    cpu_seconds: float | None = None
 
     @classmethod
     def fit(
@@ -112,15 +116,22 @@ class SasRec:
         valid: EvalSet | None = None,
         *,
         tied: Bools | None = None,
+        checkpoint: Path | None = None,
+        between_steps: Callable[[], None] | None = None,
     ) -> SasRec:
         """Train on ``train``; with ``valid``, keep the weights of the best validation NDCG@10.
 
         ``tied``: bool, one per event of ``train``; blocks of ties get a new order in every epoch
         (:meth:`genrec.data.splits.Split.train_ties`).
 
-        Reproducible: the same inputs, settings and number of threads give the same bits. The global random
-        state of torch is left as it was. Validation uses a seeded sample of ``eval_users`` users, ranks the
-        full catalog with seen items excluded, and counts tied items by their expected rank.
+        ``checkpoint``: a folder of its own for the state of the training, written every ``save_seconds``. A training
+        of the same inputs and settings on the same kind of device goes on from it, another one replaces it. It stays
+        there; delete it when the model is saved. ``between_steps`` is called after every step: what it raises ends
+        training, with a checkpoint.
+
+        Reproducible: on a CPU the same inputs, settings and number of threads give the same bits, interrupted or not.
+        The global random state of torch is left as it was. Validation uses a seeded sample of ``eval_users`` users,
+        ranks the full catalog with seen items excluded, and counts tied items by their expected rank.
 
         Raises DataError if no history has two items, an item number is outside ``0..n_items-1``, or ``tied`` has
         another length than the events of ``train``.
@@ -128,10 +139,13 @@ class SasRec:
         _check_items(train, n_items)
         if tied is not None and len(tied) != len(train.items):
             raise DataError(f"tied: expected {len(train.items)} marks, one per event of train, got {len(tied)}")
-        with torch.random.fork_rng(devices=[]):
+        cuda = torch.cuda.is_available()
+        device = settings.device if settings.device != "auto" else "cuda" if cuda else "cpu"
+        with torch.random.fork_rng(devices=[torch.cuda.current_device()] if cuda else []):
             torch.manual_seed(derive(settings.seed, "sasrec"))
-            model = cls(SasRecEncoder(n_items, settings), settings, n_items)
-            _train(model, train, valid, tied)
+            model = cls(SasRecEncoder(n_items, settings).to(device), settings, n_items)
+            key = training_key(train, n_items, settings, valid, tied)
+            Training(model, checkpoint, key, between_steps).run(train, valid, tied)
         model.encoder.eval()
         return model
 
@@ -139,6 +153,11 @@ class SasRec:
     def history_cap(self) -> int:
         """How many events of a history the model sees, the newest ones."""
         return self.settings.max_items
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are; a loaded model is on the CPU."""
+        return self.encoder.items.weight.device
 
     @torch.inference_mode()
     def states(self, histories: Histories) -> npt.NDArray[np.float32]:
@@ -151,9 +170,9 @@ class SasRec:
         self.encoder.eval()
         for start in range(0, len(order), 512):
             rows = order[start : start + 512]
-            h_BTD = self.encoder(padded(kept, rows))
-            last = torch.from_numpy(lengths[rows] - 1)
-            out_UD[rows] = h_BTD[torch.arange(len(rows)), last].numpy()
+            h_BTD = self.encoder(padded(kept, rows).to(self.device))
+            last_B = torch.from_numpy(lengths[rows] - 1).to(self.device)
+            out_UD[rows] = h_BTD[torch.arange(len(rows), device=self.device), last_B].cpu().numpy()
         return out_UD
 
     def score_all(self, histories: Histories, users: npt.NDArray[np.int32] | None = None) -> npt.NDArray[np.float32]:
@@ -167,28 +186,34 @@ class SasRec:
 
     def item_vectors(self) -> npt.NDArray[np.float32]:
         """The learned item table, float32 ``[N, D]``: usable as item embeddings (collaborative, train only)."""
-        return self.encoder.items.weight.detach().numpy().astype(np.float32, copy=True)
+        return self.encoder.items.weight.detach().cpu().numpy().astype(np.float32, copy=True)
 
-    def save(self, path: Path | str, *, catalog: str | None = None, overwrite: bool = False) -> None:
-        """Write an artifact of kind ``sasrec``: weights in safetensors, settings and log in the manifest."""
-        meta = {"n_items": self.n_items, "log": self.log}
+    def save(
+        self,
+        path: Path | str,
+        *,
+        catalog: str | None = None,
+        parents: Mapping[str, str] | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        """Write an artifact of kind ``sasrec``: weights in safetensors, settings, log and seconds in the manifest."""
+        meta = {name: getattr(self, name) for name in ("n_items", "log", "wall_seconds", "cpu_seconds")}
         recipe = dataclasses.asdict(self.settings)
-        state = {name: value.detach().numpy() for name, value in self.encoder.state_dict().items()}
         with artifacts.write(
-            path, kind="sasrec", recipe=recipe, catalog=catalog, meta=meta, overwrite=overwrite
+            path, kind="sasrec", recipe=recipe, catalog=catalog, parents=parents, meta=meta, overwrite=overwrite
         ) as draft:
-            artifacts.save_arrays(draft.dir / "sasrec.safetensors", state)
+            artifacts.save_arrays(draft.dir / "sasrec.safetensors", as_arrays(self.encoder.state_dict()))
 
     @classmethod
     def load(cls, path: Path | str) -> SasRec:
         """Read what :meth:`save` wrote. Raises ArtifactError if it is missing or damaged."""
         manifest = artifacts.read(path, kind="sasrec")
-        settings = SasRecSettings(**manifest.recipe)
-        encoder = SasRecEncoder(manifest.meta["n_items"], settings)
-        arrays = artifacts.load_arrays(Path(path) / "sasrec.safetensors")
-        encoder.load_state_dict({name: torch.from_numpy(value.copy()) for name, value in arrays.items()})
+        settings, meta = SasRecSettings(**manifest.recipe), manifest.meta
+        encoder = SasRecEncoder(meta["n_items"], settings)
+        encoder.load_state_dict(as_tensors(artifacts.load_arrays(Path(path) / "sasrec.safetensors")))
         encoder.eval()
-        return cls(encoder, settings, manifest.meta["n_items"], manifest.meta["log"])
+        seconds = meta.get("wall_seconds"), meta.get("cpu_seconds")
+        return cls(encoder, settings, meta["n_items"], meta["log"], *seconds)
 
 
 def _check_items(train: Histories, n_items: int) -> None:
@@ -198,87 +223,3 @@ def _check_items(train: Histories, n_items: int) -> None:
         )
     if not (train.lengths >= 2).any():
         raise DataError("train: expected at least one history of two items or more, got none")
-
-
-@dataclass
-class _Fit:
-    """A training in progress: optimiser, step counter, and the best weights so far."""
-
-    model: SasRec
-    optimizer: torch.optim.Optimizer
-    n_steps: int
-    step: int = 0
-    best: float = -1.0
-    best_weights: dict[str, Tensor] | None = None
-    waited: int = 0
-    start: tuple[float, float] = field(default_factory=lambda: (time.monotonic(), time.process_time()))
-
-    def epoch(self, windows: Histories, epoch: int) -> float:
-        """One pass over the windows; returns the mean loss of its steps."""
-        settings, encoder = self.model.settings, self.model.encoder
-        encoder.train()
-        losses = []
-        for rows in length_batches(windows.lengths, settings.batch_size, seed=settings.seed, epoch=epoch):
-            for group in self.optimizer.param_groups:
-                group["lr"] = settings.learning_rate * warmup_cosine(self.step, self.n_steps, settings.warmup_steps)
-            loss = batch_loss(encoder, windows, rows, settings.label_smoothing)
-            self.optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(loss)
-            nn.utils.clip_grad_norm_(encoder.parameters(), settings.max_grad_norm)
-            self.optimizer.step()
-            losses.append(loss.item())
-            self.step += 1
-        return float(np.mean(losses))
-
-    def evaluate(self, epoch: int, loss: float, valid: EvalSet | None) -> None:
-        """One entry of the log; keeps the weights if they are the best so far."""
-        entry = {
-            "epoch": epoch,
-            "step": self.step,
-            "loss": loss,
-            "seconds": round(time.monotonic() - self.start[0], 3),
-            "cpu_seconds": round(time.process_time() - self.start[1], 3),
-        }
-        if valid is not None and len(valid):
-            entry |= _validate(self.model, valid)
-            self.waited += 1
-            if entry["ndcg@10"] > self.best:
-                self.best, self.waited = entry["ndcg@10"], 0
-                weights = self.model.encoder.state_dict()
-                self.best_weights = {name: value.clone() for name, value in weights.items()}
-        self.model.log.append(entry)
-        logger.info("sasrec %s", entry)
-
-
-def _train(model: SasRec, train: Histories, valid: EvalSet | None, tied: Bools | None) -> None:
-    settings, encoder = model.settings, model.encoder
-    usable = np.flatnonzero(train.lengths >= 2)
-    optimizer = torch.optim.AdamW(
-        encoder.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.98)
-    )
-    fit = _Fit(model, optimizer, settings.epochs * -(-len(usable) // settings.batch_size))
-    for epoch in tqdm(range(1, settings.epochs + 1), desc="sasrec", unit="epoch", disable=None):
-        items = redraw(train.items, tied, seed=settings.seed, epoch=epoch - 1)
-        windows = replace(train, items=items).take(usable).last(settings.max_items + 1)
-        loss = fit.epoch(windows, epoch - 1)
-        late = settings.max_seconds is not None and time.monotonic() - fit.start[0] > settings.max_seconds
-        if late or epoch == settings.epochs or epoch % settings.eval_every == 0:
-            fit.evaluate(epoch, loss, valid)
-        if late or (settings.patience and fit.waited >= settings.patience):
-            break
-    if fit.best_weights is not None:
-        encoder.load_state_dict(fit.best_weights)
-
-
-def _validate(model: SasRec, valid: EvalSet) -> dict[str, float]:
-    """Recall@10 and NDCG@10 of a seeded sample of users, seen items excluded, expected ranks."""
-    sample = valid.sample(model.settings.eval_users, model.settings.seed)
-    size = len(sample)
-    ranks = []
-    for start in range(0, size, 256):
-        part = sample.take(np.arange(start, min(start + 256, size)))
-        scores = model.score_all(part.histories)
-        scores[part.histories.rows(), part.histories.items] = -np.inf
-        ranks.append(expected_ranks(scores, part.targets.rows(), part.targets.items))
-    ranked = RankedTargets(np.concatenate(ranks), sample.targets.rows(), size)
-    return {"recall@10": float(recall(ranked, 10).mean()), "ndcg@10": float(ndcg(ranked, 10).mean())}

@@ -80,9 +80,12 @@ def padded(histories: Histories, rows: npt.NDArray[np.int64]) -> Tensor:
 
 def batch_loss(encoder: SasRecEncoder, windows: Histories, rows: npt.NDArray[np.int64], eps: float) -> Tensor:
     """Mean cross-entropy over the positions of ``rows`` that have a next item."""
+    device = encoder.items.weight.device
     items_BT = padded(windows, rows)
     lengths_B = torch.from_numpy(windows.lengths[rows])
     exists_BT = torch.arange(items_BT.shape[1] - 1) < (lengths_B[:, None] - 1)
-    hidden_PD = encoder(items_BT[:, :-1])[exists_BT]
-    target_P = items_BT[:, 1:][exists_BT]
+    # found on the CPU and copied without waiting: indexing by a mask that is on the GPU would wait for it
+    row_P, place_P = (index.to(device, non_blocking=True) for index in exists_BT.nonzero(as_tuple=True))
+    target_P = items_BT[:, 1:][exists_BT].to(device, non_blocking=True)
+    hidden_PD = encoder(items_BT[:, :-1].to(device, non_blocking=True))[row_P, place_P]
     return linear_cross_entropy(hidden_PD, encoder.items.weight, target_P, label_smoothing=eps)

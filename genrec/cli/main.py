@@ -9,7 +9,7 @@ import typer
 
 from genrec import __version__
 from genrec.cli import cmd_compare, cmd_demo, cmd_doctor, cmd_init, cmd_recommend, cmd_run
-from genrec.errors import GenrecError
+from genrec.errors import GenrecError, TrainingPaused
 
 app = typer.Typer(
     name="genrec",
@@ -41,7 +41,7 @@ def main() -> None:
     try:
         app()
     except GenrecError as error:
-        paused = type(error).__name__ == "TrainingPaused"  # by name: its module imports torch
+        paused = isinstance(error, TrainingPaused)
         print(str(error) if paused else f"error: {error}", file=sys.stderr)
         if error.hint:
             print(f"hint: {error.hint}", file=sys.stderr)

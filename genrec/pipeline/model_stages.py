@@ -16,7 +16,7 @@ from genrec.data.catalog import ItemCatalog
 from genrec.data.interactions import Interactions
 from genrec.data.splits import Split
 from genrec.decoding.index import CatalogIndex
-from genrec.errors import GenrecError
+from genrec.errors import ArtifactError, TrainingPaused
 from genrec.evaluation.run import evaluate
 from genrec.item_tokenizers.codes import ItemCodes
 from genrec.models.backbone import build
@@ -37,14 +37,10 @@ TRAIN_VERSION = 3
 """Raise it when the code trains differently: finished and unfinished trainings are then done again."""
 
 
-class TrainingPaused(GenrecError):
-    """Training stopped before its end, with a checkpoint: by a signal, or at ``max_seconds``."""
-
-
 def train(folder: Path, recipe: PipelineRecipe) -> None:
     """Train the model to write identifiers: artifacts ``training`` (the log) and ``bundle`` (the model).
 
-    Goes on from ``checkpoints/`` in the run folder. Raises :class:`TrainingPaused` when it is not finished.
+    Goes on from ``checkpoints/`` in the run folder. Raises TrainingPaused when it is not finished.
     A bundle of the same training that is already there, say from another machine, is kept.
     Runs from artifacts alone: ``split``, ``codes``, ``index`` and, if it is there, ``catalog``. Raises
     FingerprintMismatch if they are not of one catalog.
@@ -118,10 +114,12 @@ def training_key(folder: Path, recipe: PipelineRecipe) -> str:
 
 
 def trained(folder: Path, recipe: PipelineRecipe) -> bool:
-    """Whether the folder holds the finished training of exactly this recipe on these artifacts."""
-    if not (artifacts.exists(folder / "training") and artifacts.exists(folder / "bundle")):
+    """Whether the folder holds the finished, undamaged training of exactly this recipe on these artifacts."""
+    try:
+        artifacts.read(folder / "training", kind="training")
+        found = artifacts.read(folder / "bundle", kind="bundle")
+    except ArtifactError:
         return False
-    found = artifacts.read(folder / "bundle", verify=False)
     return found.parents.get("training") == training_key(folder, recipe)
 
 

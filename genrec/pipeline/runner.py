@@ -3,7 +3,7 @@
 A stage is *done* when the run folder's ledger holds its key (its recipe, its code version and the digests of
 what it reads) and the artifacts it wrote are still there with the digests the ledger recorded. The ledger line
 is written after the artifacts, so a kill at any moment costs at most the stage that was running. Training goes on
-from its own checkpoints, and sentence vectors from their cache; an evaluation or SASRec begins again.
+from its own checkpoints, and sentence vectors from their cache; an evaluation begins again.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from genrec import recipes
+from genrec.baselines import sasrec_training
 from genrec.data.readers import source_files
 from genrec.embeddings import sentence
 from genrec.errors import ConfigError, DataError, GenrecError
@@ -95,7 +96,7 @@ def stages(recipe: PipelineRecipe, folder: Path) -> list[Stage]:
     sasrec = [
         Stage(
             "sasrec", ("sasrec",), partial(baseline_stages.fit_sasrec, recipe=recipe),
-            recipe=part("sasrec", "seed"), needs=("split",), version=3, estimate=costs.sasrec,
+            recipe=part("sasrec", "seed"), needs=("split",), version=sasrec_training.VERSION, estimate=costs.sasrec,
             about="train the SASRec baseline",
         )
     ]  # fmt: skip
@@ -180,6 +181,8 @@ class _Parts:
         self._all = recipes.to_json(recipe)
         for name in MAY_CHANGE:  # how long and how often, not what
             del self._all["train"][name]
+        for name in sasrec_training.MAY_CHANGE:
+            del self._all["sasrec"][name]
 
     def __call__(self, *names: str) -> dict[str, Any]:
         return copy.deepcopy({name: self._all[name] for name in names or self._all})

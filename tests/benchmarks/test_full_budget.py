@@ -1,5 +1,6 @@
 """benchmarks/full_budget.py on a tiny prepared run: in pieces, on machine after machine, without the extras."""
 
+import dataclasses
 import importlib.util
 import io
 import json
@@ -17,7 +18,7 @@ from genrec import artifacts
 from genrec.data.splits import Split
 from genrec.decoding.index import CatalogIndex
 from genrec.errors import ArtifactError, ConfigError
-from genrec.pipeline import model_stages, recipe
+from genrec.pipeline import baseline_stages, model_stages, recipe
 from genrec.recipes import from_dict
 from genrec.testing.walks import N_ITEMS, walk_codes
 
@@ -33,6 +34,7 @@ def script(monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
     spec = importlib.util.spec_from_file_location("full_budget", SCRIPT)
     module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "full_budget", module)  # where dataclasses look
     spec.loader.exec_module(module)
     return module
 
@@ -124,6 +126,71 @@ def test_the_row_is_that_of_the_pipeline_s_own_evaluation(script, prepared, tmp_
     for name in ("ndcg@10", "warm.recall@10", "cold.recall@10", "identifier.ndcg@10"):
         assert row["spread"][name] == pytest.approx(found[name]["mean"], abs=1e-12)
     assert f"{STEPS} epochs, {STEPS} steps" in row["budget"] and "on cpu" in row["budget"]
+
+
+def ask_for_sasrec(folder, **change):
+    """SASRec of 2 epochs of 3 steps, and the model of one step."""
+    settings = artifacts.load_json(folder / "recipe.json")
+    settings["train"]["epochs"] = 1
+    own = {"epochs": 2, "batch_size": 7, "dim": 8, "n_layers": 1, "n_heads": 1, "device": "cpu"}
+    artifacts.save_json(folder / "recipe.json", settings | {"baselines": ["sasrec"], "sasrec": own} | change)
+
+
+def test_sasrec_in_pieces_gives_the_row_of_the_pipeline_s_own_stages(script, prepared, tmp_path):
+    ask_for_sasrec(prepared / "tiny")
+    rows, state, ends, steps = tmp_path / "rows.jsonl", tmp_path / "state", [], []
+    while ends[-1:] != [0]:
+        runs = machine(prepared, f"machine{len(ends)}")
+        ends.append(call(script, runs, rows, "--state", str(state)))
+        assert len(ends) < 20, "it does not get on"
+        if (runs / "tiny" / "sasrec_checkpoint").exists():
+            steps.append(artifacts.read(runs / "tiny" / "sasrec_checkpoint").meta["step"])
+    assert steps == [1, 2, 3, 4, 5, 6]
+    folder = machine(prepared, "stages") / "tiny"
+    asked = from_dict(recipe.PipelineRecipe, artifacts.load_json(folder / "recipe.json"))
+    baseline_stages.fit_sasrec(folder, asked)
+    baseline_stages.evaluate_baseline(folder, asked, "sasrec")
+    found = artifacts.load_json(folder / "eval" / "sasrec" / "report.json")["intervals"]
+    row = next(row for row in read_rows(rows) if row["figure"] == "full_budget_tiny_sasrec_recall10")
+    assert list(row) == KEYS and row["value"] == found["recall@10"]["mean"]
+    assert row["spread"]["interval"] == [found["recall@10"]["low"], found["recall@10"]["high"]]
+    assert row["spread"]["cold.recall@10"] == pytest.approx(found["cold.recall@10"]["mean"], abs=1e-12)
+    assert row["budget"].startswith("2 epochs, 6 steps, ") and row["budget"].endswith("20 test queries")
+    assert json.loads(row["note"])["dim"] == 8
+    left = Path(shutil.copytree(prepared, tmp_path / "after"))
+    script.train = script.fit_sasrec = script.evaluate = None  # any work would fail
+    assert call(script, left, tmp_path / "other.jsonl", "--state", str(state)) == 0
+    assert read_rows(tmp_path / "other.jsonl") == read_rows(rows) and len(read_rows(rows)) == 2
+    assert not (left / "tiny" / "sasrec").exists() and not (left / "tiny" / "bundle").exists()
+
+
+def test_sasrec_is_trained_once_per_permutation(script, prepared):
+    ask_for_sasrec(prepared / "tiny")
+    for name, change in (("same", {"model": {"kind": "t5"}}), ("seed", {"seed": 1}), ("without", {"baselines": []})):
+        shutil.copytree(prepared / "tiny", prepared / name)
+        ask_for_sasrec(prepared / name, **change)
+    folders = script.prepared(prepared)
+    assert [folder.name for folder in folders] == ["same", "seed", "tiny", "without"]
+    found = [job.figure.removeprefix("full_budget_").removesuffix("_recall10") for job in script.jobs(folders)]
+    assert found == ["same", "same_sasrec", "seed", "seed_sasrec", "tiny", "without"]
+    cut = Split.load(prepared / "tiny" / "split")
+    valid_end = cut.valid_end - 1
+    other = Split(cut.items, cut.offsets, cut.train_end - 1, valid_end, cut.n_items, cut.catalog)
+    other.save(prepared / "tiny" / "split", overwrite=True)
+    assert "full_budget_tiny_sasrec_recall10" in [job.figure for job in script.jobs(folders)]
+
+
+def test_a_sasrec_of_the_preparation_gives_way_to_that_of_the_state(script, prepared, tmp_path):
+    ask_for_sasrec(prepared / "tiny")
+    old = from_dict(recipe.PipelineRecipe, artifacts.load_json(prepared / "tiny" / "recipe.json"))
+    runs, rows, state = machine(prepared, "first"), tmp_path / "rows.jsonl", tmp_path / "state"
+    while not (runs / "tiny" / "sasrec").exists():
+        assert call(script, runs, rows, "--state", str(state)) == 75
+    trained = artifacts.read(runs / "tiny" / "sasrec").digest
+    baseline_stages.fit_sasrec(prepared / "tiny", dataclasses.replace(old, seed=5))  # with other settings
+    again = machine(prepared, "second")
+    assert call(script, again, rows, "--state", str(state)) in (0, 75)
+    assert artifacts.read(again / "tiny" / "sasrec").digest == trained
 
 
 def test_a_finished_run_is_skipped_and_its_row_comes_back_from_the_state(script, prepared, tmp_path):

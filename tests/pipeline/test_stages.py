@@ -19,7 +19,7 @@ from genrec.data.synthetic import tiny
 from genrec.embeddings.base import ItemEmbeddings
 from genrec.embeddings.collaborative import PpmiSettings
 from genrec.embeddings.text import LsaSettings, SentenceSettings
-from genrec.errors import ConfigError, DataError, MissingExtra
+from genrec.errors import ConfigError, DataError, MissingExtra, TrainingPaused
 from genrec.item_tokenizers.base import TokenizerSource
 from genrec.item_tokenizers.codes import ItemCodes
 from genrec.item_tokenizers.rqkmeans import RqKMeans
@@ -131,7 +131,7 @@ def test_shuffled_identifiers_are_the_same_identifiers_on_other_items(prepared: 
 
 def test_paused_training_goes_on_and_another_recipe_starts_anew(prepared: Path) -> None:
     hurried = replace(RECIPE, train=replace(RECIPE.train, max_seconds=1e-6))
-    with pytest.raises(model_stages.TrainingPaused, match="step 1"):
+    with pytest.raises(TrainingPaused, match="step 1"):
         model_stages.train(prepared, hurried)
     assert not artifacts.exists(prepared / "bundle")
     model_stages.train(prepared, RECIPE)
