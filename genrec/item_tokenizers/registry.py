@@ -18,6 +18,8 @@ from genrec.item_tokenizers.base import KIND, ItemTokenizer
 KINDS: dict[str, str] = {
     "rqkmeans": "genrec.item_tokenizers.rqkmeans:RqKMeans",
     "rqvae": "genrec.item_tokenizers.rqvae:RqVae",
+    "fsq": "genrec.item_tokenizers.fsq:Fsq",
+    "product": "genrec.item_tokenizers.product:Product",
 }
 
 
