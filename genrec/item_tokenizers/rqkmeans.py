@@ -5,6 +5,7 @@ Axes: N items, L levels, K codes of a level, D width.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from genrec import recipes
-from genrec.errors import NotFitted
+from genrec.errors import ConfigError, NotFitted
 from genrec.item_tokenizers.base import (
     Scaling,
     TokenizerSource,
@@ -24,26 +25,31 @@ from genrec.item_tokenizers.base import (
 )
 from genrec.item_tokenizers.codes import ItemCodes
 from genrec.item_tokenizers.collisions import CollisionPolicy, Quantized, check_policy, resolve
-from genrec.item_tokenizers.quantizers.kmeans import checked_rows, first_equal, kmeans
-from genrec.seeding import derive
+from genrec.item_tokenizers.quantizers.balanced import balanced_kmeans, balanced_labels
+from genrec.item_tokenizers.quantizers.kmeans import KMeans, checked_rows, first_equal, kmeans
+from genrec.seeding import derive, rng
 
 Floats = npt.NDArray[np.float32]
-_CHUNK = 4096
+Balance = Literal["none", "last", "all"]
+BALANCES: tuple[Balance, ...] = ("none", "last", "all")
+_CHUNK = 2048
 
 
 @dataclass(frozen=True)
 class RqKMeansSettings:
     """Settings of :class:`RqKMeans`; ConfigError for values out of range (stable).
 
-    n_levels, level_size: L levels of K codes each. collisions: suffix | reassign | shared.
+    n_levels, level_size: L levels of K codes each; a list of L sizes gives each level its own. balance: which
+    levels have clusters of equal size (none | last | all). collisions: suffix | reassign | shared.
     suffix_limit: largest group the suffix level may hold. standardize: scale every dimension to unit variance
-    first (vectors are always centred). rows_per_code: fit on a sample of that many rows per code (None =
-    all). max_iterations: of Lloyd's algorithm, per level.
+    first (vectors are always centred). rows_per_code: fit on one sample of that many rows per code of the largest
+    level (None = all). max_iterations: of Lloyd's algorithm, per level.
     """
 
     kind: Literal["rqkmeans"] = "rqkmeans"
     n_levels: int = 3
-    level_size: int = 256
+    level_size: int | tuple[int, ...] = 256
+    balance: Balance = "none"
     collisions: CollisionPolicy = "suffix"
     suffix_limit: int = 256
     standardize: bool = False
@@ -52,8 +58,22 @@ class RqKMeansSettings:
 
     def __post_init__(self) -> None:
         check_policy(self.collisions)
-        least = dict.fromkeys(("n_levels", "suffix_limit", "rows_per_code", "max_iterations"), 1)
-        check_at_least(self, {**least, "level_size": 2})
+        check_at_least(self, dict.fromkeys(("n_levels", "suffix_limit", "rows_per_code", "max_iterations"), 1))
+        if self.balance not in BALANCES:
+            raise ConfigError(f"balance: expected one of {', '.join(BALANCES)}, got {self.balance!r}")
+        if len(self.level_sizes) != self.n_levels or min(self.level_sizes) < 2:
+            raise ConfigError(
+                f"level_size: expected 2 or more, or {self.n_levels} such numbers (one a level), got {self.level_size}"
+            )
+
+    @property
+    def level_sizes(self) -> tuple[int, ...]:
+        """Number of codes K of each level."""
+        return (self.level_size,) * self.n_levels if isinstance(self.level_size, int) else tuple(self.level_size)
+
+    def balanced(self, level: int) -> bool:
+        """Whether the clusters of ``level`` have equal sizes."""
+        return self.balance == "all" or (self.balance == "last" and level == self.n_levels - 1)
 
 
 class RqKMeans:
@@ -64,9 +84,16 @@ class RqKMeans:
         residual = x - mean
         for each level:  centroids = kmeans(residual);  code = nearest centroid;  residual -= that centroid
 
-    A common replacement of the RQ-VAE (for instance in OneRec, Deng et al. 2025, 2502.18965, which balances
-    the clusters; we do not). Fast and without collapse; the price is that nothing is learned about the
+    A common replacement of the RQ-VAE: fast and without collapse; the price is that nothing is learned about the
     vectors.
+
+    On a balanced level every code stands for floor(N / K) or ceil(N / K) items of the catalog: items are assigned
+    together at the least total distance, and ``code`` above is the assigned one. OneRec (Deng et al. 2025,
+    2502.18965) balances all levels, cluster by cluster in turn, which leaves leftovers to the last
+    (``tokenizers/rqkmeans-onerec.yaml``); OneSearch (Chen et al. 2025, 2509.03236) balances the last of three
+    levels of decreasing size (``tokenizers/rqkmeans-onesearch.yaml``). Balance is a property of the fitted catalog:
+    ``encode`` gives any item its nearest centroids, so it may tell another code than ``fit`` for a catalog item
+    that was moved (their share is in the report).
     """
 
     Settings: ClassVar[type[Any]] = RqKMeansSettings
@@ -77,52 +104,50 @@ class RqKMeans:
         self.report: dict[str, Any] = {}
         self._catalog = ""
         self._scaling: Scaling | None = None
-        self._codebooks_LKD: Floats | None = None
+        self._codebooks: tuple[Floats, ...] = ()
 
     def fit(self, source: TokenizerSource, *, seed: int) -> ItemCodes:
-        """Cluster the item vectors level by level; the identifiers after the collision policy."""
+        """Cluster the item vectors level by level; the identifiers after the collision policy.
+
+        Beside the vectors it holds one more copy of the rows it fits on (see ``rows_per_code``), and for a
+        balanced level the distances of these rows to all codes.
+        """
         given = checked_rows(source.vectors())
         self._scaling = Scaling.fit(given, standardize=self.settings.standardize)
         self._catalog = source.catalog
-        x_ND = self._scaling.apply(given)
-        residual_ND = x_ND.copy()
-        books, errors = [], []
-        for level in range(self.settings.n_levels):
-            errors.append(_mean_square(residual_ND))
-            found = kmeans(
-                residual_ND,
-                self.settings.level_size,
-                seed=derive(seed, "rqkmeans", level),
-                max_iterations=self.settings.max_iterations,
-                rows_per_code=self.settings.rows_per_code,
-            )
-            residual_ND -= found.centroids_KD[found.labels]
-            books.append(found.centroids_KD)
-        errors.append(_mean_square(residual_ND))
-        self._codebooks_LKD = np.stack(books)
-        raw = self._raw(x_ND, source.catalog)
-        quantized = Quantized(x_ND, tuple(books))
+        rows = self._sample(len(given), seed)
+        labels = self._train(given, rows, source.item_keys, seed)
+        raw = self._raw(given, source.catalog)
+        meta: dict[str, Any] = {}
+        if self.settings.balance != "none":
+            near_NL = raw.codes
+            codes_NL = np.column_stack(labels) if rows is None else self._balanced_codes(given, source.item_keys)
+            raw = ItemCodes(codes_NL, self.settings.level_sizes, source.catalog)
+            meta["moved_by_balance"] = float((raw.codes != near_NL).any(axis=1).mean())
+        quantized = Quantized(given, self._codebooks, self._scaling)
         resolution = resolve(
             self.settings.collisions, raw, source.item_keys, quantized, limit=self.settings.suffix_limit
         )
         self.report = {
-            "mean_square_left": errors,  # before level 0, after level 0, …
+            "mean_square_left": self._errors(given, raw.codes),  # before level 0, after level 0, …
+            **meta,
             "raw": raw.report(),
             "collisions": resolution.report,
         }
-        return replace(resolution.codes, codebooks=tuple(books))
+        return replace(resolution.codes, codebooks=self._codebooks)
 
     def encode(self, source: TokenizerSource) -> ItemCodes:
         """Raw codes ``[N, L]`` of any items by their vectors, before the collision policy."""
         if self._scaling is None:
             raise NotFitted("this item tokenizer has not been fitted", hint="call fit, or load a saved one")
-        return self._raw(self._scaling.apply(checked_rows(source.vectors())), source.catalog)
+        return self._raw(checked_rows(source.vectors()), source.catalog)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write an ``item_tokenizer`` artifact."""
-        if self._scaling is None or self._codebooks_LKD is None:
+        if self._scaling is None:
             raise NotFitted("this item tokenizer has not been fitted", hint="call fit first")
-        arrays = {"codebooks": self._codebooks_LKD, "mean": self._scaling.mean, "scale": self._scaling.scale}
+        arrays = {"mean": self._scaling.mean, "scale": self._scaling.scale}
+        arrays.update({f"codebook.{level}": book for level, book in enumerate(self._codebooks)})
         state = TokenizerState(recipes.to_json(self.settings), self._catalog, arrays, self.report, [])
         save_state(path, state, overwrite=overwrite)
 
@@ -133,43 +158,114 @@ class RqKMeans:
         tokenizer = cls(recipes.from_dict(cls.Settings, state.settings))
         tokenizer._catalog, tokenizer.report = state.catalog, state.meta
         tokenizer._scaling = Scaling(state.arrays["mean"], state.arrays["scale"])
-        tokenizer._codebooks_LKD = state.arrays["codebooks"]
+        of_equal_size = state.arrays.get("codebooks")  # one array, before levels could have sizes of their own
+        tokenizer._codebooks = tuple(
+            state.arrays[f"codebook.{level}"] if of_equal_size is None else of_equal_size[level]
+            for level in range(tokenizer.settings.n_levels)
+        )
         return tokenizer
 
-    def _raw(self, x_ND: Floats, catalog: str) -> ItemCodes:
-        assert self._codebooks_LKD is not None
-        codes_NL = residual_codes(x_ND, self._codebooks_LKD)
-        return ItemCodes(codes_NL, (self.settings.level_size,) * self.settings.n_levels, catalog)
+    def _sample(self, n: int, seed: int) -> npt.NDArray[np.int64] | None:
+        """The rows to fit on, ascending (None = all): one sample for all levels."""
+        per_code = self.settings.rows_per_code
+        size = n if per_code is None else per_code * max(self.settings.level_sizes)
+        if size >= n:
+            return None
+        return np.sort(rng(seed, "rqkmeans", "sample").choice(n, size=size, replace=False))
+
+    def _train(
+        self, given: Floats, rows: npt.NDArray[np.int64] | None, keys: npt.NDArray[np.uint64], seed: int
+    ) -> list[npt.NDArray[np.int32]]:
+        """Fit the codebooks; returns the labels of the rows that were fitted on, one ``[rows]`` per level."""
+        assert self._scaling is not None
+        residual_ND = self._scaling.apply(given if rows is None else given[rows])
+        keys = keys if rows is None else keys[rows]
+        books, labels = [], []
+        for level in range(self.settings.n_levels):
+            found = self._cluster(residual_ND, level, keys, seed)
+            _subtract(residual_ND, found.centroids_KD, found.labels)
+            books.append(found.centroids_KD)
+            labels.append(found.labels)
+        self._codebooks = tuple(books)
+        return labels
+
+    def _cluster(self, residual_ND: Floats, level: int, keys: npt.NDArray[np.uint64], seed: int) -> KMeans:
+        size, seed = self.settings.level_sizes[level], derive(seed, "rqkmeans", level)
+        most = self.settings.max_iterations
+        if self.settings.balanced(level):
+            return balanced_kmeans(residual_ND, size, seed=seed, keys=keys, max_iterations=most)
+        return kmeans(residual_ND, size, seed=seed, max_iterations=most)
+
+    def _balanced_codes(self, given: Floats, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int32]:
+        """Codes of the whole catalog for codebooks that were fitted on a sample."""
+        assert self._scaling is not None
+        residual_ND = self._scaling.apply(given)
+        codes_NL = np.empty((len(given), self.settings.n_levels), dtype=np.int32)
+        for level, book in enumerate(self._codebooks):
+            if self.settings.balanced(level):
+                codes_NL[:, level] = balanced_labels(residual_ND, book, keys=keys)
+            else:
+                codes_NL[:, level] = residual_codes(residual_ND, [book])[:, 0]
+            _subtract(residual_ND, book, codes_NL[:, level])
+        return codes_NL
+
+    def _raw(self, given: Floats, catalog: str) -> ItemCodes:
+        codes_NL = residual_codes(given, self._codebooks, self._scaling)
+        return ItemCodes(codes_NL, self.settings.level_sizes, catalog)
+
+    def _errors(self, given: Floats, codes_NL: npt.NDArray[Any]) -> list[float]:
+        """Mean squared length of what is left before the first level and after each."""
+        assert self._scaling is not None
+        totals = np.zeros(self.settings.n_levels + 1)
+        for part in _chunks(len(given)):
+            left = self._scaling.apply(given[part])
+            for level in range(len(totals)):
+                if level:
+                    left -= self._codebooks[level - 1][codes_NL[part, level - 1]]
+                totals[level] += np.einsum("nd,nd->n", left, left).sum(dtype=np.float64)
+        return [float(total) / len(given) for total in totals]
 
 
-def residual_codes(x_ND: Floats, codebooks_LKD: Floats) -> npt.NDArray[np.int32]:
+def residual_codes(
+    x_ND: Floats, codebooks: Sequence[Floats] | Floats, scaling: Scaling | None = None
+) -> npt.NDArray[np.int32]:
     """Greedy residual codes, int32 ``[N, L]`` (internal).
 
     ::
 
         for each level:  code = argmin_k |residual - codebook[k]|²;  residual -= codebook[code]
 
-    One product of ``x`` with all L·K codewords and a table of the codewords' products among themselves
+    One product of ``x`` with all codewords and a table of the codewords' products among themselves
     replace the residuals: ``|r - c|² = |r|² + |c|² - 2 x·c + 2 (chosen codewords)·c``. Equal codes except
     where two codewords are equally near up to float32 rounding; of equal codewords the first.
+
+    codebooks: L arrays float32 ``[K, D]``, K may differ. scaling: applied to ``x`` first, a piece at a time.
     """
-    n_levels, n_codes, _ = codebooks_LKD.shape
-    flat = codebooks_LKD.reshape(n_levels * n_codes, -1)
+    flat = np.concatenate(list(codebooks))
+    ends = np.cumsum([len(book) for book in codebooks])
     gram = 2 * (flat @ flat.T)
     square = np.einsum("kd,kd->k", flat, flat)
     minus_two = np.ascontiguousarray(-2 * flat.T)
-    first_LK = [first_equal(book) for book in codebooks_LKD]
-    out = np.empty((len(x_ND), n_levels), dtype=np.int32)
-    for start in range(0, len(x_ND), _CHUNK):
-        scores = x_ND[start : start + _CHUNK] @ minus_two
+    first = [first_equal(book) for book in codebooks]
+    out = np.empty((len(x_ND), len(first)), dtype=np.int32)
+    table = np.empty((min(_CHUNK, len(x_ND)), len(flat)), dtype=np.float32)
+    for part in _chunks(len(x_ND)):
+        rows = x_ND[part] if scaling is None else scaling.apply(x_ND[part])
+        scores = np.matmul(rows, minus_two, out=table[: len(rows)])
         scores += square
-        for level in range(n_levels):
-            columns = slice(level * n_codes, (level + 1) * n_codes)
-            code = first_LK[level][scores[:, columns].argmin(axis=1)]
-            out[start : start + len(scores), level] = code
-            scores[:, columns.stop :] += gram[level * n_codes + code, columns.stop :]
+        for level, (end, first_K) in enumerate(zip(ends, first, strict=True)):
+            start = end - len(first_K)
+            code = first_K[scores[:, start:end].argmin(axis=1)]
+            out[part, level] = code
+            scores[:, end:] += gram[start + code, end:]
     return out
 
 
-def _mean_square(x_ND: Floats) -> float:
-    return float(np.einsum("nd,nd->", x_ND, x_ND, dtype=np.float64) / len(x_ND))
+def _chunks(n: int) -> Iterator[slice]:
+    return (slice(start, start + _CHUNK) for start in range(0, n, _CHUNK))
+
+
+def _subtract(residual_ND: Floats, centroids_KD: Floats, labels: npt.NDArray[np.int32]) -> None:
+    """``residual -= centroids[labels]`` in place, without a table of the size of ``residual``."""
+    for part in _chunks(len(residual_ND)):
+        residual_ND[part] -= centroids_KD[labels[part]]

@@ -6,82 +6,32 @@ torch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from genrec import recipes
-from genrec.errors import ConfigError, NotFitted
+from genrec.errors import DataError, NotFitted
 from genrec.item_tokenizers.base import (
     Scaling,
     TokenizerSource,
     TokenizerState,
-    check_at_least,
     load_state,
     save_state,
 )
 from genrec.item_tokenizers.codes import ItemCodes
-from genrec.item_tokenizers.collisions import CollisionPolicy, Quantized, check_policy, resolve
+from genrec.item_tokenizers.collisions import Quantized, resolve
 from genrec.item_tokenizers.quantizers.kmeans import checked_rows
-from genrec.item_tokenizers.rqvae_training import RqVaeModel, train
+from genrec.item_tokenizers.rqvae_model import RqVaeModel
+from genrec.item_tokenizers.rqvae_settings import RqVaeSettings
+from genrec.item_tokenizers.rqvae_training import train
 
 Floats = npt.NDArray[np.float32]
 _CHUNK = 4096
-
-
-@dataclass(frozen=True)
-class RqVaeSettings:
-    """Settings of :class:`RqVae`; ConfigError for values out of range (stable).
-
-    n_levels, level_size: L levels of K codes. dim: width of the bottleneck; hidden: widths between input and
-    bottleneck (the decoder mirrors them). collisions: suffix | reassign | shared. suffix_limit: largest group
-    the suffix level may hold. epochs, batch_size, learning_rate, weight_decay: AdamW; codebooks are not
-    decayed. warmup_epochs: how many of the epochs come first and train the plain autoencoder. commitment:
-    weight of the commitment loss (beta). standardize: scale every dimension to unit variance (vectors are
-    always centred). revive_every: every that many epochs move codes no item uses onto residuals drawn at
-    random, during the first ``revive_share`` of the epochs (0 = never). device: auto = CUDA where there is
-    one.
-    """
-
-    kind: Literal["rqvae"] = "rqvae"
-    n_levels: int = 3
-    level_size: int = 256
-    dim: int = 32
-    hidden: tuple[int, ...] = (512, 256, 128)
-    collisions: CollisionPolicy = "suffix"
-    suffix_limit: int = 256
-    epochs: int = 200
-    warmup_epochs: int = 10
-    batch_size: int = 1024
-    learning_rate: float = 1e-3
-    weight_decay: float = 1e-4
-    commitment: float = 0.25
-    standardize: bool = True
-    revive_every: int = 10
-    revive_share: float = 0.5
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "hidden", tuple(self.hidden))
-        check_policy(self.collisions)
-        positive = dict.fromkeys(("n_levels", "suffix_limit", "dim", "epochs", "batch_size"), 1.0)
-        zero = dict.fromkeys(("weight_decay", "commitment", "revive_every", "revive_share", "warmup_epochs"), 0.0)
-        check_at_least(self, {**positive, **zero, "level_size": 2})
-        if not self.learning_rate > 0:
-            raise ConfigError(f"learning_rate: expected more than 0, got {self.learning_rate}")
-        if self.warmup_epochs >= self.epochs:
-            found = self.warmup_epochs
-            raise ConfigError(f"warmup_epochs: expected less than epochs ({self.epochs}), got {found}")
-        if self.revive_share > 1:
-            raise ConfigError(f"revive_share: expected 0..1, got {self.revive_share}")
-        if any(width < 1 for width in self.hidden):
-            raise ConfigError(f"hidden: expected positive widths, got {list(self.hidden)}")
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise ConfigError(f"device: expected auto, cpu or cuda, got {self.device!r}")
 
 
 class RqVae:
@@ -100,6 +50,18 @@ class RqVae:
     at 0.4; revival of unused codes. ``history`` has a row per epoch; compare its ``reconstruction`` with
     ``floor``, the error of always predicting the mean.
 
+    Options, all off by default. LC-Rec (Zheng et al. 2023, 2311.09049; ``tokenizers/rqvae-lcrec.yaml``): in training
+    the last level of a batch is assigned uniformly by Sinkhorn iterations, so fewer items end with equal
+    codes. LETTER (Wang et al. 2024, 2405.07314; ``tokenizers/rqvae-letter.yaml``): a loss that aligns ``z'`` with the
+    source's collaborative vectors (of width ``dim``), and one that spreads the codewords. Errors are averaged
+    there (``reduction: mean``), as in both official codes; unlike these, commitment pulls on the encoder at
+    every level, the optimizer has no schedule and no gradient clipping, and colliding items are settled by
+    ``collisions``. The rotation trick (Fifty et al. 2024, 2410.06424): ``gradient: rotation``.
+
+    With ``shared_codebook`` code k has one vector at every level, so it is one token: the codes have a shared
+    vocabulary, and one codebook goes with them. With ``collisions: suffix`` they have not: the numbers of the suffix
+    are other symbols, of another count.
+
     On the CPU the same source, settings and seed give the same bytes.
     """
 
@@ -115,12 +77,17 @@ class RqVae:
         self._model: RqVaeModel | None = None
 
     def fit(self, source: TokenizerSource, *, seed: int, progress: bool = True) -> ItemCodes:
-        """Train, and return the identifiers after the collision policy. ``progress``: a bar where somebody watches."""
+        """Train, and return the identifiers after the collision policy. ``progress``: a bar where somebody watches.
+
+        Raises DataError without item vectors and, for a collaborative loss, without collaborative vectors of
+        width ``dim``.
+        """
         given = checked_rows(source.vectors())
+        beside_ND = self._collaborative(source)
         self._scaling = Scaling.fit(given, standardize=self.settings.standardize)
         self._catalog = source.catalog
         x_ND = self._scaling.apply(given)
-        trained = train(x_ND, self.settings, seed=seed, progress=progress)
+        trained = train(x_ND, self.settings, seed=seed, collaborative_ND=beside_ND, progress=progress)
         self._model, self.history = trained.model, trained.history
         latent_ND, raw = self._encode(x_ND, source.catalog)
         books = tuple(book.detach().cpu().numpy() for book in self._model.quantizer.codebooks)
@@ -132,8 +99,10 @@ class RqVae:
             "last_epoch": self.history[-1],
             "raw": raw.report(),
             "collisions": resolution.report,
+            **trained.report,
         }
-        return replace(resolution.codes, codebooks=books)
+        shared = self.settings.shared_codebook and self.settings.collisions != "suffix"
+        return replace(resolution.codes, shared_vocabulary=shared, codebooks=books[:1] if shared else books)
 
     def encode(self, source: TokenizerSource) -> ItemCodes:
         """Raw codes ``[N, L]`` of any items by their vectors, before the collision policy."""
@@ -163,6 +132,17 @@ class RqVae:
         tokenizer._model = model.eval()
         return tokenizer
 
+    def _collaborative(self, source: TokenizerSource) -> Floats | None:
+        if self.settings.collaborative == 0:
+            return None
+        found, width = source.collaborative_vectors(), self.settings.dim
+        if found.shape[1] != width:
+            raise DataError(
+                f"collaborative: expected vectors as wide as the bottleneck (dim: {width}), got {found.shape[1]}",
+                hint=f"set dim: {width} where the collaborative vectors are made, or dim: {found.shape[1]} here",
+            )
+        return np.ascontiguousarray(found, dtype=np.float32)
+
     def _encode(self, x_ND: Floats, catalog: str) -> tuple[Floats, ItemCodes]:
         """Encoder outputs and raw codes."""
         assert self._model is not None
@@ -174,4 +154,5 @@ class RqVae:
                 latents.append(z_BD.cpu().numpy())
                 codes.append(self._model.quantizer(z_BD).codes_BL.cpu().numpy())
         sizes = (self.settings.level_size,) * self.settings.n_levels
-        return np.concatenate(latents), ItemCodes(np.concatenate(codes), sizes, catalog)
+        shared = self.settings.shared_codebook
+        return np.concatenate(latents), ItemCodes(np.concatenate(codes), sizes, catalog, shared_vocabulary=shared)

@@ -6,15 +6,20 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import linear_sum_assignment
 
 from genrec.errors import ConfigError, DataError
+from genrec.item_tokenizers import placement
+from genrec.item_tokenizers.base import Scaling
 from genrec.item_tokenizers.codes import ItemCodes
 from genrec.item_tokenizers.collisions import Quantized, reassign, resolve, suffix
+from genrec.item_tokenizers.placement import choose_in_turn
 from genrec.seeding import id_hash
+from genrec.testing.crowded import crowded_items
 
 
 @st.composite
-def quantized_items(draw, *, fits=True):
+def quantized_items(draw, *, fits=True, different=False):
     """Codes with many collisions, keys, and the vectors and codebooks they came from."""
     sizes = tuple(draw(st.lists(st.integers(2, 5), min_size=1, max_size=3)))
     capacity = int(np.prod(sizes))
@@ -23,7 +28,7 @@ def quantized_items(draw, *, fits=True):
     books = tuple(generator.normal(size=(k, 3)).astype(np.float32) for k in sizes)
     spread = draw(st.sampled_from([0.05, 1.0, 3.0]))
     vectors = (spread * generator.normal(size=(n, 3))).astype(np.float32)
-    if draw(st.booleans()):
+    if not different and draw(st.booleans()):
         vectors[:] = vectors[0]
     left, rows = vectors.copy(), []
     for book in books:
@@ -92,6 +97,98 @@ def test_reassign_is_optimal_under_one_prefix(seed, n_movers, n_spare):
         for choice in permutations(range(1, size), n_movers)
     )
     assert cost[movers, after[movers]].sum() == pytest.approx(best)
+
+
+def squared(x, book):
+    return ((x - book.astype(float)) ** 2).sum(axis=-1)
+
+
+def reassign_in_loops(codes, keys, quantized):
+    """The docstring of ``reassign``, item by item and prefix by prefix; its total cost, and the prefixes."""
+    vectors, books, sizes = quantized.vectors_ND.astype(float), quantized.codebooks, codes.level_sizes
+    rows = [tuple(row) for row in codes.codes.tolist()]
+    leaving: set[int] = set()
+
+    def left(n, depth):
+        return vectors[n] - sum(books[level][rows[n][level]].astype(float) for level in range(depth))
+
+    def under(prefix):
+        return [n for n in range(len(rows)) if rows[n][: len(prefix)] == prefix and n not in leaving]
+
+    for prefix in {row[:-1] for row in rows}:
+        nearest = sorted(under(prefix), key=lambda n: (left(n, len(sizes) - 1) ** 2).sum())
+        leaving.update(nearest[sizes[-1] :])
+    for n in sorted(leaving, key=lambda n: keys[n]):
+        prefix = ()
+        for level, size in enumerate(sizes):
+            gaps = squared(vectors[n] - sum(books[d][k].astype(float) for d, k in enumerate(prefix)), books[level])
+            room = int(np.prod(sizes[level + 1 :]))
+            free = [k for k in range(size) if level == len(sizes) - 1 or len(under((*prefix, k))) < room]
+            prefix = (*prefix, min(free, key=gaps.__getitem__))
+        rows[n] = prefix
+        leaving.remove(n)
+    total = 0.0
+    for prefix in {row[:-1] for row in rows}:
+        members = under(prefix)
+        cost = np.array([squared(left(n, len(sizes) - 1), books[-1]) for n in members])
+        own = cost[np.arange(len(members)), [rows[n][-1] for n in members]]
+        keeps = {rows[n][-1]: i for i, n in sorted(enumerate(members), key=lambda pair: -own[pair[0]])}
+        movers = [i for i in range(len(members)) if i not in keeps.values()]
+        free = [k for k in range(sizes[-1]) if k not in keeps]
+        at, to = linear_sum_assignment(cost[np.ix_(movers, free)])
+        total += own[list(keeps.values())].sum() + cost[np.ix_(movers, free)][at, to].sum()
+    return [row[:-1] for row in rows], total
+
+
+@pytest.mark.parametrize("cells", [1, 40, 1 << 20])  # a table per prefix; a few prefixes; everything at once
+@given(quantized_items(different=True))
+@settings(max_examples=25, deadline=None)
+def test_reassign_equals_loops(cells, case):
+    codes, keys, quantized = case
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(placement, "_CELLS", cells)
+        after = reassign(codes, keys, quantized)
+    prefixes, total = reassign_in_loops(codes, keys, quantized)
+    assert [tuple(row[:-1]) for row in after.codes.codes.tolist()] == prefixes
+    assert after.report["distortion_after"] * len(codes) == pytest.approx(total, rel=1e-5)
+
+
+@given(st.integers(0, 10_000), st.integers(1, 40), st.integers(1, 4), st.integers(1, 5))
+@settings(max_examples=60, deadline=None)
+def test_choosing_together_equals_choosing_in_turn(seed, n, n_parents, size):
+    generator = np.random.default_rng(seed)
+    parent = generator.integers(n_parents, size=n)
+    cost = np.round(generator.normal(size=(n, size)), 1)  # with ties: the first code
+    room = generator.integers(0, 4, size=(n_parents, size))
+    room[:, generator.integers(size)] += n
+    expected, left = [], room.copy()
+    for p, row in zip(parent, cost, strict=True):
+        code = min((k for k in range(size) if left[p, k] > 0), key=row.__getitem__)
+        left[p, code] -= 1
+        expected.append(code)
+    assert choose_in_turn(lambda rows: cost[rows].copy(), parent, room).tolist() == expected
+
+
+def test_vectors_may_be_scaled_when_they_are_needed():
+    crowd = crowded_items(3000, n_levels=2, level_size=64, dim=8)
+    x = crowd.quantized.vectors_ND
+    scaling = Scaling.fit(x + 3, standardize=True)
+    plain = Quantized(scaling.apply(x + 3), crowd.quantized.codebooks)
+    lazy = Quantized(x + 3, crowd.quantized.codebooks, scaling)
+    results = [reassign(crowd.codes, crowd.keys, quantized) for quantized in (plain, lazy)]
+    assert results[0].report == results[1].report
+    assert results[0].codes.fingerprint == results[1].codes.fingerprint
+
+
+def test_crowded_items_collide_and_overflow():
+    crowd = crowded_items(3000, n_levels=2, level_size=64, dim=8, seed=1)
+    report = crowd.codes.report()
+    assert 0.4 < report["collision_share"] < 0.95
+    assert report["largest_group"] > 4
+    resolution = reassign(crowd.codes, crowd.keys, crowd.quantized)
+    assert resolution.report["n_moved_to_another_prefix"] > 10
+    assert resolution.codes.report()["distinct_share"] == 1
+    assert crowded_items(3000, n_levels=2, level_size=64, dim=8, seed=1).codes.fingerprint == crowd.codes.fingerprint
 
 
 def test_overflow_goes_to_the_nearest_prefix_with_room():

@@ -71,7 +71,7 @@ def kmeans(
         centroids = np.concatenate([distinct, np.repeat(distinct[:1], n_codes - len(distinct), axis=0)])
         n_iterations = 0
     else:
-        centroids = _plus_plus(sample, n_codes, generator)
+        centroids = start_rows(sample, n_codes, generator)
         centroids, n_iterations = _lloyd(sample, centroids, max_iterations, stop_share)
     labels = nearest(x, centroids)
     return KMeans(centroids, labels, squared_error(x, centroids, labels), n_iterations)
@@ -135,7 +135,7 @@ def _lloyd(x: Floats, centroids: Floats, max_iterations: int, stop_share: float)
         labels, distance = _assign(x, centroids)
         changed = np.count_nonzero(labels != previous)
         counts = np.bincount(labels, minlength=len(centroids))
-        centroids = np.where(counts[:, None] > 0, _means(x, labels, counts), centroids)
+        centroids = np.where(counts[:, None] > 0, means_of_labels(x, labels, counts), centroids)
         empty = np.flatnonzero(counts == 0)
         if len(empty):
             _refill(x, centroids, empty, labels, distance)
@@ -145,12 +145,18 @@ def _lloyd(x: Floats, centroids: Floats, max_iterations: int, stop_share: float)
     return centroids, n_iterations
 
 
-def _means(x: Floats, labels: npt.NDArray[np.int32], counts: npt.NDArray[Any]) -> Floats:
-    # a sparse one-hot product adds rows in row order whatever the number of threads
+def means_of_labels(
+    x: Floats, labels: npt.NDArray[np.int32], counts: npt.NDArray[Any], order: npt.NDArray[Any] | None = None
+) -> Floats:
+    """Mean of the rows of each label, float32 ``[K, D]``; 0 for a label without rows (internal).
+
+    order: rows in the order in which they are added (None = row order).
+    """
+    # a sparse one-hot product adds rows in the given order whatever the number of threads
     n, n_codes = len(x), len(counts)
-    order = np.argsort(labels, kind="stable")
+    by_label = np.argsort(labels, kind="stable") if order is None else order[np.argsort(labels[order], kind="stable")]
     starts = np.concatenate([[0], np.cumsum(counts)])
-    members = sparse.csr_matrix((np.ones(n, dtype=np.float32), order, starts), shape=(n_codes, n))
+    members = sparse.csr_matrix((np.ones(n, dtype=np.float32), by_label, starts), shape=(n_codes, n))
     return np.asarray((members @ x) / np.maximum(counts, 1)[:, None].astype(np.float32), dtype=np.float32)
 
 
@@ -173,10 +179,17 @@ def _refill(
         distance[far] = 0
 
 
-def _plus_plus(x: Floats, n_codes: int, generator: np.random.Generator) -> Floats:
-    """Greedy k-means++ (Arthur & Vassilvitskii 2007): of a few rows drawn by distance keep the best."""
+def start_rows(
+    x: Floats, n_codes: int, generator: np.random.Generator, order: npt.NDArray[Any] | None = None
+) -> Floats:
+    """Greedy k-means++ (Arthur & Vassilvitskii 2007): of a few rows drawn by distance keep the best (internal).
+
+    order: the order in which rows are numbered for the draws (None = row order). Returns copies of ``n_codes`` rows.
+    """
+    at = np.arange(len(x)) if order is None else order
     if len(x) > n_codes * _INIT_ROWS_PER_CODE:
-        x = x[np.sort(generator.choice(len(x), size=n_codes * _INIT_ROWS_PER_CODE, replace=False))]
+        at = at[np.sort(generator.choice(len(x), size=n_codes * _INIT_ROWS_PER_CODE, replace=False))]
+    x = x[at]
     n_trials = 2 + int(np.log(n_codes))
     square_N = np.einsum("nd,nd->n", x, x)
     chosen = [int(generator.integers(len(x)))]
