@@ -25,7 +25,7 @@ def bring_up_to_date(
     folder = RUNS / run
     _share_text_vectors(folder, data_set)
     command = [sys.executable, "-m", "genrec.cli.main", "run", str(ROOT / "train" / "pipelines" / pipeline)]
-    command += ["--data", str(data / data_set), "--out", str(folder)]
+    command += ["--data", str(data / data_set), "--out", str(folder), "--replace"]
     for override in overrides:
         command += ["--set", override]
     command += ["--until", until] if until else []

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from genrec.errors import ConfigError
-from genrec.recipe_leaves import MAPPINGS, Leaf, Mismatch, bare, element, members_of
+from genrec.recipe_leaves import MAPPINGS, Leaf, Mismatch, bare, element, members_of, short
 from genrec.recipe_text import Place
 
 _BAD = object()
@@ -109,7 +109,14 @@ class Builder:
         if rest and not isinstance(value, Mapping):
             return self.build(Union[rest], value, place)  # noqa: UP007
         expected = "a list" if sequence is not None and not classes else "a mapping"
-        return self.complain(place, f"expected {expected}, got {value!r}")
+        return self.complain(place, f"expected {expected}, got {short(value)}")
+
+    def _beside(self, place: Place) -> str:
+        """The overridden settings beside the one at ``place``, where that one is not: they made it wrong."""
+        beside = [".".join(map(str, o)) for o in self.overridden if o[:-1] == place[:-1]]
+        if not beside or any(o[: len(place)] == place for o in self.overridden):
+            return ""
+        return f" (with --set {', '.join(beside)})"
 
     def _sequence(self, tp: Any, value: Sequence[Any], place: Place) -> Any:
         built = [self.build(element(tp, i), child, (*place, i)) for i, child in enumerate(value)]
@@ -132,7 +139,7 @@ class Builder:
         if cls is not None:
             return self._settings(cls, value, place)
         known = [str(kind) for c in classes for kind in _kinds(c) or ()]
-        found = f"got {value['kind']!r}" if "kind" in value else "it is missing"
+        found = f"got {short(value['kind'])}" if "kind" in value else "it is missing"
         near = get_close_matches(str(value.get("kind")), known, n=1)
         advice = f"; did you mean {near[0]!r}?" if near else ""
         return self.complain((*place, "kind"), f"expected one of {', '.join(known)}, {found}{advice}")
@@ -140,11 +147,15 @@ class Builder:
     def _settings(self, cls: Any, value: Mapping[Any, Any], place: Place) -> Any:
         known, hints = _init_fields(cls), get_type_hints(cls, include_extras=True)
         before, built = len(self.problems), {}
+        hint = f"{cls.__name__} has the keys {', '.join(known)}"
+        if (*map(str, place), "kind") in self.overridden:  # the rest of the block is still that of the old kind
+            block, kind = ".".join(map(str, place)), value.get("kind")
+            hint = f"another kind takes other keys: replace the whole block, --set '{block}={{kind: {kind}}}'; {hint}"
         for key in value:
             if key not in known:
                 near = get_close_matches(str(key), known, n=1)
                 advice = f"; did you mean {near[0]!r}?" if near else ""
-                self.complain((*place, key), f"unknown key{advice}", f"{cls.__name__} has the keys {', '.join(known)}")
+                self.complain((*place, key), f"unknown key{advice}", hint)
         for name, spec in known.items():
             if name in value:
                 built[name] = self.build(hints[name], value[name], (*place, name))
@@ -158,6 +169,7 @@ class Builder:
             name, colon, rest = str(error).partition(": ")
             inner = tuple(name.split("."))
             if colon and inner[0] in known:
+                rest += self._beside((*map(str, place), inner[0]))
                 return self.complain((*place, *inner), rest, getattr(error, "hint", None))
             return self.complain(place, str(error), getattr(error, "hint", None))
 
@@ -180,7 +192,7 @@ def set_value(tp: Any, node: Any, place: Place, value: Any, to_json: Callable[[A
         node[int(key)] = set_value(child_type, node[int(key)], rest, value, to_json, what)
         return node
     if not isinstance(node, dict):
-        raise ConfigError(f"{what}: {key!r} is not inside a mapping or a list: the value there is {node!r}")
+        raise ConfigError(f"{what}: {key!r} is not inside a mapping or a list: the value there is {short(node)}")
     classes = [m for m in members_of(tp) if _is_settings(m)]
     cls = _choose(classes, node.get("kind")) if classes else None
     child_type = get_type_hints(cls, include_extras=True).get(key, Any) if cls is not None else Any

@@ -24,6 +24,12 @@ class Mismatch(Exception):
         self.problems = problems
 
 
+def short(value: Any) -> str:
+    """A value for an error message, cut to 80 characters."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
 def bare(tp: Any) -> Any:
     """The type without Annotated."""
     while get_origin(tp) is Annotated:
@@ -58,7 +64,7 @@ def pydantic_leaf() -> Leaf:
         try:
             text = json.dumps(value, default=_jsonable)
         except (TypeError, ValueError) as error:
-            raise Mismatch(((), f"expected plain values, got {value!r}")) from error
+            raise Mismatch(((), f"expected plain values, got {short(value)}")) from error
         try:
             # as JSON: strict about 3 and "3", but a list may become a tuple and a text a path
             return TypeAdapter(tp).validate_json(text, strict=True)
@@ -68,9 +74,9 @@ def pydantic_leaf() -> Leaf:
             if len(members_of(tp)) > 1 or any(e["loc"] == () for e in found):
                 nullable = ["null"] if type(None) in members_of(tp) else []
                 expected = " or ".join(dict.fromkeys([*wanted, *nullable]))
-                raise Mismatch(((), f"expected {expected}, got {value!r}")) from None
+                raise Mismatch(((), f"expected {expected}, got {short(value)}")) from None
             both = zip(found, wanted, strict=True)
-            raise Mismatch(*((e["loc"], f"expected {want}, got {e['input']!r}") for e, want in both)) from None
+            raise Mismatch(*((e["loc"], f"expected {want}, got {short(e['input'])}") for e, want in both)) from None
 
     return leaf
 
@@ -89,7 +95,7 @@ def plain_leaf(tp: Any, value: Any) -> Any:
     """What :func:`pydantic_leaf` does for values written by us: only the types that settings use."""
     tp = bare(tp)
     origin, args = get_origin(tp), get_args(tp)
-    wrong = Mismatch(((), f"expected {getattr(tp, '__name__', tp)}, got {value!r}"))
+    wrong = Mismatch(((), f"expected {getattr(tp, '__name__', tp)}, got {short(value)}"))
     if tp in (Any, object):
         return value
     if origin in (Union, types.UnionType):

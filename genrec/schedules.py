@@ -8,6 +8,16 @@ MIN_RATE = 0.05
 """A cosine schedule ends at this share of the learning rate."""
 
 
+def fitting_warmup(warmup_steps: int, n_steps: int) -> int:
+    """``warmup_steps``; a tenth of the training where it would last as long as the whole (internal).
+
+    >>> fitting_warmup(200, 201), fitting_warmup(200, 200), fitting_warmup(1, 1)
+    (200, 20, 1)
+    """
+    short = max(1, n_steps // 10)
+    return warmup_steps if warmup_steps < n_steps or warmup_steps <= short else short
+
+
 def warmup_cosine(step: int, n_steps: int, warmup_steps: int) -> float:
     """Share of the learning rate at step ``step`` (0-based) of ``n_steps`` (internal).
 

@@ -316,6 +316,42 @@ def test_wrong_overrides(override, message):
     assert message in problem("{}\n", Job, [override])
 
 
+def test_a_long_value_is_cut():
+    text = problem("[" + "x, " * 300 + "]\n")
+    assert text.startswith("recipe:1: expected a mapping, got ['x', 'x', ") and text.endswith("...") and len(text) < 130
+    assert len(problem(f"level_size: {'x' * 500}\n")) < 160
+    assert len(problem(f"level_size: 3\nshare: {'x' * 500}\n")) < 160
+    assert len(problem(f"tokenizer: {{kind: {'x' * 500}}}\n", Job)) < 180
+
+
+@dataclass(frozen=True)
+class Heads:
+    width: int = 8
+    n_heads: int = 2
+
+    def __post_init__(self):
+        if self.width % self.n_heads:
+            raise ConfigError(f"width: expected a multiple of {self.n_heads}, got {self.width}")
+
+
+def test_an_override_that_makes_another_setting_wrong_is_named():
+    said = "recipe:1: width: expected a multiple of 5, got 8"
+    assert problem("width: 8\n", Heads, ["n_heads=5"]) == said + " (with --set n_heads)"
+    assert problem("{width: 8, n_heads: 5}\n", Heads) == said
+    assert problem("n_heads: 5\n", Heads, ["width=8"]).startswith("--set width: width: ")
+    assert "with" not in problem("n_heads: 5\n", Heads, ["width=8"])
+
+
+def test_another_kind_over_a_written_block_is_told_to_replace_the_block():
+    with pytest.raises(ConfigError) as caught:
+        recipes.load("tokenizer: {kind: vae, inner: {level_size: 3}}\n", Job, ["tokenizer.kind=kmeans"])
+    assert "tokenizer.inner: unknown key" in str(caught.value)
+    assert "replace the whole block, --set 'tokenizer={kind: kmeans}'" in caught.value.hint
+    with pytest.raises(ConfigError) as caught:
+        recipes.load("tokenizer: {kind: kmeans, inner: 3}\n", Job)
+    assert "whole block" not in caught.value.hint
+
+
 def test_an_override_without_a_value_is_shown_one():
     with pytest.raises(ConfigError) as caught:
         recipes.load("{}\n", Job, ["train.epochs"])

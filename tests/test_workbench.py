@@ -22,6 +22,13 @@ def test_the_real_workbench_hides_no_module():
     assert workbench.problems() == []
 
 
+def test_every_pipeline_stands_in_the_table_of_train():
+    table = workbench.find("train/README.md").read_text()
+    pipelines = [name.removeprefix("train/") for name in workbench.files() if name.startswith("train/pipelines/")]
+    assert "pipelines/own.yaml" in pipelines
+    assert [name for name in pipelines if f"| `{name}` |" not in table] == []
+
+
 def test_no_package_of_the_repository_is_called_tokenizers():
     base = workbench._PACKAGE
     for top in (base, base.parent / "tests"):

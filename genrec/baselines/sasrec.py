@@ -32,7 +32,8 @@ class SasRecSettings:
     """Size and training of :class:`SasRec` (stable).
 
     ``max_items``: longest history seen by the model, older items are cut. ``inner``: width of the
-    feed-forward layers (0 = 4 x dim). ``warmup_steps``: linear warm-up, then cosine to 5 % over all epochs.
+    feed-forward layers (0 = 4 x dim). ``warmup_steps``: linear warm-up (a tenth of a training that is no longer than
+    that), then cosine to 5 % over all epochs.
     ``patience``: evaluations without a better validation NDCG@10 before stopping (0 = never stop early).
     ``max_seconds``: end training after the epoch that passes this wall time of all calls, best weights kept.
     ``device``: auto = CUDA where there is one. ``save_seconds``: wall seconds between checkpoints, where training

@@ -24,7 +24,7 @@ from genrec.data.histories import Histories
 from genrec.data.ties import Bools, redraw
 from genrec.errors import ArtifactError
 from genrec.metrics.ranking import RankedTargets, expected_ranks, ndcg, recall
-from genrec.schedules import warmup_cosine
+from genrec.schedules import fitting_warmup, warmup_cosine
 
 if TYPE_CHECKING:
     from genrec.baselines.sasrec import SasRec, SasRecSettings
@@ -130,7 +130,8 @@ class Training:
         batches = length_batches(windows.lengths, settings.batch_size, seed=settings.seed, epoch=progress.epoch - 1)
         for rows in batches[progress.batch :]:
             for group in self.optimizer.param_groups:
-                rate = warmup_cosine(progress.step, self.n_steps, settings.warmup_steps)
+                warmup = fitting_warmup(settings.warmup_steps, self.n_steps)
+                rate = warmup_cosine(progress.step, self.n_steps, warmup)
                 group["lr"] = settings.learning_rate * rate
             loss = batch_loss(encoder, windows, rows, settings.label_smoothing)
             self.optimizer.zero_grad(set_to_none=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from genrec.cli.console import announce, estimate_table, finish
+from genrec.cli.console import REPLACE, announce, finish, say_plan
 
 
 def register(app: typer.Typer) -> None:
@@ -18,19 +18,19 @@ def demo(
     out: Path = typer.Option(Path("runs/demo"), "--out", help="Run folder."),
     overrides: list[str] = typer.Option([], "--set", metavar="PATH=VALUE", help="Change one value of the recipe."),
     plan: bool = typer.Option(False, "--plan", help="Say what would run, with an estimate, and stop."),
+    replace: bool = typer.Option(False, "--replace", help=REPLACE),
 ) -> None:
     """Make a synthetic shop, tokenize it, train a small model, and compare it with baselines and the oracle.
 
     Nothing is downloaded. The recipe is train/pipelines/demo.yaml; the result is in OUT/report/report.md.
     """
     from genrec import workbench
-    from genrec.pipeline import runner
     from genrec.pipeline.stages import load_recipe, stages
 
     resolved = load_recipe(workbench.find("train/pipelines/demo.yaml"), overrides)
     todo = stages(resolved.value, out)
     if plan:
-        print(estimate_table(runner.plan(out, todo), out))
+        say_plan(out, resolved.value, todo)
         return
-    announce(out, resolved, todo)
+    announce(out, resolved, todo, replace=replace)
     finish(out, resolved.value)

@@ -10,10 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from genrec.cli.console import padded
 from genrec.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from genrec.data.catalog import ItemCatalog
+    from genrec.item_tokenizers.codes import ItemCodes
+
+AMONG = {
+    "vocab": "among all tokens",
+    "level": "among the codes of each level",
+    "children": "among the codes that lead to an item",
+}
+"""What a score is normalised over, in words."""
 
 
 def register(app: typer.Typer) -> None:
@@ -27,7 +36,7 @@ def recommend(
     history: str | None = typer.Option(None, "--history", metavar="ID,ID,...", help="Item ids, oldest first."),
     top_k: int = typer.Option(10, "--top-k", min=1, help="Length of the list."),
     n_beams: int | None = typer.Option(
-        None, "--n-beams", min=1, help="Identifiers kept per step [default: the bundle's]."
+        None, "--n-beams", min=1, help="Identifiers kept per step.", show_default="the bundle's, at least --top-k"
     ),
     keep_seen: bool = typer.Option(False, "--keep-seen", help="Items of the history may be listed again."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON instead of text."),
@@ -41,7 +50,6 @@ def recommend(
 
     from genrec.decoding.interface import SearchOptions
     from genrec.models.bundle import load_bundle
-    from genrec.pipeline.runner import same_catalog
 
     if (user is None) == (history is None):
         given = "neither" if user is None else "both"
@@ -59,11 +67,15 @@ def recommend(
             "hint: for a user of the log give --user USER and the run folder instead of --history",
             file=sys.stderr,
         )
-    read = [*(["catalog"] if bundle.catalog is None else []), *(["interactions"] if user is not None else [])]
-    same_catalog(run, model.codes.catalog, *read)
+    _check_lineage(run, model.codes)
     catalog = bundle.catalog or _catalog(run)
     items = _of_user(run, user, catalog) if user is not None else _of_ids(history or "", catalog)
-    # fewer beams than places would give short lists
+    if n_beams is not None and n_beams < top_k:
+        print(
+            f"warning: --n-beams {n_beams} finds {n_beams} identifiers: the list may be shorter than --top-k {top_k}\n"
+            f"hint: give --n-beams {top_k} or more, or leave it out",
+            file=sys.stderr,
+        )
     options = SearchOptions(top_k=top_k, n_beams=n_beams, exclude_seen=not keep_seen)
     found = model.recommend([items], options, users=[user or ""])
     titles = catalog.text("title", clean=True)
@@ -81,14 +93,31 @@ def recommend(
                 }
             )
     if as_json:
-        print(json.dumps({"history": [catalog.ids[i] for i in items], "items": rows}, indent=1))
+        answer = {"history": [catalog.ids[i] for i in items], "items": rows}
+        print(json.dumps(answer, indent=1, ensure_ascii=False))
         return
     print("history (newest last):")
     for item in items[-10:]:
         print(f"    {catalog.ids[item]:<14} {titles[item][:80]}")
-    print(f"recommended (log-probability, normaliser: {found.normalize}):")
+    print(f"recommended, best first (score: log-probability of the identifier {AMONG[str(found.normalize)]}):")
     for place, row in enumerate(rows, 1):
-        print(f"{place:>3} {row['score']:>8.3f}  {row['item_id']:<14} {row['title'][:70]:<70}  {row['identifier']}")
+        print(f"{place:>3} {row['score']:>8.3f}  {row['item_id']:<14} {padded(row['title'], 70)}  {row['identifier']}")
+
+
+def _check_lineage(run: Path, codes: ItemCodes) -> None:
+    """Refuse a model of another catalog than the run folder's; warn where the folder has newer identifiers."""
+    from genrec import artifacts
+    from genrec.item_tokenizers.codes import ItemCodes
+    from genrec.pipeline.runner import same_catalog
+
+    same_catalog(run, codes.catalog, *(name for name in ("catalog", "interactions") if (run / name).is_dir()))
+    inside = (run / "bundle").is_dir() and artifacts.exists(run / "codes")
+    if inside and ItemCodes.load(run / "codes").fingerprint != codes.fingerprint:
+        print(
+            f"warning: the model in {run} is older than the identifiers beside it: a run with other settings stopped "
+            "before its training ended\nhint: run that pipeline to its end",
+            file=sys.stderr,
+        )
 
 
 def _catalog(run: Path) -> ItemCatalog:

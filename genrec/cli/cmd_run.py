@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from genrec.cli.console import announce, estimate_table, finish
+from genrec.cli.console import REPLACE, announce, finish, say_plan
 from genrec.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def run(
     pipeline: Path = typer.Argument(
         ..., help="A YAML file; ready ones: train/pipelines/*.yaml (`genrec init DIR` copies them)."
     ),
-    out: Path | None = typer.Option(None, "--out", help="Run folder [default: runs/<name>]."),
+    out: Path | None = typer.Option(None, "--out", help="Run folder.", show_default="runs/<name>"),
     data: Path | None = typer.Option(
         None, "--data", help="Folder of the data set; short for --set data.reader.path=DIR."
     ),
@@ -48,10 +48,11 @@ def run(
     plan: bool = typer.Option(
         False, "--plan", help="Say what would run, with an estimate of time and memory, and stop."
     ),
+    replace: bool = typer.Option(False, "--replace", help=REPLACE),
 ) -> None:
     """Run a pipeline: data, split, embed, tokenize, train, evaluate, report. Interrupt it at any moment and
     run the same command again: finished stages are kept and training goes on from its last checkpoint."""
-    from genrec.pipeline import runner
+    from genrec.pipeline.report_stage import left_out
     from genrec.pipeline.stages import stages, stages_until
 
     # a tokenizer of the user's, named module:Class, may lie where the command is run
@@ -62,10 +63,11 @@ def run(
     folder = out or Path("runs") / resolved.value.name
     todo = stages_until(stages(resolved.value, folder), until)
     if plan:
-        print(estimate_table(runner.plan(folder, todo), folder))
+        say_plan(folder, resolved.value, todo)
         return
-    announce(folder, resolved, todo)
-    _say_rejects(folder)
+    announce(folder, resolved, todo, replace=replace)
+    for line in left_out(folder):
+        print(line)
     if until is None or until == todo[-1].name == "report":
         finish(folder, resolved.value)
 
@@ -89,13 +91,3 @@ def _load(pipeline: Path, given: list[str], data: Path | None) -> Resolved[Pipel
             ready = ", ".join(Path(name).name for name in workbench.files() if name.startswith("train/pipelines/"))
             hint = f"`genrec init DIR` copies ready pipelines ({ready}); `genrec demo` runs demo.yaml"
         raise ConfigError(text, hint=hint) from error
-
-
-def _say_rejects(folder: Path) -> None:
-    """What reading the data left out, in this run or in an earlier one: rows by file and reason."""
-    from genrec import artifacts
-
-    meta = artifacts.read(folder / "interactions", verify=False).meta
-    for file, count in meta.get("rejected", {}).items():
-        reasons = ", ".join(f"{n} x {reason}" for reason, n in count["reasons"].items())
-        print(f"left out {count['rows_rejected']} of {count['rows_in']} rows of {file}: {reasons}")

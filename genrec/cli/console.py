@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unicodedata import combining, east_asian_width
 
 if TYPE_CHECKING:
     from genrec.pipeline.recipe import PipelineRecipe
@@ -29,6 +30,18 @@ def bytes_text(n: float) -> str:
     return f"{n / 2**20:.0f} MiB" if n < 2**30 else f"{n / 2**30:.1f} GiB"
 
 
+def padded(text: str, width: int) -> str:
+    """``text`` cut or filled to ``width`` columns of a terminal; a Chinese or Japanese letter takes two of them."""
+    kept, used = [], 0
+    for letter in text:
+        size = 0 if combining(letter) else 1 + (east_asian_width(letter) in "WF")
+        if used + size > width:
+            break
+        kept.append(letter)
+        used += size
+    return "".join(kept) + " " * (width - used)
+
+
 def estimate_table(planned: Sequence[Planned], folder: Path) -> str:
     """The plan as a table: what will run, why, and what it is expected to cost here."""
     lines = [f"plan for {folder}", f"{'stage':<30}{'will':<10}{'time':>10}{'memory':>10}   why"]
@@ -39,6 +52,8 @@ def estimate_table(planned: Sequence[Planned], folder: Path) -> str:
     total = sum(p.estimate.seconds for p in planned)
     peak = max((p.estimate.bytes for p in planned), default=0.0)
     lines.append(f"{'total':<30}{'':<10}{seconds_text(total):>10}{bytes_text(peak):>10}   estimated, this machine")
+    if any(p.stage.name == "prepare" and p.status != "done" for p in planned):
+        lines.append("the data are unread: their size is that of the recipe, or guessed from the files")
     return "\n".join(lines)
 
 
@@ -65,11 +80,33 @@ def recipe_text(resolved: Resolved[PipelineRecipe]) -> str:
     return "\n".join(lines)
 
 
-def announce(folder: Path, resolved: Resolved[PipelineRecipe], todo: Sequence[Stage]) -> dict[str, Any]:
-    """Run the stages, printing each with its time and peak memory; returns the ledger."""
+REPLACE = (
+    "Allow the run to replace what the folder holds: a run of another name or data, or a finished training that took "
+    "more than 2 CPU-minutes. Without it such a run stops before anything is changed."
+)
+"""Help of the option --replace."""
+
+
+def say_plan(folder: Path, recipe: PipelineRecipe, todo: Sequence[Stage]) -> None:
+    """Print what would run, what it is expected to cost, and what it would replace."""
+    from genrec.pipeline import replacement, runner
+
+    print(estimate_table(runner.plan(folder, todo), folder))
+    other = replacement.other_run(folder, recipe, todo)
+    for each in [other] if other is not None else replacement.replaced(folder, recipe, todo):
+        print(f"note: {each}" + " (only with --replace)" * each.refused)
+
+
+def announce(
+    folder: Path, resolved: Resolved[PipelineRecipe], todo: Sequence[Stage], *, replace: bool = False
+) -> dict[str, Any]:
+    """Run the stages, printing each with its time and peak memory; returns the ledger.
+
+    Raises ConfigError, unless ``replace``, where the folder holds another run or a training that took long.
+    """
     from transformers.utils.logging import disable_progress_bar
 
-    from genrec.pipeline import runner
+    from genrec.pipeline import replacement, runner
 
     logging.basicConfig(level=logging.INFO, format="    %(message)s", stream=sys.stderr, force=True)
     for quiet in ("httpx", "transformers", "sentence_transformers", "filelock"):
@@ -78,11 +115,14 @@ def announce(folder: Path, resolved: Resolved[PipelineRecipe], todo: Sequence[St
     logging.getLogger("genrec").setLevel(logging.WARNING)
     for told in ("genrec.pipeline", "genrec.item_tokenizers", "genrec.training"):
         logging.getLogger(told).setLevel(logging.INFO)
-    print(f"run {resolved.value.name!r} in {folder}, seed {resolved.value.seed}")
-    print(recipe_text(resolved))
+    head = [f"run {resolved.value.name!r} in {folder}, seed {resolved.value.seed}", recipe_text(resolved)]
+    lost = replacement.guard(folder, resolved.value, todo, allowed=replace)
+    head += [f"warning: {each}" for each in lost]
     number = {stage.name: f"[{n}/{len(todo)}]" for n, stage in enumerate(todo, 1)}
 
     def say(what: Planned | Stage, line: dict[str, Any] | None) -> None:
+        while head:  # only now: what is wrong before anything runs is told without it
+            print(head.pop(0))
         if isinstance(what, runner.Planned):
             tail = " (unchanged, kept)" if what.status == "done" else ""
             print(f"{number[what.stage.name]} {what.stage.name}: {what.stage.about}{tail}", flush=True)

@@ -74,7 +74,8 @@ def item_text(catalog: ItemCatalog, parts: Sequence[str] = DEFAULT_TEXT) -> list
 
     A part such as ``"Brand: {brand}"`` names fields of the catalog; it is left out for items that lack one of
     them, and altogether if it is one of the default parts and the catalog has no such field. HTML entities
-    are resolved, tags removed. Raises ConfigError for a part of your own with an unknown field.
+    are resolved, tags removed. Warns of default parts that are left out while other fields go unused. Raises
+    ConfigError for a part of your own with an unknown field.
 
     >>> shop = ItemCatalog(("a", "b"), {"title": ["Salt &amp; Pepper", "Wok"], "brand": ["Acme", None]})
     >>> item_text(shop)
@@ -91,6 +92,7 @@ def item_text(catalog: ItemCatalog, parts: Sequence[str] = DEFAULT_TEXT) -> list
             )
         if not unknown:
             kept.append((part, names))
+    _warn_of_unused(catalog, used)
     texts = []
     for n in range(len(catalog)):
         filled = [
@@ -105,6 +107,19 @@ def item_text(catalog: ItemCatalog, parts: Sequence[str] = DEFAULT_TEXT) -> list
     return texts
 
 
+def _warn_of_unused(catalog: ItemCatalog, used: Sequence[Sequence[str]]) -> None:
+    """Say which fields the parts ask for in vain, where the catalog has fields that they do not use."""
+    asked = dict.fromkeys(name for names in used for name in names)
+    missing = [name for name in asked if name not in catalog.fields]
+    unused = [name for name in catalog.fields if name not in asked]
+    if missing and unused:
+        _log.warning(
+            "the text of the items has no %s, which the catalog lacks; its columns %s are not used: name those that "
+            'describe an item in the option text of the lsa or sentence block, such as text: ["{title}", "{%s}"]',
+            *(", ".join(missing), ", ".join(unused), unused[0]),
+        )
+
+
 def lsa(catalog: ItemCatalog, settings: LsaSettings) -> ItemEmbeddings:
     """Truncated SVD of the TF-IDF matrix of the item texts: fast, offline, deterministic (stable).
 
@@ -117,8 +132,9 @@ def lsa(catalog: ItemCatalog, settings: LsaSettings) -> ItemEmbeddings:
     vectorizer = TfidfVectorizer(
         ngram_range=(1, settings.ngram_max), min_df=settings.min_items, sublinear_tf=True, dtype=np.float64
     )
+    texts = item_text(catalog, settings.text)
     try:
-        terms = vectorizer.fit_transform(item_text(catalog, settings.text))
+        terms = vectorizer.fit_transform(texts)
     except ValueError as error:  # scikit-learn: empty vocabulary, or min_df above N
         raise DataError(
             f"text: no term occurs in {settings.min_items} of {len(catalog)} items", hint="lower min_items"

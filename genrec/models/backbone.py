@@ -77,7 +77,9 @@ class DecoderSettings:
         _positive(self, "hidden_size", "n_layers", "n_heads", "d_ff", "max_positions")
         _check_dropout(self.dropout)
         if self.hidden_size % (2 * self.n_heads):
-            raise ConfigError(f"hidden_size: expected a multiple of {2 * self.n_heads}, got {self.hidden_size}")
+            raise ConfigError(
+                f"hidden_size: expected a multiple of 2 x n_heads = {2 * self.n_heads}, got {self.hidden_size}"
+            )
 
 
 BackboneSettings = T5Settings | DecoderSettings

@@ -158,6 +158,10 @@ class GenerativeRecommender:
             raise ConfigError(f"top_k: {top_k} beside options, which say {options.top_k}", hint="say it in the options")
         wanted = options or SearchOptions(top_k=top_k)
         n_beams = wanted.n_beams or max(self.settings.n_beams, wanted.top_k or 0)
+        if n_beams < (wanted.top_k or 0):
+            logger.warning(
+                "n_beams %d finds no more identifiers than that: top_k %d asks for more", n_beams, wanted.top_k
+            )
         normalize = self._normalize(wanted.normalize)
         rows = self._histories(histories)
         deny = rows if wanted.exclude_seen else None

@@ -179,14 +179,27 @@ def tokenize(folder: Path, recipe: PipelineRecipe) -> None:
     codes.save(folder / "codes", overwrite=True)
     CatalogIndex.build(codes, source.item_keys).save(folder / "index", overwrite=True)
     log.info("%s", describe_codes(codes))
+    if told := oversized(codes):
+        log.warning("identifiers: %s: take a smaller tokenizer.level_size, or fewer levels", "; ".join(told))
 
 
 def describe_codes(codes: ItemCodes) -> str:
-    """One line about the identifiers: size, use of the codes, collisions."""
+    """One line about the identifiers: size, use and perplexity of every level, collisions."""
     found = codes.report()
     sizes = " x ".join(map(str, codes.level_sizes))
     use = ", ".join(f"{100 * share:.0f} %" for share in found["level_usage"])
+    spread = ", ".join(f"{value:.0f}" for value in found["perplexity"])
     return (
-        f"identifiers: {sizes} codes, in use {use}; {100 * found['distinct_share']:.1f} % distinct, "
-        f"largest group {found['largest_group']}"
+        f"identifiers: {sizes} codes, in use {use}, perplexity {spread}; "
+        f"{100 * found['distinct_share']:.1f} % distinct, largest group {found['largest_group']}"
     )
+
+
+def oversized(codes: ItemCodes) -> list[str]:
+    """What says that levels are too large for the catalog: more codes than items, or most of a level unused."""
+    found, first = codes.report(), codes.level_sizes[0]
+    told = [f"the first level has {first} codes for {codes.n_items} items"] if first > codes.n_items else []
+    for level, share in enumerate(found["level_usage"], 1):
+        if share < 0.5:
+            told.append(f"level {level} uses {100 * share:.0f} % of its {codes.level_sizes[level - 1]} codes")
+    return told

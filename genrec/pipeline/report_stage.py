@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from genrec.pipeline import figures
 from genrec.pipeline.data_stages import describe_codes
 from genrec.pipeline.model_stages import user_ids
 from genrec.pipeline.recipe import PipelineRecipe
+from genrec.pipeline.runner import same_catalog
 
 log = logging.getLogger(__name__)
 
@@ -59,18 +61,29 @@ def report(folder: Path, recipe: PipelineRecipe) -> None:
     examples = example_lists(folder, recipe)
     with artifacts.write(folder / "report", kind="report", recipe=recipes.to_json(recipe), overwrite=True) as draft:
         pictures = _pictures(draft.dir, reports, codes, curve, recipe)
-        text = _markdown(recipe, reports, codes, training.meta, examples, pictures)
+        text = _markdown(recipe, reports, codes, training.meta, examples, pictures, left_out(folder))
         (draft.dir / "report.md").write_text(text, encoding="utf-8")
         results = {
             "name": recipe.name,
             "seed": recipe.seed,
             "ties": recipe.split.ties,
+            "rejected": artifacts.read(folder / "interactions", verify=False).meta.get("rejected", {}),
             "codes": codes.report(),
             "training": {**training.meta, "log": curve},
             "models": json.loads(reports_json(reports)),
             "recipe": recipes.to_json(recipe),
         }
         artifacts.save_json(draft.dir / "results.json", results)
+
+
+def left_out(folder: Path) -> list[str]:
+    """What reading the data left out: a line for every file, with the reasons."""
+    meta = artifacts.read(folder / "interactions", verify=False).meta
+    return [
+        f"left out {count['rows_rejected']} of {count['rows_in']} rows of {file}: "
+        + ", ".join(f"{n} x {reason}" for reason, n in count["reasons"].items())
+        for file, count in meta.get("rejected", {}).items()
+    ]
 
 
 def _pictures(
@@ -105,7 +118,8 @@ def example_lists(folder: Path, recipe: PipelineRecipe, n: int = N_EXAMPLES) -> 
     """Histories of a few test users with what the model recommends, as text."""
     bundle = load_bundle(folder / "bundle", user_ids=user_ids(folder, recipe))
     catalog = ItemCatalog.load(folder / "catalog")
-    titles = catalog.text("title", clean=True)
+    titles = [title or id_ for title, id_ in zip(catalog.text("title", clean=True), catalog.ids, strict=True)]
+    same_catalog(folder, bundle.recommender.codes.catalog, "catalog", "split", "interactions")
     queries = Split.load(folder / "split").queries("test")
     if not len(queries):
         return ""
@@ -147,11 +161,13 @@ def _markdown(
     training: dict[str, Any],
     examples: str,
     pictures: list[tuple[str, str]],
+    remarks: Sequence[str] = (),
 ) -> str:
     parts = [
         f"# {recipe.name}",
         "",
         f"Seed {recipe.seed}; split {recipe.split.kind}. {ties_text(reports)}",
+        *[f"\n{line[0].upper()}{line[1:]}." for line in remarks],
         "",
         "## Results",
         "",

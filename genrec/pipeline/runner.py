@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from genrec import artifacts, disk
-from genrec.errors import ArtifactError, FingerprintMismatch, GenrecError
+from genrec.errors import ArtifactError, ConfigError, FingerprintMismatch, GenrecError
 from genrec.formats import to_json_bytes
 
 log = logging.getLogger(__name__)
@@ -102,7 +102,8 @@ def _digests(folder: Path, outputs: Sequence[str]) -> dict[str, str] | None:
     return found
 
 
-def _key(stage: Stage, upstream: dict[str, dict[str, str]]) -> str:
+def key_of(stage: Stage, upstream: dict[str, dict[str, str]]) -> str:
+    """Hash of all that decides what the stage writes; ``upstream``: stage name → digests of its outputs."""
     parts = {
         "name": stage.name,
         "version": stage.version,
@@ -121,14 +122,14 @@ def _state(folder: Path, stage: Stage, ledger: dict[str, Any], done: dict[str, d
     digests = _digests(folder, stage.outputs)
     if line is None or digests is None:
         return "run", "not done yet" if line is None else "its output is missing or damaged"
-    if line["key"] != _key(stage, done):
-        return "changed", _difference(stage, line, done)
+    if line["key"] != key_of(stage, done):
+        return "changed", difference(stage, line, done)
     if line["outputs"] != digests:
         return "changed", "its output was replaced"
     return "done", "unchanged"
 
 
-def _difference(stage: Stage, line: dict[str, Any], done: dict[str, dict[str, str]]) -> str:
+def difference(stage: Stage, line: dict[str, Any], done: dict[str, dict[str, str]]) -> str:
     """Why the key is another one: the settings that differ, else the input."""
     old, new = _leaves(line.get("recipe", {})), _leaves(stage.recipe)
     names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
@@ -192,7 +193,10 @@ def run(
     for stage, status, _ in _states(folder, stages, read_ledger(folder)):
         if status != "done":
             stage.check()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:  # /proc, a drive that is not there
+        raise ConfigError(f"{folder}: cannot make this folder ({error.strerror})", hint="give another --out") from error
     with disk.claimed(folder, "run"):
         artifacts.sweep(folder)
         if recipe is not None:
@@ -229,7 +233,7 @@ def _run_one(folder: Path, stage: Stage, done: dict[str, dict[str, str]]) -> dic
     if outputs is None:
         raise ArtifactError(f"stage {stage.name!r} did not write all of {', '.join(stage.outputs)}")
     return {
-        "key": _key(stage, done),
+        "key": key_of(stage, done),
         "recipe": stage.recipe,
         "inputs": stage.inputs,
         "needs": {name: done[name] for name in stage.needs},

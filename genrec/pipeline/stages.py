@@ -14,7 +14,7 @@ from typing import Any
 
 from genrec import recipes
 from genrec.baselines import sasrec_training
-from genrec.data.readers import source_files
+from genrec.data import readers
 from genrec.embeddings import sentence
 from genrec.errors import ConfigError, DataError, GenrecError
 from genrec.item_tokenizers import registry
@@ -85,7 +85,7 @@ def stages(recipe: PipelineRecipe, folder: Path) -> list[Stage]:
         Stage(
             "prepare", ("catalog", "interactions"), partial(data_stages.prepare, recipe=recipe),
             recipe=part("data"), inputs=_inputs(recipe, folder), estimate=costs.prepare,
-            about="read the catalog and the log",
+            about="read the catalog and the log", check=partial(_check_data, recipe),
         ),
         Stage(
             "split", ("split",), partial(data_stages.split, recipe=recipe),
@@ -214,7 +214,7 @@ def _inputs(recipe: PipelineRecipe, folder: Path) -> dict[str, str]:
         return {}
     path = Path(reader.path)
     try:
-        files = source_files(reader)
+        files = readers.source_files(reader)
     except DataError:
         files = []
     line = read_ledger(folder).get("prepare", {})
@@ -249,6 +249,12 @@ def _vector_files(recipe: PipelineRecipe, folder: Path) -> dict[str, str]:
             log.warning("%s is gone: going on with what was made of it before", name)
             found[name] = before[name]
     return found
+
+
+def _check_data(recipe: PipelineRecipe) -> None:
+    """Raise DataError for files that are missing, or whose header names other columns."""
+    if recipe.data.reader is not None:
+        readers.check(recipe.data.reader)
 
 
 def _check_sources(recipe: PipelineRecipe) -> None:

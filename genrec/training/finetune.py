@@ -24,6 +24,7 @@ from genrec import disk
 from genrec.data.histories import Histories
 from genrec.errors import FingerprintMismatch
 from genrec.models.backbone import layout_of
+from genrec.schedules import fitting_warmup
 from genrec.seeding import derive
 from genrec.training import checkpoints
 from genrec.training.callbacks import Evaluate, Loop, StopRequest
@@ -139,12 +140,26 @@ def _prepare(model: Any, data: TrainingData, settings: TrainSettings, folder: Pa
     loss = CodeLoss(data.token_map, settings.softmax, settings.label_smoothing, data.codes)
     module = TrainingModule(model, loss)
     args = arguments(settings, n_steps, folder)
-    trainer = SafeTrainer(module, args, settings, _optimizers(module, settings, n_steps, args.device))
+    rated = _short_warmup(settings, n_steps)
+    trainer = SafeTrainer(module, args, settings, _optimizers(module, rated, n_steps, args.device))
     trainer.batches = StepBatches(plan, collator, n_steps, args.process_index, args.world_size)
     trainer.recipe = _identity(model, data, settings, args.bf16)
     # every process drops other activations
     torch.manual_seed(derive(settings.seed, "dropout", args.process_index))
     return trainer, plan
+
+
+def _short_warmup(settings: TrainSettings, n_steps: int) -> TrainSettings:
+    """The settings for the schedule: a warm-up that training would not outlive ends after a tenth of the steps."""
+    short = fitting_warmup(settings.warmup_steps, n_steps)
+    if short == settings.warmup_steps:
+        return settings
+    logger.warning(
+        "warmup_steps %d, but the training has %d steps: it would end before it reaches its learning rate, so warm-up "
+        "takes %d; set train.warmup_steps below %d, or train longer (train.epochs, or a smaller train.batch_size)",
+        *(settings.warmup_steps, n_steps, short, n_steps),
+    )
+    return dataclasses.replace(settings, warmup_steps=short)
 
 
 def _optimizers(

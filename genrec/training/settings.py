@@ -17,7 +17,8 @@ class TrainSettings:
     epochs: passes over the samples; ``max_steps`` (0 = no limit) may end training earlier, and the schedule
         with it. batch_size: samples per optimiser step, all processes together.
     schedule: after ``warmup_steps`` of linear warm-up, ``cosine`` falls to 5 %, ``inverse_sqrt`` falls with
-        the square root of the step, ``constant`` stays.
+        the square root of the step, ``constant`` stays. A training of no more than ``warmup_steps`` warms up for a
+        tenth of its steps instead, with a warning.
     softmax: what the loss normalises over: ``vocab`` the whole vocabulary, ``level`` the codes of the level
         (and the end of ragged identifiers), ``children`` those that lead to an item of the catalog.
         Decoding with the same normaliser fits best.

@@ -17,10 +17,12 @@ from unittest import mock
 import pytest
 
 from genrec import artifacts
+from genrec.cli.console import padded
 from genrec.cli.main import main
 from genrec.data.interactions import Interactions
 from genrec.decoding.interface import SearchOptions
 from genrec.models.bundle import load_bundle
+from genrec.pipeline import replacement
 
 PIPELINE = """
 name: tiny
@@ -232,6 +234,64 @@ def test_a_log_of_another_catalog_is_refused(run: Path) -> None:
     shutil.copytree(run / "elsewhere" / "interactions", mixed / "interactions")
     done = genrec("recommend", mixed, "--user", "U00", "--top-k", 3)
     assert done.returncode == 1 and "interactions belongs to catalog" in done.stderr
+
+
+def test_another_run_or_a_long_training_is_not_replaced_without_being_asked(run: Path, monkeypatch) -> None:
+    out = Path(shutil.copytree(run / "out", run / "kept"))
+    before = artifacts.read(out / "bundle").digest
+    changed = ["run", run / "tiny.yaml", "--out", out, "--until", "train", "--set", "train.max_steps=1"]
+    monkeypatch.setattr(replacement, "FREE_SECONDS", 0.0)
+    planned = genrec(*changed, "--plan")
+    assert "note: this run replaces a finished model (trained in" in planned.stdout
+    assert "train.max_steps: 0 -> 1 (stage train) (only with --replace)" in planned.stdout
+    refused = genrec(*changed)
+    assert refused.returncode == 1 and "hint: give another --out to keep it; or --replace" in refused.stderr
+    assert not refused.stdout  # the settings would hide it
+    other = genrec("run", run / "tiny.yaml", "--out", out, "--set", "name=other", "--until", "split")
+    assert other.returncode == 1 and f"{out} holds the run 'tiny', got the run 'other'" in other.stderr
+    assert artifacts.read(out / "bundle").digest == before
+    done = genrec(*changed, "--replace")
+    assert done.returncode == 0, done.stderr
+    assert "warning: this run replaces a finished model" in done.stdout
+    assert artifacts.read(out / "bundle").digest != before
+
+
+def test_a_half_replaced_folder_is_told_from_a_whole_one(run: Path) -> None:
+    out = Path(shutil.copytree(run / "out", run / "half"))
+    ids = artifacts.load_table(out / "catalog" / "items.parquet").column(0).to_pylist()[:3]
+    asked = ["recommend", out, "--history", ",".join(ids), "--top-k", 3]
+    assert not genrec(*asked).stderr
+    coarser = ["--set", "tokenizer.level_size=16", "--until", "tokenize"]
+    assert genrec("run", run / "tiny.yaml", "--out", out, *coarser).returncode == 0
+    older = genrec(*asked)
+    assert older.returncode == 0 and "older than the identifiers beside it" in older.stderr
+    assert not genrec("recommend", out / "bundle", *asked[2:]).stderr
+    shutil.rmtree(out / "catalog")
+    (out / "ledger.json").unlink()  # which would refuse other data
+    other = ["--set", "data.synthetic.seed=1", "--until", "prepare"]
+    assert genrec("run", run / "tiny.yaml", "--out", out, *other).returncode == 0
+    done = genrec(*asked)
+    assert done.returncode == 1 and "catalog belongs to catalog" in done.stderr
+
+
+def test_fewer_beams_than_places_and_what_is_printed(run: Path) -> None:
+    out = Path(shutil.copytree(run / "out", run / "titles"))
+    ids = artifacts.load_table(out / "catalog" / "items.parquet").column(0).to_pylist()[:2]
+    few = genrec("recommend", out, "--history", ",".join(ids), "--top-k", 5, "--n-beams", 2)
+    assert few.returncode == 0 and "warning: --n-beams 2 finds 2 identifiers" in few.stderr
+    enough = genrec("recommend", out, "--history", ",".join(ids), "--top-k", 5, "--n-beams", 5)
+    assert not enough.stderr and "(score: log-probability of the identifier among the codes" in enough.stdout
+
+
+def test_titles_fill_the_columns_that_they_take() -> None:
+    assert padded("abc", 5) == "abc  " and padded("abcdef", 5) == "abcde"
+    assert padded("日本語", 5) == "日本 " and padded("日本", 6) == "日本  "
+    assert padded("e\u0301", 3) == "e\u0301  "
+
+
+def test_a_folder_that_cannot_be_made_is_one_line() -> None:
+    done = genrec("demo", "--out", "/proc/nowhere/run")
+    assert done.returncode == 1 and "error: /proc/nowhere/run: cannot make this folder" in done.stderr
 
 
 @pytest.mark.slow

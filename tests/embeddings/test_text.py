@@ -60,6 +60,24 @@ def test_own_parts_and_fields():
         item_text(only_titles, ["{colour}"])
 
 
+def test_an_unknown_field_is_named_by_lsa_too():
+    with pytest.raises(ConfigError, match=r"'\{nope\}' names the field 'nope'; the catalog has \['title'"):
+        lsa(SHOP, LsaSettings(text=("{title}", "{nope}")))
+
+
+def test_columns_that_no_part_uses_are_named_where_default_parts_find_nothing(caplog):
+    fields = {"title": ["Wok", "Pan"], "maker": ["Acme", "Bell"], "dept": ["x", "y"]}
+    item_text(ItemCatalog(("a", "b"), fields))
+    (said,) = caplog.messages
+    assert "has no brand, categories, which the catalog lacks; its columns maker, dept are not used" in said
+    assert 'text: ["{title}", "{maker}"]' in said
+    caplog.clear()
+    item_text(ItemCatalog(("a", "b"), fields), ["{title}", "{maker}"])  # chosen, so dept is left out on purpose
+    item_text(ItemCatalog(("a", "b"), {"title": ["Wok", "Pan"]}))  # nothing else to use
+    item_text(ItemCatalog(("a", "b"), {**fields, "brand": ["A", "B"], "categories": [["c"], ["d"]]}))
+    assert not caplog.messages
+
+
 @pytest.mark.parametrize("parts", [(), "title", ("title",), ("{title",), ("{}",), ("{title.upper}",), ("{0}",)])
 def test_malformed_parts_are_refused(parts):
     with pytest.raises(ConfigError, match="text"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from dataclasses import replace
@@ -67,6 +68,44 @@ def test_a_file_that_is_missing_is_told_when_it_is_read(tmp_path: Path) -> None:
         runner.run(run, stages_until(stages(recipe, run), "prepare"), lambda *_: None)
 
 
+@pytest.mark.parametrize(
+    ("log", "items", "said"),
+    [
+        ("user,item_id,timestamp\nu,i,1\n", None, r"log\.csv, line 1, field 'header': column 'user_id' is missing"),
+        (LOG, "item_id,name\ni0,pot\n", r"items\.csv, line 1, field 'header': column 'title' is missing"),
+        (None, None, r"no such file"),
+    ],
+)
+def test_the_plan_reads_the_headers(tmp_path: Path, log: str | None, items: str | None, said: str) -> None:
+    for name, text in (("log.csv", log), ("items.csv", items)):
+        if text is not None:
+            (tmp_path / name).write_text(text)
+    recipe = recipe_of(tmp_path)
+    assert re.search(f"not done yet; it will fail: .*{said}", status(recipe, tmp_path / "run")[1])
+    with pytest.raises(DataError, match=said):
+        runner.run(tmp_path / "run", stages_until(stages(recipe, tmp_path / "run"), "prepare"), lambda *_: None)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("columns", [{"user_column": "nope"}, {"context": ("nope",)}, {"interactions": "no.parquet"}])
+def test_the_plan_reads_the_headers_of_other_files_too(tmp_path: Path, columns: dict) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"user_id": ["u"], "item_id": ["i"], "timestamp": [1]}), tmp_path / "log.parquet")
+    assert status(recipe_of(tmp_path, "log.parquet"), tmp_path / "run") == ("run", "not done yet")
+    recipe = recipe_of(tmp_path, "log.parquet")
+    assert recipe.data.reader is not None
+    recipe = replace(recipe, data=DataSettings(reader=replace(recipe.data.reader, **columns)))
+    assert "it will fail: " in status(recipe, tmp_path / "run")[1]
+    (tmp_path / "log.parquet").write_text("text")
+    assert "not a readable parquet file" in status(recipe_of(tmp_path, "log.parquet"), tmp_path / "run")[1]
+    (tmp_path / "items.jsonl").write_text('{"item_id": "i", "title": "pot"}\n')
+    (tmp_path / "interactions.csv").write_text("user_id,item_id,timestamp,weather\nu,i,1,wet\n")
+    neutral = PipelineRecipe(data=DataSettings(reader=ReaderSettings("neutral", tmp_path)))
+    assert "unknown column 'weather'" in status(neutral, tmp_path / "run")[1]
+
+
 def test_one_file_that_is_gone_does_not_undo_what_was_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The log, without which nothing can be read, and the items, without which something else would be read."""
     data, run = tmp_path / "data", tmp_path / "run"
@@ -82,8 +121,8 @@ def test_one_file_that_is_gone_does_not_undo_what_was_read(tmp_path: Path, caplo
         other = replace(recipe, data=replace(recipe.data, item_core=2))
         assert len(stages(other, run)[0].inputs) == (1 if name == "items.csv" else 2)  # the log alone can be read
         (tmp_path / name).rename(data / name)
-    (data / "items.csv").rename(data / "items.jsonl")  # another file in its place is read
-    (data / "items.jsonl").write_text('{"item_id": "i0", "title": "pot"}\n')
+    (data / "items.csv").rename(data / "items.tsv")  # another file in its place is read
+    (data / "items.tsv").write_text("item_id\ttitle\ni0\tpot\n")
     assert status(recipe, run) == ("changed", "the files it reads changed")
 
 

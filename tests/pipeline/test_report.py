@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from genrec import artifacts
 from genrec.data.histories import Histories
 from genrec.data.splits import EvalSet
 from genrec.data.synthetic import tiny
@@ -97,6 +98,17 @@ def test_the_report_explains_every_name_it_shows() -> None:
     names = ["popularity", "item_knn", "decoder", "name@k", "recall", "ndcg", "mrr", "coverage", "warm", "cold"]
     for name in [*names, "identifier", "seen", "history", "interval"]:
         assert f"- **{name}**: " in explained, name
+
+
+def test_rows_that_were_left_out_are_in_the_report(tmp_path: Path) -> None:
+    counts = {"rows_in": 43, "rows_kept": 40, "rows_rejected": 3, "reasons": {"empty id": 1, "wrong type": 2}}
+    with artifacts.write(tmp_path / "interactions", kind="interactions", meta={"rejected": {"log.csv": counts}}):
+        pass
+    lines = report_stage.left_out(tmp_path)
+    assert lines == ["left out 3 of 43 rows of log.csv: 1 x empty id, 2 x wrong type"]
+    text = report_stage._markdown(RECIPE, reports(), CODES, TRAINING, "", [], lines)
+    assert "\nLeft out 3 of 43 rows of log.csv: 1 x empty id, 2 x wrong type.\n" in text.split("## Results")[0]
+    assert "eft out" not in markdown(reports()).split("## Results")[0]
 
 
 def test_every_baseline_and_model_is_explained() -> None:

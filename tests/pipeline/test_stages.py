@@ -54,11 +54,12 @@ def prepared(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("path", PIPELINES, ids=lambda p: p.name)
 def test_ready_pipelines_are_valid_and_named_after_their_file(path: Path, tmp_path: Path) -> None:
     recipe = load_recipe(path).value
-    assert recipe.name == path.stem
+    own = path.stem == "own"  # the user's: named after what is in it
+    assert recipe.name == ("shop" if own else path.stem)
     if recipe.data.reader is not None:
         with pytest.raises(DataError, match="no such folder") as error:
             stages(recipe, tmp_path)
-        assert "https://" in str(error.value.hint)  # where to get them
+        assert ("your own files" if own else "https://") in str(error.value.hint)  # where to get them
         recipe = load_recipe(path, [f"data.reader.path={tmp_path}"]).value
     assert len(stages(recipe, tmp_path)) >= 8
     assert path.read_text().startswith("# genrec ")
@@ -139,6 +140,19 @@ def test_paused_training_goes_on_and_another_recipe_starts_anew(prepared: Path) 
     model_stages.train(prepared, replace(RECIPE, train=replace(RECIPE.train, epochs=1)))
     assert artifacts.read(prepared / "training").meta["steps"] == n_steps / 2
     assert len(list((prepared / "checkpoints").iterdir())) == 1
+
+
+def test_identifiers_are_told_with_their_perplexity(prepared: Path, caplog: pytest.LogCaptureFixture) -> None:
+    codes = np.array([[n % 4, n % 2] for n in range(8)], np.uint8)
+    fine = ItemCodes(codes, (4, 2), "c" * 32)
+    assert "4 x 2 codes, in use 100 %, 100 %, perplexity 4, 2; 50.0 % distinct" in data_stages.describe_codes(fine)
+    assert data_stages.oversized(fine) == [] and not caplog.messages
+    wide = ItemCodes(codes, (9, 5), "c" * 32)
+    first, second, third = data_stages.oversized(wide)
+    assert first == "the first level has 9 codes for 8 items"
+    assert second == "level 1 uses 44 % of its 9 codes" and third == "level 2 uses 40 % of its 5 codes"
+    data_stages.tokenize(prepared, replace(RECIPE, tokenizer={**RECIPE.tokenizer, "level_size": 200}))
+    assert "level 2 uses" in caplog.text and "take a smaller tokenizer.level_size" in caplog.text
 
 
 def test_user_tokens_reach_the_prompt(prepared: Path) -> None:

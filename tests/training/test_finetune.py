@@ -261,6 +261,25 @@ def test_learns_the_planted_succession(kind, softmax, epochs, size, tmp_path):
     assert result.padding_share <= 0.1 and not result.model.training
 
 
+@pytest.mark.parametrize(("warmup_steps", "taken"), [(40, 4), (41, 4), (39, 39)])
+def test_a_warmup_that_training_would_not_outlive_is_cut(warmup_steps, taken, tmp_path, monkeypatch, caplog):
+    """Else a training of few steps ends at a fraction of its learning rate: 40 steps, 3 are enough to see the rates."""
+    settings = dataclasses.replace(SHORT, warmup_steps=warmup_steps, epochs=40, max_steps=40, eval_every=3)
+    rates = []
+
+    def spy(loop, args, state, control, **more):
+        rates.append(loop.trainer.optimizer.param_groups[0]["lr"])
+        control.should_training_stop = len(rates) == 3
+
+    monkeypatch.setattr(callbacks.Loop, "on_step_end", spy)
+    run("decoder", tmp_path, settings)
+    step = settings.learning_rate / taken
+    assert rates == pytest.approx([2 * step, 3 * step, 4 * step])  # the rate of the step that follows
+    assert [f"warmup_steps {warmup_steps}, but the training has 40 steps" in m for m in caplog.messages] == (
+        [True] if taken == 4 else []
+    )
+
+
 def test_not_a_number_stops_with_the_step_and_keeps_the_checkpoint(tmp_path):
     data = walks()
     model = tiny_model("decoder", data)

@@ -24,7 +24,18 @@ _WITHOUT_EFFECT = {
     "tabular": (),
 }
 
-__all__ = ["FORMATS", "Loaded", "OnError", "ReaderSettings", "Reject", "Rejected", "RowCount", "read", "source_files"]
+__all__ = [
+    "FORMATS",
+    "Loaded",
+    "OnError",
+    "ReaderSettings",
+    "Reject",
+    "Rejected",
+    "RowCount",
+    "check",
+    "read",
+    "source_files",
+]
 
 
 def read(settings: ReaderSettings, on_error: OnError = "fail") -> Loaded:
@@ -41,6 +52,15 @@ def read(settings: ReaderSettings, on_error: OnError = "fail") -> Loaded:
             log.warning("%s has no effect on data in the format %s", name, settings.format)
     loaded: Loaded = reader.read(settings, on_error)
     return loaded
+
+
+def check(settings: ReaderSettings) -> None:
+    """Raise :class:`DataError` for a missing file and, of neutral and tabular data, a wrong header (stable).
+
+    No row is read.
+    """
+    reader = _reader(settings)
+    getattr(reader, "check", reader.files)(settings)
 
 
 def source_files(settings: ReaderSettings) -> list[Path]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -166,7 +168,7 @@ class Ledger:
         kept: Callable[[], int],
     ) -> None:
         """Give every row to ``add``, reject what raises RowError; ``kept()`` counts what ``add`` took."""
-        rows_in, rejected, before = 0, 0, kept()
+        rows_in, rejected, before, rows = 0, 0, kept(), iter(rows)
         for line, row in rows:
             rows_in += 1
             try:
@@ -175,6 +177,8 @@ class Ledger:
                 add(row)
             except RowError as error:
                 rejected += 1
+                if self.on_error == "fail":
+                    raise self._stop(line, error, rows, add) from None
                 self._reject(line, error)
         count = RowCount(rows_in, kept() - before, rejected)
         if count.rows_in != count.rows_kept + count.rows_rejected:
@@ -191,10 +195,25 @@ class Ledger:
                 f"field {first.field!r}: {first.message}"
             )
 
+    def _stop(
+        self, line: int, error: RowError, rest: Iterable[tuple[int, T | RowError]], add: Callable[[T], None]
+    ) -> DataError:
+        """The error for the first bad row, with the number of all: one round of corrections may do."""
+        reasons = Counter([error.reason])
+        with contextlib.suppress(DataError):  # what is wrong with the whole file is told when it is reached
+            for _, row in rest:
+                try:
+                    if isinstance(row, RowError):
+                        raise row
+                    add(row)
+                except RowError as other:
+                    reasons[other.reason] += 1
+        more = ", ".join(f"{n} x {reason}" for reason, n in reasons.items())
+        more = f" ({reasons.total()} bad rows in this file: {more})" if reasons.total() > 1 else ""
+        hint = error.hint or "correct the file, or leave such rows out: on_error='skip' (--on-error skip)"
+        return self.fail(line, error.field, f"{error}{more}", hint)
+
     def _reject(self, line: int, error: RowError) -> None:
-        if self.on_error == "fail":
-            hint = error.hint or "correct the file, or leave such rows out: on_error='skip' (--on-error skip)"
-            raise self.fail(line, error.field, str(error), hint) from None
         file, reason = str(self.file), error.reason
         counts = self.rejected.counts
         counts[file, reason] = counts.get((file, reason), 0) + 1

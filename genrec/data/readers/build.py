@@ -155,7 +155,12 @@ def timestamp(value: Any, field: str, scale: float = 1.0) -> int:
         elif _DATE.match(value):
             value = _seconds(value, field)
         else:
-            value = number(value, field)
+            try:
+                value = number(value, field)
+            except RowError as error:
+                if error.reason == "wrong type":
+                    raise _no_time(value, field) from None
+                raise
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise RowError("wrong type", field, f"expected a number as time, got {type(value).__name__} {short(value)}")
     if isinstance(value, float) and not math.isfinite(value):
@@ -180,8 +185,13 @@ def _seconds(text: str, field: str) -> int:
     try:
         moment = datetime.fromisoformat(text.strip())
     except ValueError:
-        raise RowError("wrong type", field, f"expected a number or an ISO date as time, got {short(text)}") from None
+        raise _no_time(text, field) from None
     return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+
+
+def _no_time(text: str, field: str) -> RowError:
+    expected = "a number or an ISO date as time, such as 2020-11-03 or 2020-11-03T18:30:00"
+    return RowError("wrong type", field, f"expected {expected}, got {short(text)}")
 
 
 def number(text: str, field: str) -> float:

@@ -13,7 +13,7 @@ from typing import Any
 from genrec.data.readers import source
 from genrec.data.readers.base import Ledger, Loaded, OnError, ReaderSettings, Rejected, RowError
 from genrec.data.readers.build import CONTEXT, ItemRows, finish, nested_to_text
-from genrec.data.readers.tables import Columns, read_events
+from genrec.data.readers.tables import Columns, check_events, read_events
 
 URL = "the neutral format is described in docs/data.md; genrec.data.export.export_neutral writes it"
 ITEMS = source.Wanted("items file", ("items.jsonl", "items.jsonl.gz"), URL)
@@ -30,8 +30,16 @@ def read(settings: ReaderSettings, on_error: OnError = "fail") -> Loaded:
     found, rejected, items = files(settings), Rejected(), ItemRows()
     if found.items is not None:
         read_items(found.items, settings, Ledger(found.items, on_error, rejected), items)
-    columns = Columns("user_id", "item_id", "timestamp", optional=CONTEXT, known_only=settings.context is None)
-    return finish(items, read_events(found.log, settings, on_error, rejected, items, columns), rejected)
+    return finish(items, read_events(found.log, settings, on_error, rejected, items, _columns(settings)), rejected)
+
+
+def check(settings: ReaderSettings) -> None:
+    """Raise DataError for a missing file or a header that :func:`read` would not take (internal)."""
+    check_events(files(settings).log, settings, _columns(settings))
+
+
+def _columns(settings: ReaderSettings) -> Columns:
+    return Columns("user_id", "item_id", "timestamp", optional=CONTEXT, known_only=settings.context is None)
 
 
 def read_items(path: Path, settings: ReaderSettings, ledger: Ledger, items: ItemRows) -> None:

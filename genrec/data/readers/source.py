@@ -254,6 +254,23 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not a JSON number")
 
 
+def parquet_names(path: Path) -> list[str]:
+    """The column names of a parquet file (internal)."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return list(pq.read_schema(path).names)
+    except (pa.ArrowException, OSError) as error:
+        raise _no_parquet(path, error) from error
+
+
+def _no_parquet(path: Path, error: Exception) -> DataError:
+    return DataError(
+        f"{path}: not a readable parquet file ({error})", hint="write it again, or check that it is parquet"
+    )
+
+
 def parquet_columns(path: Path, settings: ReaderSettings) -> dict[str, list[Any]]:
     """All columns of a parquet file as Python lists (internal)."""
     import pyarrow as pa
@@ -271,7 +288,4 @@ def parquet_columns(path: Path, settings: ReaderSettings) -> dict[str, list[Any]
             table = file.read()
             return {name: table.column(name).to_pylist() for name in table.column_names}
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path}: not a readable parquet file ({error})",
-            hint="write it again, or check that it is parquet",
-        ) from error
+        raise _no_parquet(path, error) from error

@@ -37,6 +37,22 @@ class Table:
     unit: str
 
 
+def header(path: Path, settings: ReaderSettings, delimiter: str | None = None) -> list[str]:
+    """The column names of a table, without reading on (internal)."""
+    if path.suffix != ".parquet":
+        return open_table(path, settings, delimiter).header
+    return source.parquet_names(path)
+
+
+def check_events(path: Path, settings: ReaderSettings, columns: Columns) -> None:
+    """Raise DataError where :func:`read_events` would for the header (internal)."""
+    wanted = [columns.user, columns.item, *([columns.time] if columns.time else [])]
+    names = header(path, settings)
+    _check_header(path, names, [*wanted, *(settings.context or ())])
+    if columns.known_only:
+        _check_known(path, names, [*wanted, *columns.optional])
+
+
 def open_table(path: Path, settings: ReaderSettings, delimiter: str | None = None) -> Table:
     """A CSV or parquet file as rows (internal)."""
     if path.suffix == ".parquet":

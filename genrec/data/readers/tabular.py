@@ -14,7 +14,7 @@ from typing import Any
 from genrec.data.readers import source
 from genrec.data.readers.base import Ledger, Loaded, OnError, ReaderSettings, Rejected, RowError
 from genrec.data.readers.build import ItemRows, finish, nested_to_text
-from genrec.data.readers.tables import Columns, open_table, read_events, rows_as_dicts
+from genrec.data.readers.tables import Columns, check_events, header, open_table, read_events, rows_as_dicts
 from genrec.errors import DataError
 
 URL = "your own tables; name them in the settings interactions and items"
@@ -32,8 +32,28 @@ def read(settings: ReaderSettings, on_error: OnError = "fail") -> Loaded:
     found, rejected, items = files(settings), Rejected(), ItemRows()
     if found.items is not None:
         read_items(found.items, settings, Ledger(found.items, on_error, rejected), items)
-    columns = Columns(settings.user_column or "user_id", settings.item_column or "item_id", settings.time_column)
-    return finish(items, read_events(found.log, settings, on_error, rejected, items, columns), rejected)
+    return finish(items, read_events(found.log, settings, on_error, rejected, items, _columns(settings)), rejected)
+
+
+def check(settings: ReaderSettings) -> None:
+    """Raise DataError for a missing file or a header that :func:`read` would not take (internal)."""
+    found = files(settings)
+    if found.items is not None:
+        _check_items(found.items, header(found.items, settings), settings)
+    check_events(found.log, settings, _columns(settings))
+
+
+def _columns(settings: ReaderSettings) -> Columns:
+    return Columns(settings.user_column or "user_id", settings.item_column or "item_id", settings.time_column)
+
+
+def _check_items(path: Path, names: list[str], settings: ReaderSettings) -> None:
+    for name in (settings.item_column or "item_id", settings.title_column or "title"):
+        if name not in names:
+            raise DataError(
+                f"{path}, line 1, field 'header': column {name!r} is missing; found " + ", ".join(names),
+                hint="name the columns in the settings item_column and title_column",
+            )
 
 
 def read_items(path: Path, settings: ReaderSettings, ledger: Ledger, items: ItemRows) -> None:
@@ -41,12 +61,7 @@ def read_items(path: Path, settings: ReaderSettings, ledger: Ledger, items: Item
     table = open_table(path, settings)
     ledger.unit = table.unit
     id_column, title = settings.item_column or "item_id", settings.title_column or "title"
-    for name in (id_column, title):
-        if name not in table.header:
-            raise DataError(
-                f"{path}, line 1, field 'header': column {name!r} is missing; found " + ", ".join(table.header),
-                hint="name the columns in the settings item_column and title_column",
-            )
+    _check_items(path, table.header, settings)
 
     def add(row: dict[str, Any]) -> None:
         values = {"title": row[title]} | {k: _value(v, k) for k, v in row.items() if k not in (id_column, title)}

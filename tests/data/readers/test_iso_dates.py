@@ -23,7 +23,7 @@ def test_dates_are_seconds(text, expected):
     assert timestamp(text, "time") == expected
 
 
-@pytest.mark.parametrize("text", ["2020-13-03", "2020-11-03T25:00:00", "2020-11-03 or so"])
+@pytest.mark.parametrize("text", ["2020-13-03", "2020-11-03T25:00:00", "2020-11-03 or so", "03/11/2020", "never"])
 def test_what_is_no_date_is_refused(text):
-    with pytest.raises(RowError, match="ISO date"):
+    with pytest.raises(RowError, match="a number or an ISO date as time, such as 2020-11-03 "):
         timestamp(text, "time")

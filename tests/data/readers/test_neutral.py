@@ -241,6 +241,21 @@ def test_a_stray_quote_costs_only_its_own_line(tmp_path, stray, reason):
     assert next((e.line, e.reason) for e in loaded.rejected.examples) == (3, reason)
 
 
+def test_the_first_bad_row_is_told_with_the_number_of_all(tmp_path):
+    events = [EVENTS[0], "u,i1,1,1", "u,x,1,1", "u,i1,1", "u,y,1,1"]
+    with pytest.raises(
+        DataError, match=r"line 3, .*\(3 bad rows in this file: 2 x item not in catalog, 1 x ragged row\)"
+    ):
+        read(write(tmp_path, events=events))
+    with pytest.raises(DataError) as caught:
+        read(write(tmp_path, events=events[:3]))
+    assert "bad rows" not in str(caught.value)
+    cut = gzip.compress(as_bytes([*events, *["u" * 5000 + ",i1,1,1"] * 500]))[:-12]
+    (tmp_path / "interactions.csv").unlink()
+    with pytest.raises(DataError, match=r"interactions.csv.gz, line 3, field 'item_id'"):  # not the damage behind it
+        read(write(tmp_path, events=cut, log="interactions.csv.gz"))
+
+
 @pytest.mark.parametrize("on_error", ["fail", "skip"])
 def test_a_log_without_rows_is_an_error(tmp_path, on_error):
     with pytest.raises(DataError, match=r"interactions.csv: no rows in the file"):
