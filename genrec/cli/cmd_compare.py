@@ -1,7 +1,8 @@
-"""``genrec compare``: runs side by side, with paired tests; repetitions averaged."""
+"""``genrec compare``: runs side by side, with paired tests; repetitions averaged; identifiers side by side."""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,9 @@ def register(app: typer.Typer) -> None:
 
 
 def compare(
-    runs: list[Path] = typer.Argument(..., help="Run folders, or eval/<model> folders of runs."),
+    runs: list[Path] = typer.Argument(
+        ..., help="Run folders, or eval/<model> folders of runs; or codes, to compare item tokenizers."
+    ),
     metric: str | None = typer.Option(
         None, "--metric", help="Metric of the paired test [default: ndcg@10, else at the longest list measured]."
     ),
@@ -30,8 +33,34 @@ def compare(
     trec: Path | None = typer.Option(
         None, "--trec", help="Also write each list as a TREC run, and the targets as qrels, into this folder."
     ),
+    codes: bool = typer.Option(
+        False, "--codes", help="Compare the item identifiers of run folders, not their recommendations."
+    ),
+    every: bool = typer.Option(False, "--all", help="Identifiers: print every figure, not only the chief ones."),
+    held_out: bool = typer.Option(False, "--held-out", help="Identifiers: report on the test targets too."),
+    vectors: Path | None = typer.Option(
+        None, "--vectors", metavar="PATH", help="Identifiers: judge all by these item vectors [default: each its own]."
+    ),
+    json_file: Path | None = typer.Option(None, "--json", metavar="FILE", help="Identifiers: also write JSON."),
+    seed: int = typer.Option(0, "--seed", help="Identifiers: of the random control, and of items and pairs drawn."),
 ) -> None:
-    """Compare evaluations: one table, and paired tests against the first where they answered the same queries."""
+    """Compare evaluations: one table, and paired tests against the first where they answered the same queries.
+
+    Given codes (RUN/codes), or run folders and --codes, it compares item tokenizers instead, before any recommender
+    is trained: metrics as rows, the best of each marked with *, and random codes beside them, which no metric of usage
+    can tell from good ones. All must be of one catalog. `genrec inspect` shows one of them with all its controls;
+    docs/identifiers.md explains the metrics.
+    """
+    if codes or any(_is_codes(run) for run in runs):
+        if metric is not None or average or trec is not None:
+            raise ConfigError("--metric, --average and --trec compare evaluations, got codes", hint="leave them out")
+        _compare_codes(runs, vectors, json_file, every=every, held_out=held_out, seed=seed)
+        return
+    if every or held_out or vectors is not None or json_file is not None:
+        raise ConfigError(
+            "--all, --held-out, --vectors and --json compare identifiers, got evaluations",
+            hint="add --codes to compare the identifiers of these runs",
+        )
     from genrec.evaluation.compare import comparison_table
     from genrec.evaluation.report import best_metric
     from genrec.evaluation.tables import average_table, results_table
@@ -53,6 +82,43 @@ def compare(
                 print(comparison_table(ours.report, others, (tested,)).rstrip())
     if trec is not None:
         _export(found, trec)
+
+
+def _is_codes(path: Path) -> bool:
+    from genrec import artifacts
+
+    if not (path / "genrec.json").exists():
+        return False
+    return artifacts.read(path, verify=False).kind in ("codes", "item_tokenizer")
+
+
+def _compare_codes(
+    paths: list[Path], vectors: Path | None, json_file: Path | None, *, every: bool, held_out: bool, seed: int
+) -> None:
+    from tqdm import tqdm
+
+    from genrec.artifacts import atomic_write_bytes
+    from genrec.evaluation.identifier_inputs import check_one_catalog, load_subject
+    from genrec.evaluation.identifier_tables import comparison_of_codes, json_bytes, reports_of_codes
+    from genrec.evaluation.identifier_tokenizers import CONTROL, notes_of_comparison, tokenizer_reports
+    from genrec.evaluation.identifiers import InspectSettings
+
+    # an item tokenizer of the user's, named module:Class, may lie where the command is run
+    sys.path.append(str(Path.cwd()))
+    with tqdm(total=2 * len(paths) + 1, unit="step", delay=2, disable=None) as bar:
+        subjects = []
+        for path in paths:
+            subjects.append(load_subject(path, vectors=vectors))
+            check_one_catalog(subjects)
+            bar.update()
+        reports = tokenizer_reports(subjects, InspectSettings(seed=seed), held_out=held_out, step=bar.update)
+    print(comparison_of_codes(reports, every=every, control=CONTROL), end="")
+    notes = notes_of_comparison(subjects, reports)
+    for note in notes:
+        print(f"note: {note}")
+    if json_file is not None:
+        atomic_write_bytes(json_file, json_bytes(reports_of_codes(reports, notes=notes)))
+        print(f"wrote {json_file}")
 
 
 @dataclass(frozen=True)

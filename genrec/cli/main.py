@@ -8,7 +8,18 @@ import sys
 import typer
 
 from genrec import __version__
-from genrec.cli import cmd_compare, cmd_demo, cmd_doctor, cmd_init, cmd_recommend, cmd_run
+from genrec.cli import (
+    cmd_append,
+    cmd_audit,
+    cmd_compare,
+    cmd_demo,
+    cmd_doctor,
+    cmd_init,
+    cmd_inspect,
+    cmd_recommend,
+    cmd_retire,
+    cmd_run,
+)
 from genrec.errors import GenrecError, TrainingPaused
 
 app = typer.Typer(
@@ -20,7 +31,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (cmd_demo, cmd_run, cmd_recommend, cmd_compare, cmd_init, cmd_doctor):
+_ON_RUNS = (cmd_recommend, cmd_append, cmd_retire, cmd_inspect, cmd_audit, cmd_compare)
+for module in (cmd_demo, cmd_run, *_ON_RUNS, cmd_init, cmd_doctor):
     module.register(app)
 
 
