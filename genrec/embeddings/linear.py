@@ -56,8 +56,8 @@ def truncated_svd(matrix: Any, dim: int, seed: int) -> LowRank:
     return LowRank(left * sign, values, right * sign)
 
 
-def principal(centred: Float64, dim: int) -> Float64:
-    """Coordinates of centred rows on their ``dim`` principal directions, float64 ``[R, d]`` (internal).
+def principal_axes(centred: Float64, dim: int) -> Float64:
+    """The ``dim`` principal directions of centred rows, float64 ``[D, d]``; coordinates are ``rows @ axes`` (internal).
 
     Signed like :func:`truncated_svd`; exact (eigenvectors of the ``[D, D]`` second moment).
     """
@@ -66,7 +66,12 @@ def principal(centred: Float64, dim: int) -> Float64:
     directions = vectors[:, order]
     peak = np.abs(directions).argmax(axis=0)
     sign = np.where(directions[peak, np.arange(directions.shape[1])] < 0, -1.0, 1.0)
-    return np.asarray(centred @ (directions * sign), np.float64)
+    return np.asarray(directions * sign, np.float64)
+
+
+def principal(centred: Float64, dim: int) -> Float64:
+    """Coordinates of centred rows on their ``dim`` principal directions, float64 ``[R, d]`` (internal)."""
+    return np.asarray(centred @ principal_axes(centred, dim), np.float64)
 
 
 def unit_rows(vectors: npt.NDArray[Any]) -> npt.NDArray[Any]:

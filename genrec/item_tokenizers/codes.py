@@ -15,6 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from genrec.errors import DataError, FingerprintMismatch
+from genrec.item_tokenizers.code_checks import (
+    check_codebooks,
+    check_pieces,
+    check_range,
+    check_shape,
+    checked_lengths,
+)
 
 KIND = "codes"
 SCHEMA = 1
@@ -31,6 +38,8 @@ class ItemCodes:
     shared_vocabulary: code ``k`` means the same at every level (then all level sizes are equal).
     codebooks: the vector behind each code, float32 ``[K, D]`` for each of the first levels; none where the item
     tokenizer has no such vectors (and for levels such as a suffix). A model's tokens may start from them.
+    pieces: the text behind each code of a shared vocabulary, for identifiers made of text (titles, digits); none
+    where codes have no text. A language model may write them with its own tokens.
 
     Raises DataError for codes out of range, wrong shapes, or garbage beyond a row's length.
     Stability: stable.
@@ -42,16 +51,18 @@ class ItemCodes:
     lengths: npt.NDArray[np.uint8] | None = None
     shared_vocabulary: bool = False
     codebooks: tuple[npt.NDArray[np.float32], ...] = ()
+    pieces: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         codes = np.asarray(self.codes)
         sizes = tuple(int(k) for k in self.level_sizes)
-        _check_shape(codes, sizes, self.shared_vocabulary)
-        _check_range(codes, sizes)
+        check_shape(codes, sizes, self.shared_vocabulary)
+        check_range(codes, sizes)
         if self.lengths is not None:
-            lengths = _checked_lengths(self.lengths, codes)
+            lengths = checked_lengths(self.lengths, codes)
             object.__setattr__(self, "lengths", None if (lengths == len(sizes)).all() else lengths)
-        _check_codebooks(self.codebooks, sizes)
+        check_codebooks(self.codebooks, sizes)
+        check_pieces(self.pieces, sizes, self.shared_vocabulary)
         object.__setattr__(self, "level_sizes", sizes)
         object.__setattr__(self, "codes", np.ascontiguousarray(codes, dtype=narrowest(max(sizes))))
 
@@ -63,6 +74,7 @@ class ItemCodes:
         catalog: str,
         *,
         shared_vocabulary: bool = False,
+        pieces: tuple[str, ...] = (),
     ) -> ItemCodes:
         """Codes from signed integers ``[N, L]`` in which ``-1`` pads the end of short identifiers."""
         given = np.asarray(codes_NL)
@@ -79,6 +91,7 @@ class ItemCodes:
             catalog=catalog,
             lengths=lengths if beyond.any() else None,
             shared_vocabulary=shared_vocabulary,
+            pieces=pieces,
         )
 
     def __len__(self) -> int:
@@ -101,15 +114,28 @@ class ItemCodes:
 
     @cached_property
     def fingerprint(self) -> str:
-        """32 hex digits that depend on every code, the level sizes and the catalog (not on codebooks)."""
+        """32 hex digits that depend on every code, the level sizes, the catalog and the pieces (not on codebooks)."""
         digest = hashlib.sha256(repr((self.catalog, self.level_sizes, self.shared_vocabulary)).encode())
         digest.update(np.ascontiguousarray(self.as_int(), dtype="<i4").tobytes())
+        if self.pieces:
+            digest.update(repr(self.pieces).encode())
         return digest.hexdigest()[:32]
 
     def take(self, items: npt.ArrayLike) -> ItemCodes:
         """The codes where item n has the identifier that ``items[n]`` has here (int ``[N]``)."""
         at = np.asarray(items, dtype=np.int64)
         return replace(self, codes=self.codes[at], lengths=None if self.lengths is None else self.lengths[at])
+
+    def extends(self, fingerprint: str, n_items: int, catalog: str) -> bool:
+        """Whether the first ``n_items`` rows are exactly the codes with that fingerprint, of that catalog.
+
+        Then level sizes, pieces and raggedness are the same too: a model of those codes can write all of these.
+        """
+        if not 0 < n_items <= len(self):
+            return False
+        lengths = None if self.lengths is None else self.lengths[:n_items]
+        head = replace(self, codes=self.codes[:n_items], lengths=lengths, catalog=catalog)
+        return head.ragged == self.ragged and head.fingerprint == fingerprint
 
     def as_int(self) -> npt.NDArray[np.int32]:
         """The codes as a new int32 ``[N, L]``, ``-1`` beyond the length of short identifiers."""
@@ -172,7 +198,7 @@ class ItemCodes:
         parents: dict[str, str] | None = None,
         overwrite: bool = False,
     ) -> None:
-        """Write a ``codes`` artifact: ``codes.safetensors``, with the report in the manifest."""
+        """Write a ``codes`` artifact: ``codes.safetensors``, any ``pieces.json``; the report is in the manifest."""
         from genrec import artifacts
 
         meta = {
@@ -195,6 +221,8 @@ class ItemCodes:
             overwrite=overwrite,
         ) as draft:
             artifacts.save_arrays(draft.dir / "codes.safetensors", arrays)
+            if self.pieces:
+                artifacts.save_json(draft.dir / "pieces.json", list(self.pieces))
 
     @classmethod
     def load(cls, path: str | Path, *, catalog: str | None = None) -> ItemCodes:
@@ -207,6 +235,7 @@ class ItemCodes:
         def read(manifest: artifacts.Manifest) -> ItemCodes:
             check_catalog("codes", manifest.catalog or "", catalog)
             arrays = artifacts.load_arrays(manifest.path / "codes.safetensors")
+            pieces = manifest.path / "pieces.json"
             return cls(
                 codes=arrays["codes"],
                 level_sizes=tuple(manifest.meta["level_sizes"]),
@@ -214,6 +243,7 @@ class ItemCodes:
                 lengths=arrays.get("lengths"),
                 shared_vocabulary=bool(manifest.meta["shared_vocabulary"]),
                 codebooks=tuple(arrays[f"codebook.{n}"] for n in range(sum("codebook" in name for name in arrays))),
+                pieces=tuple(artifacts.load_json(pieces)) if pieces.exists() else (),
             )
 
         return artifacts.load(path, read, kind=KIND, schema=SCHEMA)
@@ -251,51 +281,3 @@ def _perplexity(counts: npt.NDArray[np.int64]) -> float:
         return 0.0
     p = used / used.sum()
     return float(np.exp(-(p * np.log(p)).sum()))
-
-
-def _check_shape(codes: npt.NDArray[Any], sizes: tuple[int, ...], shared: bool) -> None:
-    if codes.ndim != 2 or codes.dtype.kind not in "iu":
-        raise DataError(f"codes: expected integers of shape [N, L], got {codes.dtype} {codes.shape}")
-    if not sizes or min(sizes) < 1:
-        raise DataError(f"level_sizes: expected at least one level of at least one code, got {sizes}")
-    if codes.shape[1] != len(sizes):
-        raise DataError(f"codes: expected {len(sizes)} levels (level_sizes {sizes}), got {codes.shape[1]}")
-    if len(sizes) > 255:
-        raise DataError(f"level_sizes: expected at most 255 levels, got {len(sizes)}")
-    if shared and len(set(sizes)) > 1:
-        raise DataError(f"level_sizes: levels that share a vocabulary must be of equal size, got {sizes}")
-
-
-def _check_range(codes: npt.NDArray[Any], sizes: tuple[int, ...]) -> None:
-    bad = (codes < 0) | (codes >= np.array(sizes, dtype=np.int64))
-    if bad.any():
-        row, level = (int(x) for x in np.argwhere(bad)[0])
-        raise DataError(
-            f"codes: row {row}, level {level}: expected 0..{sizes[level] - 1}, got {int(codes[row, level])}",
-            hint="use ItemCodes.from_int for rows padded with -1" if codes[row, level] == -1 else None,
-        )
-
-
-def _check_codebooks(codebooks: tuple[npt.NDArray[Any], ...], sizes: tuple[int, ...]) -> None:
-    if len(codebooks) > len(sizes):
-        raise DataError(f"codebooks: expected at most {len(sizes)}, one per level, got {len(codebooks)}")
-    for level, (book, size) in enumerate(zip(codebooks, sizes, strict=False)):
-        if book.ndim != 2 or len(book) != size or book.dtype != np.float32 or not np.isfinite(book).all():
-            raise DataError(
-                f"codebooks: level {level}: expected finite float32 [{size}, D], got {book.dtype} {book.shape}"
-            )
-
-
-def _checked_lengths(lengths: npt.ArrayLike, codes: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    given = np.asarray(lengths)
-    n, n_levels = codes.shape
-    if given.shape != (n,):
-        raise DataError(f"lengths: expected shape ({n},), got {given.shape}")
-    if n and (given.min() < 1 or given.max() > n_levels):
-        row = int(((given < 1) | (given > n_levels)).argmax())
-        raise DataError(f"lengths: row {row}: expected 1..{n_levels}, got {given[row]}")
-    beyond = np.arange(n_levels)[None, :] >= given[:, None]
-    if (codes[beyond] != 0).any():
-        row = int(((codes != 0) & beyond).any(axis=1).argmax())
-        raise DataError(f"codes: row {row}: expected 0 beyond its length {given[row]}, got {codes[row].tolist()}")
-    return given.astype(np.uint8)

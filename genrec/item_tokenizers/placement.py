@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Keys = npt.NDArray[np.uint64]
 Ints = npt.NDArray[np.int64]
 Reals = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
 _CELLS = 1 << 20  # of a table of items x codes that is held at a time
 
 
@@ -31,7 +32,13 @@ def capacity_below(level_sizes: tuple[int, ...]) -> list[int]:
     return sizes[::-1]
 
 
-def place_overflow(codes_NL: npt.NDArray[Any], sizes: tuple[int, ...], keys: Keys, quantized: Quantized) -> int:
+def place_overflow(
+    codes_NL: npt.NDArray[Any],
+    sizes: tuple[int, ...],
+    keys: Keys,
+    quantized: Quantized,
+    fixed_N: Flags | None = None,
+) -> int:
     """Step 1 of ``reassign``, in place; returns the number of items that left their prefix (internal).
 
     ::
@@ -41,27 +48,38 @@ def place_overflow(codes_NL: npt.NDArray[Any], sizes: tuple[int, ...], keys: Key
 
     All items choose their code of a level at the same time, which gives the same codes: what an item finds at a
     level depends on the earlier items' choices at that level (and above) only.
+
+    fixed_N: items that never leave; ``quantized`` need not know them.
     """
-    leaving_M = _leaving(codes_NL, sizes[-1], keys, quantized)
-    if len(leaving_M) == 0:
-        return 0
+    leaving_M = _leaving(codes_NL, sizes[-1], keys, quantized, fixed_N)
+    if len(leaving_M):
+        choose_prefixes(codes_NL, sizes, leaving_M, quantized)
+        # the last code is spread afterwards, with everyone who is under the prefix by then
+        costs = _costs_of(quantized, leaving_M, codes_NL, len(sizes) - 1)
+        room_1K = np.full((1, sizes[-1]), len(codes_NL))
+        codes_NL[leaving_M, -1] = choose_in_turn(costs, np.zeros(len(leaving_M), dtype=np.int64), room_1K)
+    return len(leaving_M)
+
+
+def choose_prefixes(codes_NL: npt.NDArray[Any], sizes: tuple[int, ...], leaving_M: Ints, quantized: Quantized) -> None:
+    """The first L-1 codes of items that must find a new prefix, in place; earlier rows of ``leaving_M`` choose first.
+
+    Each level: the nearest code below which there is still an identifier for one more item. There must be room for all
+    of them. The last code is left as it is. (internal)
+    """
     stays_N = np.ones(len(codes_NL), dtype=bool)
     stays_N[leaving_M] = False
     capacity = capacity_below(sizes)
     node_N = np.zeros(len(codes_NL), dtype=np.int64)
-    for level, size in enumerate(sizes):
+    for level, size in enumerate(sizes[:-1]):
         costs = _costs_of(quantized, leaving_M, codes_NL, level)
         parents, p_M = np.unique(node_N[leaving_M], return_inverse=True)
-        if level < len(sizes) - 1:
-            there = np.flatnonzero(stays_N & np.isin(node_N, parents))
-            slots = np.searchsorted(parents, node_N[there]) * size + codes_NL[there, level]
-            held_PK = np.bincount(slots, minlength=len(parents) * size).reshape(-1, size)
-            room_PK = min(capacity[level + 1], len(codes_NL)) - held_PK
-        else:  # spread afterwards, with everyone who is under the prefix by then
-            room_PK = np.full((len(parents), size), len(codes_NL))
+        there = np.flatnonzero(stays_N & np.isin(node_N, parents))
+        slots = np.searchsorted(parents, node_N[there]) * size + codes_NL[there, level]
+        held_PK = np.bincount(slots, minlength=len(parents) * size).reshape(-1, size)
+        room_PK = min(capacity[level + 1], len(codes_NL)) - held_PK
         codes_NL[leaving_M, level] = choose_in_turn(costs, p_M, room_PK)
         node_N = np.unique(node_N * size + codes_NL[:, level], return_inverse=True)[1]
-    return len(leaving_M)
 
 
 def choose_in_turn(costs: Callable[[Ints], Reals], p_M: Ints, room_PK: Ints) -> Ints:
@@ -99,15 +117,19 @@ def choose_in_turn(costs: Callable[[Ints], Reals], p_M: Ints, room_PK: Ints) -> 
     return np.asarray(slot_M % size)
 
 
-def spread_last_level(codes_NL: npt.NDArray[Any], size: int, keys: Keys, quantized: Quantized) -> None:
+def spread_last_level(
+    codes_NL: npt.NDArray[Any], size: int, keys: Keys, quantized: Quantized, fixed_N: Flags | None = None
+) -> None:
     """Step 2 of ``reassign``, in place: every prefix has at most ``size`` items by now (internal).
 
     A prefix where every mover's nearest free code is another one is done at once (nothing can cost less); the other
     prefixes are assignment problems, solved one by one.
+
+    fixed_N: items that keep their codes, so whoever shares one with them must move; ``quantized`` need not know them.
     """
     group_N = row_numbers(codes_NL)
     prefix_N = row_numbers(codes_NL[:, :-1])
-    movers_M = _movers(codes_NL, group_N, keys, quantized)
+    movers_M = _movers(codes_NL, group_N, keys, quantized, fixed_N)
     movers_M = movers_M[np.lexsort((movers_M, keys[movers_M], prefix_N[movers_M]))]
     _, first_G = np.unique(group_N, return_index=True)  # identifiers in use, ascending, so their prefixes ascend too
     used_prefix_G, used_last_G = prefix_N[first_G], codes_NL[first_G, -1]
@@ -122,25 +144,44 @@ def spread_last_level(codes_NL: npt.NDArray[Any], size: int, keys: Keys, quantiz
         codes_NL[movers_M[part], -1] = _assign_free(costs(np.arange(part.start, part.stop)), p_M, taken_PK)
 
 
-def _leaving(codes_NL: npt.NDArray[Any], size: int, keys: Keys, quantized: Quantized) -> Ints:
-    """Items beyond the ``size`` nearest of their prefix, in key order."""
+def _leaving(codes_NL: npt.NDArray[Any], size: int, keys: Keys, quantized: Quantized, fixed_N: Flags | None) -> Ints:
+    """Items beyond the ``size`` nearest of their prefix, in key order; the fixed ones of a prefix come first."""
     prefix_N = row_numbers(codes_NL[:, :-1])
     items = np.flatnonzero(np.bincount(prefix_N)[prefix_N] > size)
-    error = quantized.squared_error(codes_NL[:, :-1], items)
-    order = np.lexsort((items, keys[items], error, prefix_N[items]))
-    prefixes = prefix_N[items[order]]
+    order = _nearest_first(codes_NL[:, :-1], prefix_N, items, keys, quantized, fixed_N)
+    prefixes = prefix_N[order]
     rank = np.arange(len(items)) - np.searchsorted(prefixes, prefixes, side="left")
-    leaving = items[order[rank >= size]]
+    leaving = _without(order[rank >= size], fixed_N)
     return leaving[np.lexsort((leaving, keys[leaving]))]
 
 
-def _movers(codes_NL: npt.NDArray[Any], group_N: npt.NDArray[Any], keys: Keys, quantized: Quantized) -> Ints:
-    """All items of a group but the nearest one."""
+def _movers(
+    codes_NL: npt.NDArray[Any], group_N: npt.NDArray[Any], keys: Keys, quantized: Quantized, fixed_N: Flags | None
+) -> Ints:
+    """All items of a group but the nearest one, or but the fixed ones where there are any."""
     items = np.flatnonzero(np.bincount(group_N)[group_N] > 1)
-    error = quantized.squared_error(codes_NL, items)
-    order = np.lexsort((items, keys[items], error, group_N[items]))
-    groups = group_N[items[order]]
-    return np.asarray(items[order[1:][groups[1:] == groups[:-1]]])
+    order = _nearest_first(codes_NL, group_N, items, keys, quantized, fixed_N)
+    groups = group_N[order]
+    return _without(order[1:][groups[1:] == groups[:-1]], fixed_N)
+
+
+def _nearest_first(
+    codes_NL: npt.NDArray[Any],
+    group_N: npt.NDArray[Any],
+    items: Ints,
+    keys: Keys,
+    quantized: Quantized,
+    fixed_N: Flags | None,
+) -> Ints:
+    """``items`` by group; in it the fixed ones, then by distance from what their codes say, then by key."""
+    error = np.full(len(items), -1.0)
+    free = np.ones(len(items), dtype=bool) if fixed_N is None else ~fixed_N[items]
+    error[free] = quantized.squared_error(codes_NL, items[free])
+    return np.asarray(items[np.lexsort((items, keys[items], error, group_N[items]))])
+
+
+def _without(items: Ints, fixed_N: Flags | None) -> Ints:
+    return items if fixed_N is None else items[~fixed_N[items]]
 
 
 def _costs_of(quantized: Quantized, items_M: Ints, codes_NL: npt.NDArray[Any], level: int) -> Callable[[Ints], Reals]:

@@ -50,6 +50,13 @@ class Bundle:
 
         catalog = ItemCatalog.load(folder)
         check_catalog("the codes of the bundle", self.recommender.codes.catalog, catalog.fingerprint)
+        config = self.recommender.model.config
+        n_items, trained_on = getattr(config, "genrec_n_items", 0), getattr(config, "genrec_catalog", "")
+        if n_items and not catalog.extends(trained_on, n_items):
+            raise FingerprintMismatch(
+                f"the model was trained on catalog {trained_on[:8]} of {n_items} items, and the bundle has another",
+                hint="the bundle was put together from two runs: train again, or take the bundle of one run",
+            )
         return catalog
 
 

@@ -95,7 +95,8 @@ class GenerativeRecommender:
                 hint="build the index again with CatalogIndex.build",
             )
         trained_on = getattr(model.config, "genrec_codes", codes.fingerprint)
-        if trained_on != codes.fingerprint:
+        n_items, of_catalog = getattr(model.config, "genrec_n_items", 0), getattr(model.config, "genrec_catalog", "")
+        if trained_on != codes.fingerprint and not codes.extends(trained_on, n_items, of_catalog):
             raise FingerprintMismatch(
                 f"the model was trained on codes {trained_on[:8]}, got codes {codes.fingerprint[:8]}",
                 hint="a model only understands the identifiers it was trained on: use those of its bundle",

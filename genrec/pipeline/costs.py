@@ -96,6 +96,8 @@ class Costs:
                 seconds += items * MINILM_FLOPS / self.flops
             else:
                 seconds += 2e-4 * items + 1e-6 * events
+            if block.famae is not None:
+                seconds += 2e-4 * events * block.famae.epochs
         return Estimate(seconds, BASE + 4e3 * items)
 
     def tokenize(self) -> Estimate:

@@ -16,6 +16,7 @@ from genrec.data.splits import Split, held_out_items, leave_one_out, predefined_
 from genrec.decoding.index import CatalogIndex
 from genrec.embeddings.base import ItemEmbeddings, load_vectors
 from genrec.embeddings.collaborative import ppmi, svd
+from genrec.embeddings.famae import famae
 from genrec.embeddings.fuse import fuse
 from genrec.embeddings.linear import unit_rows
 from genrec.embeddings.text import lsa, sentence_embeddings
@@ -148,6 +149,8 @@ def _vectors(block: Block, catalog: ItemCatalog, cut: Split, folder: Path, seed:
         return ppmi(cut.train(), cut.n_items, seeded(block.ppmi, seed), catalog.fingerprint)
     if block.svd is not None:
         return svd(cut.train(), cut.n_items, seeded(block.svd, seed), catalog.fingerprint)
+    if block.famae is not None:
+        return famae(cut.train(), catalog, seeded(block.famae, seed))
     if block.file is not None:
         return load_vectors(Path(block.file), catalog)
     from genrec.baselines.sasrec import SasRec
@@ -177,7 +180,8 @@ def tokenize(folder: Path, recipe: PipelineRecipe) -> None:
         codes = codes.take(rng(recipe.seed, "shuffled identifiers").permutation(codes.n_items))
     tokenizer.save(folder / "item_tokenizer", overwrite=True)
     codes.save(folder / "codes", overwrite=True)
-    CatalogIndex.build(codes, source.item_keys).save(folder / "index", overwrite=True)
+    keep = None if catalog.retired is None else ~catalog.retired
+    CatalogIndex.build(codes, source.item_keys, keep=keep).save(folder / "index", overwrite=True)
     log.info("%s", describe_codes(codes))
     if told := oversized(codes):
         log.warning("identifiers: %s: take a smaller tokenizer.level_size, or fewer levels", "; ".join(told))

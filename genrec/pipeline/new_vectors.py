@@ -127,7 +127,7 @@ def _made(origin: Origin, recipe: PipelineRecipe, new: ItemCatalog, stored: Item
 
 
 def _of_events(block: Block) -> bool:
-    return block.ppmi is not None or block.svd is not None or block.sasrec
+    return block.sasrec or any(made is not None for made in (block.ppmi, block.svd, block.famae))
 
 
 def _of_new(block: Block, origin: Origin, new: ItemCatalog, seed: int, width: int) -> Floats:

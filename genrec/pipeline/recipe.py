@@ -14,6 +14,7 @@ from genrec.baselines.sasrec import SasRecSettings
 from genrec.data.readers.base import ReaderSettings
 from genrec.data.synthetic import SyntheticSettings
 from genrec.embeddings.collaborative import PpmiSettings, SvdSettings
+from genrec.embeddings.famae import FamaeSettings
 from genrec.embeddings.text import LsaSettings, SentenceSettings
 from genrec.errors import ConfigError
 from genrec.evaluation.settings import EvalSettings
@@ -86,7 +87,8 @@ class SplitSettings:
 class Block:
     """One source of item vectors, reduced to ``dim`` principal directions (None = as it is), times ``weight``.
 
-    Exactly one of: lsa, sentence (text), ppmi, svd (training interactions), sasrec (the item table of the
+    Exactly one of: lsa, sentence (text), ppmi, svd (training interactions), famae (fields and training interactions,
+    the vectors of ReSID), sasrec (the item table of the
     SASRec baseline), file (vectors of your own: .npy or .safetensors with one array in catalog order, or .parquet
     with the ids in a column item_id).
     unit_rows: scale every item's vector to length 1 first. Lengths of co-occurrence vectors spread widely, and the
@@ -97,6 +99,7 @@ class Block:
     sentence: SentenceSettings | None = None
     ppmi: PpmiSettings | None = None
     svd: SvdSettings | None = None
+    famae: FamaeSettings | None = None
     sasrec: bool = False
     file: str | None = None
     dim: int | None = None
@@ -104,7 +107,7 @@ class Block:
     unit_rows: bool = False
 
     def __post_init__(self) -> None:
-        _exactly_one(self, ("lsa", "sentence", "ppmi", "svd", "sasrec", "file"), "embeddings")
+        _exactly_one(self, ("lsa", "sentence", "ppmi", "svd", "famae", "sasrec", "file"), "embeddings")
 
 
 @dataclass(frozen=True)
@@ -140,11 +143,11 @@ class PipelineRecipe:
             if name not in BASELINES:
                 raise ConfigError(f"baselines: expected names out of {', '.join(BASELINES)}, got {name!r}")
         blocks = {"train": self.train, "sasrec": self.sasrec}
-        blocks |= {f"embeddings.{n}": b.lsa or b.ppmi or b.svd for n, b in enumerate(self.embeddings)}
+        blocks |= {f"embeddings.{n}": b.lsa or b.ppmi or b.svd or b.famae for n, b in enumerate(self.embeddings)}
         if self.collaborative is not None:
             if self.collaborative.lsa or self.collaborative.sentence:
-                raise ConfigError("collaborative: expected ppmi, svd, sasrec or file, got vectors of text")
-            blocks["collaborative"] = self.collaborative.ppmi or self.collaborative.svd
+                raise ConfigError("collaborative: expected ppmi, svd, famae, sasrec or file, got vectors of text")
+            blocks["collaborative"] = self.collaborative.ppmi or self.collaborative.svd or self.collaborative.famae
         for where, block in blocks.items():
             if getattr(block, "seed", 0) not in (0, self.seed):
                 raise ConfigError(f"{where}.seed: the pipeline's seed is the seed of every stage; set seed instead")
@@ -184,7 +187,11 @@ def as_used(recipe: PipelineRecipe) -> PipelineRecipe:
     """The recipe with the pipeline's seed in every block, as the stages use it."""
 
     def own(block: Block) -> Block:
-        made = {name: seeded(found, recipe.seed) for name in ("lsa", "ppmi", "svd") if (found := getattr(block, name))}
+        made = {
+            name: seeded(found, recipe.seed)
+            for name in ("lsa", "ppmi", "svd", "famae")
+            if (found := getattr(block, name))
+        }
         return dataclasses.replace(block, **made)
 
     train, sasrec = seeded(recipe.train, recipe.seed), seeded(recipe.sasrec, recipe.seed)

@@ -124,7 +124,9 @@ def _prepare(model: Any, data: TrainingData, settings: TrainSettings, folder: Pa
         raise FingerprintMismatch(
             f"the model was built for vocabulary {bound[:8]}, got {data.token_map.fingerprint[:8]}"
         )
-    model.config.genrec_codes = data.codes.fingerprint  # saved with the model: it understands these identifiers only
+    # saved with the model: it understands these identifiers, and those of later versions of the catalog
+    model.config.genrec_codes = data.codes.fingerprint
+    model.config.genrec_n_items, model.config.genrec_catalog = len(data.codes), data.codes.catalog
     layout = layout_of(model)
     cut = prefix_samples if layout == "encoder" else window_samples
     collator = Collator(data, layout, getattr(model.config, "decoder_start_token_id", None) or 0)

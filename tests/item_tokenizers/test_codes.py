@@ -135,3 +135,32 @@ def test_codebooks_travel_with_the_codes_and_must_fit_them(tmp_path):
     for wrong in ((books[1],), (books[0].astype(np.float64),), (books[0] * np.nan,), (*books, books[0], books[0])):
         with pytest.raises(DataError, match="codebooks"):
             replace(codes, codebooks=wrong)
+
+
+def test_pieces_travel_with_the_codes_and_must_fit_them(tmp_path):
+    plain = ItemCodes.from_int([[0, 1], [2, -1]], (3, 3), "c", shared_vocabulary=True)
+    codes = replace(plain, pieces=("\u2581red", "1", "\u2581\u00e9"))
+    codes.save(tmp_path / "codes")
+    again = ItemCodes.load(tmp_path / "codes")
+    assert again.pieces == codes.pieces
+    assert again.take([1, 1, 0]).pieces == codes.pieces
+    assert again.fingerprint == codes.fingerprint != plain.fingerprint
+    assert replace(codes, pieces=("\u2581red", "2", "\u2581\u00e9")).fingerprint != codes.fingerprint
+    assert ItemCodes.from_int([[0, 1]], (2, 2), "c", shared_vocabulary=True, pieces=("a", "b")).pieces == ("a", "b")
+    plain.save(tmp_path / "plain")
+    assert ItemCodes.load(tmp_path / "plain").pieces == ()
+
+
+@pytest.mark.parametrize(
+    ("pieces", "shared", "message"),
+    [
+        (("a", "b"), False, "shared vocabulary"),
+        (("a",), True, "expected 2, one per code, got 1"),
+        (("a", ""), True, "code 1: expected a text"),
+        (("a", 3), True, "code 1: expected a text"),
+        (("a", "a"), True, "code 1: 'a' is already the text of code 0"),
+    ],
+)
+def test_pieces_that_do_not_fit_are_refused(pieces, shared, message):
+    with pytest.raises(DataError, match=message):
+        ItemCodes(np.array([[0, 1]]), (2, 2), "c", shared_vocabulary=shared, pieces=pieces)

@@ -18,6 +18,7 @@ from genrec.data.splits import Split
 from genrec.data.synthetic import tiny
 from genrec.embeddings.base import ItemEmbeddings
 from genrec.embeddings.collaborative import PpmiSettings
+from genrec.embeddings.famae import FamaeSettings
 from genrec.embeddings.text import LsaSettings, SentenceSettings
 from genrec.errors import ConfigError, DataError, MissingExtra, TrainingPaused
 from genrec.item_tokenizers.base import TokenizerSource
@@ -229,6 +230,16 @@ def test_unit_rows_and_unknown_items(prepared: Path) -> None:
     seen = np.isin(np.arange(len(vectors)), Split.load(prepared / "split").train().items)
     assert np.allclose(length[seen & (length > 0)], 1, atol=1e-6)
     assert (length[~seen] == 0).all()
+
+
+def test_vectors_of_fields_and_behaviour(prepared: Path) -> None:
+    small = FamaeSettings(dim=8, n_heads=2, inner=16, epochs=1, valid_users=0, n_negatives=8, full_softmax=0)
+    data_stages.embed(prepared, replace(RECIPE, embeddings=(Block(famae=small),)))
+    made = ItemEmbeddings.load(prepared / "embeddings")
+    assert made.vectors.shape[1] % 8 == 0
+    assert made.vectors.std(axis=0).max() > 0
+    with pytest.raises(ConfigError, match=r"embeddings.0.seed"):
+        replace(RECIPE, embeddings=(Block(famae=replace(small, seed=3)),))
 
 
 def test_a_split_without_test_targets_is_refused_at_once(tmp_path: Path) -> None:

@@ -345,6 +345,8 @@ def test_the_model_names_the_identifiers_it_was_trained_on(tmp_path):
         tiny_model("decoder", data), data, dataclasses.replace(SHORT, max_steps=1), tmp_path, evaluate=constant
     )
     assert result.model.config.genrec_codes == data.codes.fingerprint
+    config = result.model.config
+    assert (config.genrec_n_items, config.genrec_catalog) == (len(data.codes), data.codes.catalog)
     other = tiny_model("decoder", data)
     other.config.genrec_vocabulary = "0" * 32
     with pytest.raises(FingerprintMismatch, match="vocabulary"):
