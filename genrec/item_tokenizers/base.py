@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from genrec.item_tokenizers.codes import ItemCodes, check_catalog
 
 if TYPE_CHECKING:
     from genrec.data.histories import Histories
+    from genrec.item_tokenizers.slots import ItemSlots
 
 KIND = "item_tokenizer"
 SCHEMA = 1
@@ -156,6 +157,44 @@ class ItemTokenizer(Protocol):
         """Raw codes of any items, known or new, before any collision policy; NotFitted before ``fit``.
 
         Each item's codes depend on that item alone, and on what was learned by ``fit``.
+        """
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write an ``item_tokenizer`` artifact."""
+
+    @classmethod
+    def load(cls, path: str | Path, *, catalog: str | None = None) -> Self:
+        """Read it back; FingerprintMismatch unless it was fitted on the catalog ``catalog`` (None = any)."""
+
+
+@runtime_checkable
+class SlotTokenizer(Protocol):
+    """Chooses the set identifier of every item; see :mod:`genrec.testing.slot_contract` for the promises.
+
+    Like :class:`ItemTokenizer`, but what it gives are slots without an order (``gives = "slots"``), so whatever reads
+    codes refuses it. Stability: experimental.
+    """
+
+    Settings: ClassVar[type[Any]]
+    can_encode_new: ClassVar[bool]
+    gives: ClassVar[Literal["slots"]]
+
+    @property
+    def settings(self) -> Any:
+        """The settings it was built with."""
+
+    @property
+    def slot_names(self) -> tuple[str, ...]:
+        """The names of the slots it gives, as sorted by :class:`ItemSlots`; known before ``fit``."""
+
+    def fit(self, source: TokenizerSource, *, seed: int) -> ItemSlots:
+        """Learn, and return the slots of every item. Never mutates inputs. Items may share one set."""
+
+    def encode(self, source: TokenizerSource) -> ItemSlots:
+        """Slots of any items, known or new; NotFitted before ``fit``.
+
+        Each item's slots depend on that item alone, and on what was learned by ``fit``. A slot of which nothing is
+        known about an item is all zeros.
         """
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:

@@ -1,7 +1,9 @@
 """Which class an item tokenizer's ``kind`` means.
 
 Built-in kinds have short names; a third-party one is named by its import path, ``"my_module:MyTokenizer"``.
-The class is imported when it is asked for: nothing registers itself at import time.
+The class is imported when it is asked for: nothing registers itself at import time. Most kinds give codes
+(:class:`ItemTokenizer`); some give slots (:class:`SlotTokenizer`), and :func:`build` and :func:`load_tokenizer`, behind
+which codes are expected, refuse those.
 """
 
 from __future__ import annotations
@@ -13,17 +15,27 @@ from typing import Any
 
 from genrec import artifacts
 from genrec.errors import ConfigError
-from genrec.item_tokenizers.base import KIND, ItemTokenizer
+from genrec.item_tokenizers.base import KIND, ItemTokenizer, SlotTokenizer
 
 KINDS: dict[str, str] = {
     "rqkmeans": "genrec.item_tokenizers.rqkmeans:RqKMeans",
     "rqvae": "genrec.item_tokenizers.rqvae:RqVae",
     "fsq": "genrec.item_tokenizers.fsq:Fsq",
     "product": "genrec.item_tokenizers.product:Product",
+    "spectral": "genrec.item_tokenizers.spectral:Spectral",
+    "gaoq": "genrec.item_tokenizers.gaoq:Gaoq",
+    "colarec": "genrec.item_tokenizers.colarec:ColaRec",
+    "independent": "genrec.item_tokenizers.indexing:Independent",
+    "random": "genrec.item_tokenizers.indexing:RandomIds",
+    "sequential": "genrec.item_tokenizers.indexing:Sequential",
+    "title": "genrec.item_tokenizers.text_indexing:Title",
+    "category": "genrec.item_tokenizers.text_indexing:Category",
+    "hybrid": "genrec.item_tokenizers.hybrid:Hybrid",
+    "setrec": "genrec.item_tokenizers.sets:SetRec",
 }
 
 
-def tokenizer_class(kind: str) -> type[ItemTokenizer]:
+def tokenizer_class(kind: str) -> type[ItemTokenizer] | type[SlotTokenizer]:
     """The class for ``kind``; raises ConfigError, with the nearest name, when there is none (stable)."""
     target = KINDS.get(kind, kind)
     module_name, colon, class_name = target.partition(":")
@@ -34,15 +46,28 @@ def tokenizer_class(kind: str) -> type[ItemTokenizer]:
             hint=f"did you mean {near[0]!r}?" if near else None,
         )
     try:
-        found = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
+        module = importlib.import_module(module_name)
+        found = getattr(module, class_name)
+    except ImportError as error:
         raise ConfigError(
             f"kind: cannot import {target!r} ({error})", hint="is its folder on the Python path?"
         ) from error
-    missing = [name for name in ("Settings", "fit", "encode", "save", "load") if not hasattr(found, name)]
+    except AttributeError as error:
+        own = [v.__name__ for v in vars(module).values() if isinstance(v, type) and v.__module__ == module_name]
+        found = ", ".join(f"{module_name}:{name}" for name in own if not _lacks(getattr(module, name, None)))
+        raise ConfigError(
+            f"kind: cannot import {target!r} (the module is there, but has no {class_name!r})",
+            hint=f"item tokenizers in it: {found or 'none'}",
+        ) from error
+    missing = _lacks(found)
     if missing:
         raise ConfigError(f"kind: {target!r} is no item tokenizer: it has no {', '.join(missing)}")
     return found  # type: ignore[no-any-return]
+
+
+def _lacks(found: Any) -> list[str]:
+    """What an item tokenizer has and this lacks."""
+    return [name for name in ("Settings", "fit", "encode", "save", "load") if not hasattr(found, name)]
 
 
 def settings_class(kind: str) -> type[Any]:
@@ -50,14 +75,63 @@ def settings_class(kind: str) -> type[Any]:
     return tokenizer_class(kind).Settings
 
 
+def gives_slots(kind: str) -> bool:
+    """Whether ``kind`` gives set identifiers (:class:`ItemSlots`) and not codes (experimental)."""
+    return getattr(tokenizer_class(kind), "gives", "codes") == "slots"
+
+
+def check_gives_codes(kind: str) -> None:
+    """Raise ConfigError for a ``kind`` that gives slots: indexes and searches need codes (internal)."""
+    if gives_slots(kind):
+        raise ConfigError(
+            f"kind: expected an item tokenizer that gives codes, got {kind!r}, which gives sets of vectors (ItemSlots)",
+            hint="no model that reads and scores slots is available yet; in Python, genrec.item_tokenizers.registry."
+            "build_slots and load_slot_tokenizer make and read such a tokenizer",
+        )
+
+
 def build(settings: Any) -> ItemTokenizer:
-    """An unfitted item tokenizer for ``settings`` (stable)."""
+    """An unfitted item tokenizer for ``settings``; ConfigError for a kind that gives slots (stable)."""
+    check_gives_codes(settings.kind)
     make: Any = tokenizer_class(settings.kind)
     tokenizer: ItemTokenizer = make(settings)
     return tokenizer
 
 
+def build_slots(settings: Any) -> SlotTokenizer:
+    """An unfitted slot tokenizer for ``settings``; ConfigError for a kind that gives codes (experimental)."""
+    _check_gives_slots(settings.kind)
+    make: Any = tokenizer_class(settings.kind)
+    tokenizer: SlotTokenizer = make(settings)
+    return tokenizer
+
+
 def load_tokenizer(path: str | Path, *, catalog: str | None = None) -> ItemTokenizer:
-    """Read an ``item_tokenizer`` artifact of whatever kind it is (a third-party kind imports its module) (stable)."""
-    manifest = artifacts.read(Path(path), kind=KIND)
-    return tokenizer_class(str(manifest.recipe.get("kind"))).load(path, catalog=catalog)
+    """Read an ``item_tokenizer`` artifact of whatever kind (a third-party kind imports its module) (stable).
+
+    ConfigError for a kind that gives slots: :func:`load_slot_tokenizer` reads those.
+    """
+    kind = _kind_at(path)
+    check_gives_codes(kind)
+    tokenizer: ItemTokenizer = tokenizer_class(kind).load(path, catalog=catalog)  # type: ignore[assignment]
+    return tokenizer
+
+
+def load_slot_tokenizer(path: str | Path, *, catalog: str | None = None) -> SlotTokenizer:
+    """Read an ``item_tokenizer`` artifact of whatever kind gives slots (experimental)."""
+    kind = _kind_at(path)
+    _check_gives_slots(kind)
+    tokenizer: SlotTokenizer = tokenizer_class(kind).load(path, catalog=catalog)  # type: ignore[assignment]
+    return tokenizer
+
+
+def _kind_at(path: str | Path) -> str:
+    return str(artifacts.read(Path(path), kind=KIND).recipe.get("kind"))
+
+
+def _check_gives_slots(kind: str) -> None:
+    if not gives_slots(kind):
+        raise ConfigError(
+            f"kind: expected an item tokenizer that gives slots, got {kind!r}, which gives codes",
+            hint="use build and load_tokenizer of genrec.item_tokenizers.registry",
+        )

@@ -36,6 +36,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> recipes.Resolved[P
     resolved = recipes.load(path, PipelineRecipe, overrides)
     tokenizer = resolved.value.tokenizer
     try:
+        registry.check_gives_codes(tokenizer["kind"])
         settings = registry.settings_class(tokenizer["kind"])
     except ConfigError as error:
         raise ConfigError(f"{path}: tokenizer.{error}", hint=error.hint) from error

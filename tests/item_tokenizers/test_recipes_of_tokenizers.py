@@ -9,7 +9,15 @@ import pytest
 from genrec import recipes
 from genrec.errors import ConfigError
 from genrec.item_tokenizers.base import ItemTokenizer
-from genrec.item_tokenizers.registry import KINDS, build, load_tokenizer, settings_class, tokenizer_class
+from genrec.item_tokenizers.registry import (
+    KINDS,
+    build,
+    build_slots,
+    gives_slots,
+    load_tokenizer,
+    settings_class,
+    tokenizer_class,
+)
 from genrec.testing.tokenizer_contract import planted_source
 
 FOLDER = Path(__file__).parents[2] / "tokenizers"
@@ -49,7 +57,7 @@ def test_recipe_is_the_defaults_with_every_option_explained(path):
     resolved = recipes.load(path, settings)
     assert resolved.value == settings()
     assert resolved.given == {field.name for field in fields(settings)}
-    built = build(resolved.value)
+    built = (build_slots if gives_slots(resolved.value.kind) else build)(resolved.value)
     assert isinstance(built, ItemTokenizer)
     assert built.settings == resolved.value
     for field in fields(settings):
@@ -69,6 +77,18 @@ def test_recipe_with_a_typing_error_is_refused(path):
 
 def test_the_folder_is_no_package():
     assert not (FOLDER / "__init__.py").exists()
+
+
+def test_a_wrong_class_name_is_told_the_right_one(tmp_path, monkeypatch):
+    (tmp_path / "shop_tokenizer.py").write_text(THIRD_PARTY)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "shop_tokenizer", raising=False)
+    with pytest.raises(ConfigError, match="the module is there, but has no 'MyTokenizer'") as error:
+        tokenizer_class("shop_tokenizer:MyTokenizer")
+    assert error.value.hint == "item tokenizers in it: shop_tokenizer:ShopTokenizer"
+    with pytest.raises(ConfigError) as error:
+        tokenizer_class("no_such_module:MyTokenizer")
+    assert "Python path" in error.value.hint
 
 
 def test_third_party_kind_by_import_path(tmp_path, monkeypatch):

@@ -232,6 +232,11 @@ def test_unit_rows_and_unknown_items(prepared: Path) -> None:
     assert (length[~seen] == 0).all()
 
 
+def test_set_identifiers_are_refused_before_anything_runs() -> None:
+    with pytest.raises(ConfigError, match="gives sets of vectors"):
+        load_recipe(PIPELINES[0], ["tokenizer={kind: setrec}"])
+
+
 def test_vectors_of_fields_and_behaviour(prepared: Path) -> None:
     small = FamaeSettings(dim=8, n_heads=2, inner=16, epochs=1, valid_users=0, n_negatives=8, full_softmax=0)
     data_stages.embed(prepared, replace(RECIPE, embeddings=(Block(famae=small),)))
