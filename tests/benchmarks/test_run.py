@@ -43,7 +43,7 @@ def commit(run, rows):
 
 def test_without_a_name_the_suites_are_listed(run, monkeypatch, capsys):
     assert call(run, monkeypatch) == 0 and run.calls == []
-    assert "fake      a suite for tests" in capsys.readouterr().out
+    assert "fake          a suite for tests" in capsys.readouterr().out
 
 
 def test_every_figure_is_measured_and_appended_as_a_row(run, monkeypatch, tmp_path, capsys):
@@ -78,3 +78,11 @@ def test_commit_keeps_the_rows_that_were_not_measured(run, monkeypatch):
     found = run.committed("fake")
     assert list(found) == ["long", "gone", "short"] and found["long"]["value"] == 9.0
     assert [name for name, _ in run.calls] == ["short", "long"]
+
+
+def test_every_suite_has_its_module_and_names_no_library(bench):
+    """A suite's file must not hide an installed package when benchmarks/ is first on the path."""
+    files = {bench.run.MODULES.get(name, name) for name in bench.run.SUITES}
+    for name in files:
+        assert (bench.run.HERE / f"{name}.py").is_file()
+        assert name not in ("tokenizers", "datasets", "accelerate", "peft", "transformers")
