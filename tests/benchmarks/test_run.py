@@ -43,7 +43,7 @@ def commit(run, rows):
 
 def test_without_a_name_the_suites_are_listed(run, monkeypatch, capsys):
     assert call(run, monkeypatch) == 0 and run.calls == []
-    assert "fake          a suite for tests" in capsys.readouterr().out
+    assert "fake        a suite for tests" in capsys.readouterr().out
 
 
 def test_every_figure_is_measured_and_appended_as_a_row(run, monkeypatch, tmp_path, capsys):
