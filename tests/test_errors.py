@@ -11,6 +11,7 @@ BUILTINS = {
     errors.ArtifactError: OSError,
     errors.FingerprintMismatch: errors.ArtifactError,
     errors.MissingExtra: ImportError,
+    errors.TrainingPaused: Exception,
 }
 
 

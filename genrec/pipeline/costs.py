@@ -100,12 +100,18 @@ class Costs:
                 seconds += 2e-4 * events * block.famae.epochs
         return Estimate(seconds, BASE + 4e3 * items)
 
+    @property
+    def _level_sizes(self) -> list[int]:
+        """Codes of each level, as far as the settings say."""
+        settings = self.recipe.tokenizer
+        n_levels, size = settings.get("n_levels", settings.get("n_tokens", 3)), settings.get("level_size", 256)
+        return [int(k) for k in size] if isinstance(size, list | tuple) else [int(size or 256)] * int(n_levels or 3)
+
     def tokenize(self) -> Estimate:
         """Lloyd iterations of every level; an RQ-VAE adds its epochs."""
         items, _, _ = self.sizes
-        settings = self.recipe.tokenizer
-        width, levels = 384, int(settings.get("n_levels", 3))
-        work = 25 * levels * items * int(settings.get("level_size", 256)) * width * 2.0
+        settings, width = self.recipe.tokenizer, 384
+        work = 25 * sum(self._level_sizes) * items * width * 2.0
         if settings.get("kind") == "rqvae":
             work += int(settings.get("epochs", 200)) * items * 6 * 6e5
         return Estimate(0.5 + work / self.flops, BASE + 12.0 * width * items)
@@ -114,7 +120,7 @@ class Costs:
         """Six flops per weight and token."""
         _, _, events = self.sizes
         train, model = self.recipe.train, self.recipe.model
-        levels = int(self.recipe.tokenizer.get("n_levels", 3))
+        levels = len(self._level_sizes)
         levels += self.recipe.tokenizer.get("collisions", "suffix") == "suffix"
         if isinstance(model, T5Settings):
             attention = 4 * model.d_model * model.d_kv * model.n_heads
