@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from genrec.embeddings.base import ItemEmbeddings
-from genrec.embeddings.linear import principal_axes, unit_rows
+from genrec.embeddings.linear import principal_axes, unit_rows, whitening
 from genrec.errors import ConfigError, DataError, FingerprintMismatch
 from genrec.seeding import rng
 
@@ -26,13 +26,16 @@ def fuse(
     dims: Sequence[int | None] | None = None,
     weights: Sequence[float] | None = None,
     *,
+    whiten: Sequence[bool] | None = None,
     predict_unknown: bool = False,
     n_fit: int | None = None,
 ) -> ItemEmbeddings:
     """Put blocks of vectors side by side so that each has its say in squared distances (stable).
 
     Each block: subtract the mean of its known (non-zero) rows, keep ``dim`` principal directions (None = all, not
-    rotated; a block with fewer keeps all it has, with a log line), scale so that the mean squared norm of the known
+    rotated; a block with fewer keeps all it has, with a log line), where ``whiten`` says so divide each of these
+    principal directions by its standard deviation (so that all count alike, whatever share of the variance they have;
+    directions in which nothing varies stay zero), scale so that the mean squared norm of the known
     rows is ``weight`` (default 1). Unknown rows stay zero, which is then the centre of the block; with
     ``predict_unknown`` they are predicted from the other blocks (:func:`predicted`), so that a new item, which
     nobody has bought yet, gets a place among the items like it and not among the items that nobody buys. A single
@@ -45,10 +48,11 @@ def fuse(
         raise ConfigError("blocks: expected at least one, got none")
     dims = [None] * len(blocks) if dims is None else dims
     weights = [1.0] * len(blocks) if weights is None else weights
-    if not len(blocks) == len(dims) == len(weights):
+    whiten = [False] * len(blocks) if whiten is None else whiten
+    if not len(blocks) == len(dims) == len(weights) == len(whiten):
         raise ConfigError(
             f"expected one dim and one weight per block, got {len(blocks)} blocks, "
-            f"{len(dims)} dims, {len(weights)} weights"
+            f"{len(dims)} dims, {len(weights)} weights, {len(whiten)} of whiten"
         )
     for number, block in enumerate(blocks):
         if block.catalog != blocks[0].catalog or block.n_items != blocks[0].n_items:
@@ -59,7 +63,7 @@ def fuse(
     if n_fit is not None and not 0 < n_fit <= blocks[0].n_items:
         raise ConfigError(f"n_fit: expected 1 to {blocks[0].n_items} (the number of items), got {n_fit}")
     n_fit = blocks[0].n_items if n_fit is None else n_fit
-    parts = [_part(n, *each, n_fit) for n, each in enumerate(zip(blocks, dims, weights, strict=True))]
+    parts = [_part(n, *each, n_fit) for n, each in enumerate(zip(blocks, dims, weights, whiten, strict=True))]
     known = [block.known for block in blocks]
     if predict_unknown:
         parts = [predicted(parts, known, number, weight, n_fit) for number, weight in enumerate(weights)]
@@ -68,12 +72,15 @@ def fuse(
         "predict_unknown": predict_unknown,
         "dims": list(dims),
         "weights": list(weights),
+        **({"whiten": list(whiten)} if any(whiten) else {}),
         "blocks": [block.recipe for block in blocks],
     }
     return ItemEmbeddings(np.concatenate(parts, axis=1).astype(np.float32), blocks[0].catalog, recipe)
 
 
-def _part(number: int, block: ItemEmbeddings, dim: int | None, weight: float, n_fit: int) -> npt.NDArray[np.float64]:
+def _part(
+    number: int, block: ItemEmbeddings, dim: int | None, weight: float, whiten: bool, n_fit: int
+) -> npt.NDArray[np.float64]:
     if dim is not None and dim < 1:
         raise ConfigError(f"dims[{number}]: expected at least 1 or null, got {dim}")
     if dim is not None and dim > block.dim:
@@ -85,9 +92,12 @@ def _part(number: int, block: ItemEmbeddings, dim: int | None, weight: float, n_
     rows = block.vectors[known].astype(np.float64)
     mean = rows.mean(axis=0) if len(rows) else 0.0
     rows, others = rows - mean, block.vectors[later].astype(np.float64) - mean
-    if dim is not None:
-        axes = principal_axes(rows, dim)
+    if dim is not None or whiten:
+        axes = principal_axes(rows, block.dim if dim is None else dim)
         rows, others = rows @ axes, others @ axes
+    if whiten:
+        factor = whitening(rows)
+        rows, others = rows * factor, others * factor
     scale = float(np.mean(np.sum(rows**2, axis=1))) if len(rows) else 0.0
     if not scale > 1e-12 * float(np.mean(block.vectors.astype(np.float64) ** 2)):
         raise DataError(f"block {number}: all known vectors are equal")

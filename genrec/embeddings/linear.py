@@ -74,6 +74,16 @@ def principal(centred: Float64, dim: int) -> Float64:
     return np.asarray(centred @ principal_axes(centred, dim), np.float64)
 
 
+def whitening(centred: Float64) -> Float64:
+    """What each column of centred rows is multiplied by to have variance 1, float64 ``[D]`` (internal).
+
+    0 for a column that varies by less than 1e-5 of the one that varies most: float32 vectors tell nothing there.
+    """
+    deviation = np.sqrt(np.mean(centred**2, axis=0)) if len(centred) else np.zeros(centred.shape[1])
+    varies = deviation > 1e-5 * deviation.max(initial=0.0)
+    return np.asarray(np.divide(1.0, deviation, out=np.zeros_like(deviation), where=varies))
+
+
 def unit_rows(vectors: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Every row scaled to length 1; a zero row (nothing known) stays zero (internal)."""
     norm = np.linalg.norm(vectors, axis=1, keepdims=True)

@@ -19,6 +19,7 @@ from genrec.item_tokenizers.base import KIND, ItemTokenizer, SlotTokenizer
 
 KINDS: dict[str, str] = {
     "rqkmeans": "genrec.item_tokenizers.rqkmeans:RqKMeans",
+    "rqopq": "genrec.item_tokenizers.rqopq:RqOpq",
     "rqvae": "genrec.item_tokenizers.rqvae:RqVae",
     "fsq": "genrec.item_tokenizers.fsq:Fsq",
     "product": "genrec.item_tokenizers.product:Product",

@@ -165,6 +165,18 @@ class RqKMeans:
         )
         return tokenizer
 
+    @property
+    def scaling(self) -> Scaling:
+        """How vectors are scaled before the first level; NotFitted before ``fit`` (internal)."""
+        if self._scaling is None:
+            raise NotFitted("this item tokenizer has not been fitted", hint="call fit, or load a saved one")
+        return self._scaling
+
+    @property
+    def codebooks(self) -> tuple[Floats, ...]:
+        """The centroids of each level, L arrays float32 ``[K, D]``; none before ``fit`` (internal)."""
+        return self._codebooks
+
     def _sample(self, n: int, seed: int) -> npt.NDArray[np.int64] | None:
         """The rows to fit on, ascending (None = all): one sample for all levels."""
         per_code = self.settings.rows_per_code

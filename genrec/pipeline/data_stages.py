@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from genrec import recipes
 from genrec.data.catalog import ItemCatalog
+from genrec.data.histories import Histories
 from genrec.data.interactions import Interactions
 from genrec.data.parts import predefined_parts
 from genrec.data.splits import Split, held_out_items, leave_one_out, predefined_split, time_split
 from genrec.decoding.index import CatalogIndex
+from genrec.embeddings.aligned import align
 from genrec.embeddings.base import ItemEmbeddings, load_vectors
 from genrec.embeddings.collaborative import ppmi, svd
 from genrec.embeddings.famae import famae
+from genrec.embeddings.fold_in import lsa_fold_in
 from genrec.embeddings.fuse import fuse
+from genrec.embeddings.keywords import with_keywords
 from genrec.embeddings.linear import unit_rows
+from genrec.embeddings.neighbours import propagate
 from genrec.embeddings.text import lsa, sentence_embeddings
 from genrec.errors import DataError
 from genrec.item_tokenizers import registry
@@ -110,20 +117,34 @@ def embed(folder: Path, recipe: PipelineRecipe) -> None:
     cut = Split.load(folder / "split")
     from_sasrec = ["sasrec"] if any(block.sasrec for block in recipe.embeddings) else []
     same_catalog(folder, catalog.fingerprint, "split", *from_sasrec)
-    blocks = [_vectors(block, catalog, cut, folder, recipe.seed) for block in recipe.embeddings]
-    blocks = [
-        replace(v, vectors=unit_rows(v.vectors)) if b.unit_rows else v
-        for v, b in zip(blocks, recipe.embeddings, strict=True)
-    ]
-    if len(blocks) == 1 and recipe.embeddings[0].dim is None:
+    raw = [_vectors(block, catalog, cut, folder, recipe.seed) for block in recipe.embeddings]
+    blocks = [shaped(v, b, cut.train(), recipe.seed) for v, b in zip(raw, recipe.embeddings, strict=True)]
+    if len(blocks) == 1 and recipe.embeddings[0].as_is:
         made = blocks[0]
     else:
-        dims, weights = [b.dim for b in recipe.embeddings], [b.weight for b in recipe.embeddings]
-        made = fuse(blocks, dims, weights, predict_unknown=True)
+        made = fused(blocks, recipe.embeddings)
     made.save(folder / "embeddings", overwrite=True)
     if recipe.needs_text_vectors:
-        blocks[recipe.text_block].save(folder / "text_embeddings", overwrite=True)
+        text = replace(recipe.embeddings[recipe.text_block], align=None, neighbours=0)  # content and nothing else
+        shaped(raw[recipe.text_block], text, cut.train(), recipe.seed).save(folder / "text_embeddings", overwrite=True)
     log.info("item vectors: %d x %d", *made.vectors.shape)
+
+
+def shaped(vectors: ItemEmbeddings, block: Block, train: Histories, seed: int) -> ItemEmbeddings:
+    """A block's vectors, aligned, propagated and scaled as the block says.
+
+    Rows of items that no training history has may be appended: those of the others stay what they are.
+    """
+    if block.align is not None:
+        vectors = align(vectors, train, seeded(block.align, seed))
+    vectors = propagate(vectors, train, block.neighbours)
+    return replace(vectors, vectors=unit_rows(vectors.vectors)) if block.unit_rows else vectors
+
+
+def fused(vectors: Sequence[ItemEmbeddings], blocks: Sequence[Block], n_fit: int | None = None) -> ItemEmbeddings:
+    """The vectors of several blocks put together as the blocks say; n_fit: see :func:`fuse`."""
+    dims, weights, whiten = [b.dim for b in blocks], [b.weight for b in blocks], [b.whiten for b in blocks]
+    return fuse(vectors, dims, weights, whiten=whiten, predict_unknown=True, n_fit=n_fit)
 
 
 def collaborative(folder: Path, recipe: PipelineRecipe) -> None:
@@ -132,19 +153,16 @@ def collaborative(folder: Path, recipe: PipelineRecipe) -> None:
     same_catalog(folder, catalog.fingerprint, "split")
     block = recipe.collaborative
     assert block is not None
-    found = _vectors(block, catalog, cut, folder, recipe.seed)
-    found = replace(found, vectors=unit_rows(found.vectors)) if block.unit_rows else found
-    if block.dim is not None:
-        found = fuse([found], [block.dim], [block.weight])
+    found = shaped(_vectors(block, catalog, cut, folder, recipe.seed), block, cut.train(), recipe.seed)
+    if not block.as_is:
+        found = fuse([found], [block.dim], [block.weight], whiten=[block.whiten])
     found.save(folder / "collaborative", overwrite=True)
     log.info("collaborative vectors: %d x %d", *found.vectors.shape)
 
 
 def _vectors(block: Block, catalog: ItemCatalog, cut: Split, folder: Path, seed: int) -> ItemEmbeddings:
-    if block.lsa is not None:
-        return lsa(catalog, seeded(block.lsa, seed))
-    if block.sentence is not None:
-        return sentence_embeddings(catalog, block.sentence, cache=folder / "cache")
+    if block.lsa is not None or block.sentence is not None:
+        return _of_text(block, catalog, folder, seed)
     if block.ppmi is not None:
         return ppmi(cut.train(), cut.n_items, seeded(block.ppmi, seed), catalog.fingerprint)
     if block.svd is not None:
@@ -158,6 +176,35 @@ def _vectors(block: Block, catalog: ItemCatalog, cut: Split, folder: Path, seed:
     table = SasRec.load(folder / "sasrec").item_vectors()
     table[np.bincount(cut.train().items, minlength=cut.n_items) == 0] = 0.0  # never trained: nothing is known
     return ItemEmbeddings(table, catalog.fingerprint, {"kind": "sasrec"})
+
+
+def _of_text(block: Block, catalog: ItemCatalog, folder: Path, seed: int) -> ItemEmbeddings:
+    if block.lsa is not None:
+        made = lsa(catalog, seeded(block.lsa, seed))
+    else:
+        assert block.sentence is not None
+        made = sentence_embeddings(catalog, block.sentence, cache=folder / "cache")
+    return enhanced(made, catalog, block, catalog, folder / "cache", seed)
+
+
+def enhanced(
+    vectors: ItemEmbeddings, items: ItemCatalog, block: Block, catalog: ItemCatalog, cache: Path | None, seed: int
+) -> ItemEmbeddings:
+    """Vectors of the texts of ``items`` with their keywords, where the block wants them.
+
+    catalog: what the block's vectors were learned from. cache: a folder of sentence vectors.
+    """
+    if block.keywords is None:
+        return vectors
+
+    def encode(words: Sequence[str]) -> npt.NDArray[np.float32]:
+        listed, parts = ItemCatalog(tuple(words), {"title": list(words)}), ("{title}",)
+        if block.lsa is not None:
+            return lsa_fold_in(catalog, listed, seeded(block.lsa, seed), parts)
+        assert block.sentence is not None
+        return sentence_embeddings(listed, replace(block.sentence, text=parts), cache=cache).vectors
+
+    return with_keywords(vectors, items, block.keywords, encode)
 
 
 def tokenize(folder: Path, recipe: PipelineRecipe) -> None:

@@ -18,7 +18,6 @@ from genrec.data.catalog import ItemCatalog
 from genrec.data.splits import Split
 from genrec.embeddings.base import ItemEmbeddings, load_vectors
 from genrec.embeddings.fold_in import lsa_fold_in
-from genrec.embeddings.fuse import fuse
 from genrec.embeddings.linear import unit_rows
 from genrec.embeddings.text import sentence_embeddings
 from genrec.errors import DataError
@@ -105,8 +104,8 @@ def _made(origin: Origin, recipe: PipelineRecipe, new: ItemCatalog, stored: Item
     blocks = recipe.embeddings
     if all(_of_events(block) for block in blocks):
         raise DataError("the run's vectors come from interactions alone, and new items have none", hint=_HINT)
-    alone = len(blocks) == 1 and blocks[0].dim is None
-    if alone and blocks[0].lsa is None:  # each item's vector is its own
+    alone = len(blocks) == 1 and blocks[0].as_is
+    if alone and blocks[0].lsa is None and blocks[0].align is None:  # each item's vector is its own
         found = _of_new(blocks[0], origin, new, recipe.seed, stored.dim)
         return np.asarray(unit_rows(found) if blocks[0].unit_rows else found, dtype=np.float32)
     catalog, cut = ItemCatalog.load(origin.run / "catalog"), Split.load(origin.run / "split")
@@ -115,12 +114,11 @@ def _made(origin: Origin, recipe: PipelineRecipe, new: ItemCatalog, stored: Item
     for block in blocks:
         old = data_stages._vectors(block, catalog, cut, origin.run, recipe.seed)
         both = np.concatenate([old.vectors, _of_new(block, origin, new, recipe.seed, old.dim)])
-        parts.append(replace(old, vectors=unit_rows(both) if block.unit_rows else both, catalog=""))
+        parts.append(data_stages.shaped(replace(old, vectors=both, catalog=""), block, cut.train(), recipe.seed))
     if alone:
         made = parts[0]
     else:
-        dims, weights = [b.dim for b in blocks], [b.weight for b in blocks]
-        made = fuse(parts, dims, weights, predict_unknown=True, n_fit=origin.n_items)
+        made = data_stages.fused(parts, blocks, origin.n_items)
     known = np.all([part.known[: origin.n_items] for part in parts], axis=0)
     _check_same(made.vectors[: origin.n_items], stored.vectors[: origin.n_items], known, origin)
     return made.vectors[origin.n_items :]
@@ -132,10 +130,14 @@ def _of_events(block: Block) -> bool:
 
 def _of_new(block: Block, origin: Origin, new: ItemCatalog, seed: int, width: int) -> Floats:
     """One block's vectors of the new items, float32 ``[M, width]``."""
-    if block.lsa is not None:
-        return lsa_fold_in(ItemCatalog.load(origin.run / "catalog"), new, seeded(block.lsa, seed))
-    if block.sentence is not None:
-        return sentence_embeddings(new, block.sentence).vectors
+    if block.lsa is not None or block.sentence is not None:
+        catalog = ItemCatalog.load(origin.run / "catalog")
+        if block.lsa is not None:
+            found = ItemEmbeddings(lsa_fold_in(catalog, new, seeded(block.lsa, seed)), new.fingerprint)
+        else:
+            assert block.sentence is not None
+            found = sentence_embeddings(new, block.sentence)
+        return data_stages.enhanced(found, new, block, catalog, None, seed).vectors
     if block.file is not None:
         return load_vectors(Path(block.file), new).vectors
     return np.zeros((len(new), width), dtype=np.float32)

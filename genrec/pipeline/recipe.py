@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 from genrec.baselines.sasrec import SasRecSettings
 from genrec.data.readers.base import ReaderSettings
 from genrec.data.synthetic import SyntheticSettings
+from genrec.embeddings.aligned import AlignSettings
 from genrec.embeddings.collaborative import PpmiSettings, SvdSettings
 from genrec.embeddings.famae import FamaeSettings
 from genrec.embeddings.text import LsaSettings, SentenceSettings
@@ -92,7 +93,12 @@ class Block:
     SASRec baseline), file (vectors of your own: .npy or .safetensors with one array in catalog order, or .parquet
     with the ids in a column item_id).
     unit_rows: scale every item's vector to length 1 first. Lengths of co-occurrence vectors spread widely, and the
-    few long ones take most codes of the later levels.
+    few long ones take most codes of the later levels. whiten: give the principal directions equal variance: those that
+    few items differ in count as much as the first. keywords: a column of the catalog with a list of keywords; a vector
+    of text moves halfway to the mean of those of its keywords (KHQE of OneSearch). Only for lsa and sentence. align:
+    turn the vectors so that items of one history come together (DAS). Only for lsa, sentence and file. neighbours: mean
+    over so many steps to the items of the same users and back (MMGRec). In this order: keywords, align, neighbours,
+    unit_rows.
     """
 
     lsa: LsaSettings | None = None
@@ -105,9 +111,26 @@ class Block:
     dim: int | None = None
     weight: float = 1.0
     unit_rows: bool = False
+    whiten: bool = False
+    keywords: str | None = None
+    align: AlignSettings | None = None
+    neighbours: int = 0
 
     def __post_init__(self) -> None:
         _exactly_one(self, ("lsa", "sentence", "ppmi", "svd", "famae", "sasrec", "file"), "embeddings")
+        if self.keywords is not None and not (self.lsa or self.sentence):
+            raise ConfigError("keywords: expected an lsa or sentence block, whose model makes the vectors of keywords")
+        if self.align is not None and not (self.lsa or self.sentence or self.file):
+            raise ConfigError(
+                "align: expected an lsa, sentence or file block, whose vectors say nothing of behaviour yet"
+            )
+        if self.neighbours < 0:
+            raise ConfigError(f"neighbours: expected 0 or more, got {self.neighbours}")
+
+    @property
+    def as_is(self) -> bool:
+        """Whether the block, alone, is used without centring, rotating or scaling."""
+        return self.dim is None and not self.whiten
 
 
 @dataclass(frozen=True)
@@ -144,6 +167,7 @@ class PipelineRecipe:
                 raise ConfigError(f"baselines: expected names out of {', '.join(BASELINES)}, got {name!r}")
         blocks = {"train": self.train, "sasrec": self.sasrec}
         blocks |= {f"embeddings.{n}": b.lsa or b.ppmi or b.svd or b.famae for n, b in enumerate(self.embeddings)}
+        blocks |= {f"embeddings.{n}.align": b.align for n, b in enumerate(self.embeddings)}
         if self.collaborative is not None:
             if self.collaborative.lsa or self.collaborative.sentence:
                 raise ConfigError("collaborative: expected ppmi, svd, famae, sasrec or file, got vectors of text")
@@ -189,7 +213,7 @@ def as_used(recipe: PipelineRecipe) -> PipelineRecipe:
     def own(block: Block) -> Block:
         made = {
             name: seeded(found, recipe.seed)
-            for name in ("lsa", "ppmi", "svd", "famae")
+            for name in ("lsa", "ppmi", "svd", "famae", "align")
             if (found := getattr(block, name))
         }
         return dataclasses.replace(block, **made)

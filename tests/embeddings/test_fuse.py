@@ -145,3 +145,46 @@ def test_nothing_is_predicted_where_nothing_is_known():
     assert made.vectors[~neither].any(axis=1).all()
     alone = fuse([a], predict_unknown=True)
     np.testing.assert_array_equal(alone.vectors, fuse([a]).vectors)
+
+
+@given(st.integers(0, 1000), st.sampled_from([None, 3]), st.sampled_from([0.5, 2.0]))
+@settings(max_examples=20, deadline=None)
+def test_whitened_distances_are_those_of_the_dense_formula(seed, dim, weight):
+    """Mahalanobis distances by the inverse covariance (all directions), or by the leading singular vectors."""
+    a, b = block(seed), block(seed + 1, dim=4)
+    made = fuse([a, b], [dim, None], [weight, 1.0], whiten=[True, False]).vectors.astype(np.float64)
+    width = dim or 6
+    np.testing.assert_array_equal(made[:, width:].astype(np.float32), fuse([b]).vectors)
+    assert not made[~a.known, :width].any()
+    rows = a.vectors[a.known].astype(np.float64)
+    rows -= rows.mean(axis=0)
+    if dim is None:
+        gram = rows @ np.linalg.inv(rows.T @ rows / len(rows)) @ rows.T / 6 * weight
+    else:
+        left = np.linalg.svd(rows, full_matrices=False)[0][:, :dim]
+        gram = left @ left.T * len(rows) / dim * weight
+    part = made[a.known, :width]
+    np.testing.assert_allclose(part @ part.T, gram, atol=1e-4 * np.abs(gram).max())
+
+
+def test_whitening_leaves_directions_without_variance_at_zero():
+    rows = np.random.default_rng(0).normal(size=(50, 3))
+    flat = ItemEmbeddings(np.concatenate([rows, rows @ np.ones((3, 2))], axis=1), "x")  # rank 3 of 5
+    made = fuse([flat], whiten=[True]).vectors
+    np.testing.assert_allclose((made.astype(np.float64) ** 2).mean(axis=0), [1 / 3, 1 / 3, 1 / 3, 0, 0], atol=1e-6)
+
+
+def test_whitening_of_later_items_is_learned_from_the_first():
+    first = block(8, n=25)
+    later = ItemEmbeddings(np.concatenate([first.vectors, first.vectors[::-1], 2 * first.vectors]), "x")
+    alone = fuse([first], [4], whiten=[True]).vectors
+    together = fuse([later], [4], whiten=[True], n_fit=25).vectors
+    np.testing.assert_array_equal(together[:25], alone)
+    np.testing.assert_allclose(together[25:50], alone[::-1], atol=1e-5)
+
+
+def test_only_whitened_vectors_say_so():
+    assert "whiten" not in fuse([block(0)]).recipe
+    assert fuse([block(0)], whiten=[True]).recipe["whiten"] == [True]
+    with pytest.raises(ConfigError, match="2 of whiten"):
+        fuse([block(0)], whiten=[True, False])

@@ -12,13 +12,16 @@ import pytest
 import torch
 
 from genrec import artifacts
+from genrec.data.catalog import ItemCatalog
 from genrec.data.interactions import Interactions
 from genrec.data.readers import ReaderSettings
 from genrec.data.splits import Split
 from genrec.data.synthetic import tiny
+from genrec.embeddings.aligned import AlignSettings
 from genrec.embeddings.base import ItemEmbeddings
 from genrec.embeddings.collaborative import PpmiSettings
 from genrec.embeddings.famae import FamaeSettings
+from genrec.embeddings.fold_in import lsa_fold_in
 from genrec.embeddings.text import LsaSettings, SentenceSettings
 from genrec.errors import ConfigError, DataError, MissingExtra, TrainingPaused
 from genrec.item_tokenizers.base import TokenizerSource
@@ -27,6 +30,7 @@ from genrec.item_tokenizers.rqkmeans import RqKMeans
 from genrec.models.backbone import DecoderSettings
 from genrec.models.bundle import load_bundle
 from genrec.pipeline import baseline_stages, data_stages, model_stages, report_stage, runner
+from genrec.pipeline.new_vectors import Origin, vectors_of_new
 from genrec.pipeline.recipe import Block, DataSettings, PipelineRecipe, SplitSettings
 from genrec.pipeline.stages import described, load_recipe, stages, stages_until
 from genrec.training.dataset import TrainingData
@@ -230,6 +234,81 @@ def test_unit_rows_and_unknown_items(prepared: Path) -> None:
     seen = np.isin(np.arange(len(vectors)), Split.load(prepared / "split").train().items)
     assert np.allclose(length[seen & (length > 0)], 1, atol=1e-6)
     assert (length[~seen] == 0).all()
+
+
+def test_a_single_block_can_be_whitened(prepared: Path) -> None:
+    for whiten in (False, True):
+        recipe = replace(RECIPE, embeddings=(Block(lsa=LsaSettings(dim=4), whiten=whiten),))
+        data_stages.embed(prepared, recipe)
+        variance = ItemEmbeddings.load(prepared / "embeddings").vectors.astype(np.float64).var(axis=0)
+        assert np.allclose(variance, 1 / 4, atol=1e-5) is whiten
+    data_stages.collaborative(prepared, replace(RECIPE, collaborative=Block(ppmi=PpmiSettings(dim=4), whiten=True)))
+    found = ItemEmbeddings.load(prepared / "collaborative")
+    assert np.allclose((found.vectors[found.known].astype(np.float64) ** 2).mean(axis=0), 1 / 4, atol=1e-5)
+
+
+def test_keywords_move_the_vectors_of_text(prepared: Path) -> None:
+    """Vectors of LSA are linear in the weights of terms: those of one word lie along its row."""
+    block = Block(lsa=LsaSettings(dim=4), keywords="brand")
+    data_stages.embed(prepared, replace(RECIPE, embeddings=(replace(block, keywords=None),)))
+    plain = ItemEmbeddings.load(prepared / "embeddings")
+    data_stages.embed(prepared, replace(RECIPE, embeddings=(block,)))
+    moved = ItemEmbeddings.load(prepared / "embeddings").vectors
+    catalog = ItemCatalog.load(prepared / "catalog")
+    brands = ItemCatalog(catalog.ids, {"title": catalog.fields["brand"]})
+    words = lsa_fold_in(catalog, brands, LsaSettings(dim=4), ("{title}",))
+    np.testing.assert_allclose(moved, (plain.vectors + words) / 2, atol=1e-5)
+    with pytest.raises(ConfigError, match="keywords: expected an lsa or sentence block"):
+        Block(ppmi=PpmiSettings(), keywords="brand")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"keywords": "brand"},
+        {"keywords": "brand", "dim": 3, "whiten": True},
+        {"align": AlignSettings(epochs=1), "unit_rows": True},
+        {"align": AlignSettings(epochs=1), "dim": 4},
+    ],
+)
+def test_a_new_item_like_an_old_one_gets_its_vector(options, prepared: Path) -> None:
+    recipe = replace(RECIPE, embeddings=(Block(lsa=LsaSettings(dim=6), **options),))
+    data_stages.embed(prepared, recipe)
+    stored, catalog = ItemEmbeddings.load(prepared / "embeddings"), ItemCatalog.load(prepared / "catalog")
+    child = catalog.append(["new"], {name: values[5:6] for name, values in catalog.fields.items()})
+    found = vectors_of_new(Origin.of(prepared, len(catalog)), recipe, child, stored)
+    np.testing.assert_array_equal(found.vectors[:-1], stored.vectors)
+    np.testing.assert_allclose(found.vectors[-1], stored.vectors[5], atol=1e-4)
+
+
+def test_a_new_item_has_no_neighbours_yet(prepared: Path) -> None:
+    plain = Block(lsa=LsaSettings(dim=4))
+    data_stages.embed(prepared, replace(RECIPE, embeddings=(plain,)))
+    own = ItemEmbeddings.load(prepared / "embeddings").vectors
+    recipe = replace(RECIPE, embeddings=(replace(plain, neighbours=2),))
+    data_stages.embed(prepared, recipe)
+    stored, catalog = ItemEmbeddings.load(prepared / "embeddings"), ItemCatalog.load(prepared / "catalog")
+    child = catalog.append(["new"], {name: values[5:6] for name, values in catalog.fields.items()})
+    found = vectors_of_new(Origin.of(prepared, len(catalog)), recipe, child, stored)
+    np.testing.assert_array_equal(found.vectors[:-1], stored.vectors)
+    np.testing.assert_allclose(found.vectors[-1], own[5], atol=1e-4)
+
+
+def test_behaviour_shapes_the_vectors_of_text_but_not_of_the_content_baseline(prepared: Path) -> None:
+    plain = replace(RECIPE, embeddings=(Block(lsa=LsaSettings(dim=4)),), baselines=("content_knn",))
+    data_stages.embed(prepared, plain)
+    before = ItemEmbeddings.load(prepared / "embeddings").vectors
+    train = Split.load(prepared / "split").train()
+    for options in ({"align": AlignSettings(epochs=1)}, {"neighbours": 2}):
+        data_stages.embed(prepared, replace(plain, embeddings=(replace(plain.embeddings[0], **options),)))
+        assert (ItemEmbeddings.load(prepared / "text_embeddings").vectors == before).all()
+        found = ItemEmbeddings.load(prepared / "embeddings").vectors
+        assert (found != before).any(axis=1)[np.unique(train.items)].mean() > 0.9
+    for wrong in ({"align": AlignSettings(seed=3)}, {"neighbours": -1}):
+        with pytest.raises(ConfigError, match=next(iter(wrong))):
+            replace(plain, embeddings=(replace(plain.embeddings[0], **wrong),))
+    with pytest.raises(ConfigError, match="align: expected an lsa, sentence or file block"):
+        Block(ppmi=PpmiSettings(), align=AlignSettings())
 
 
 def test_set_identifiers_are_refused_before_anything_runs() -> None:
