@@ -153,10 +153,7 @@ class ItemCodes:
 
     def collisions(self) -> list[npt.NDArray[np.int32]]:
         """Groups of two or more items that share one identifier: int32 item numbers, each ascending."""
-        ids = self.collision_ids()
-        order = np.argsort(ids, kind="stable").astype(np.int32)
-        counts = np.bincount(ids) if len(ids) else np.zeros(0, dtype=np.int64)
-        return [group for group in np.split(order, np.cumsum(counts)[:-1]) if len(group) > 1]
+        return shared_groups(self.collision_ids())
 
     def level_counts(self) -> list[npt.NDArray[np.int64]]:
         """How many items use each code: one int64 ``[K]`` per level (shorter rows do not count)."""
@@ -252,6 +249,13 @@ class ItemCodes:
 def narrowest(size: int) -> npt.DTypeLike:
     """The narrowest unsigned dtype that holds ``0 .. size-1`` (internal)."""
     return np.uint8 if size <= 1 << 8 else np.uint16 if size <= 1 << 16 else np.uint32
+
+
+def shared_groups(ids_N: npt.NDArray[np.int32]) -> list[npt.NDArray[np.int32]]:
+    """Items with equal (dense) numbers: int32 item numbers of every group of two or more, each ascending (internal)."""
+    order = np.argsort(ids_N, kind="stable").astype(np.int32)
+    counts = np.bincount(ids_N) if len(ids_N) else np.zeros(0, dtype=np.int64)
+    return [group for group in np.split(order, np.cumsum(counts)[:-1]) if len(group) > 1]
 
 
 def row_numbers(rows_NL: npt.NDArray[Any]) -> npt.NDArray[np.int32]:

@@ -9,29 +9,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import prod
-from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from genrec import recipes
-from genrec.errors import ConfigError, DataError, NotFitted
+from genrec.errors import ConfigError, DataError
 from genrec.item_tokenizers.base import (
     Scaling,
     TokenizerSource,
-    TokenizerState,
     check_at_least,
-    load_state,
-    save_state,
 )
 from genrec.item_tokenizers.codes import ItemCodes
 from genrec.item_tokenizers.collisions import CollisionPolicy, Quantized, check_policy, resolve
 from genrec.item_tokenizers.fsq_training import FsqModel, train
+from genrec.item_tokenizers.model_arrays import arrays_of, model_of
 from genrec.item_tokenizers.quantizers.kmeans import checked_rows
 from genrec.item_tokenizers.quantizers.product import in_blocks
 from genrec.item_tokenizers.quantizers.scalar import ScalarCodes
+from genrec.item_tokenizers.scaled import Arrays, ScaledVectors
 
 Floats = npt.NDArray[np.float32]
 _CHUNK = 4096
@@ -84,7 +81,7 @@ class FsqSettings:
             raise ConfigError(f"device: expected auto, cpu or cuda, got {self.device!r}")
 
 
-class Fsq:
+class Fsq(ScaledVectors):
     """FSQ as in RecGPT (Jiang et al. 2025, 2506.06270); recipe: ``tokenizers/fsq.yaml`` (stable).
 
     Published sizes: ``tokenizers/fsq-recgpt.yaml``. ::
@@ -113,14 +110,10 @@ class Fsq:
     """
 
     Settings: ClassVar[type[Any]] = FsqSettings
-    can_encode_new: ClassVar[bool] = True
+    settings: FsqSettings
 
     def __init__(self, settings: FsqSettings | None = None) -> None:
-        self.settings = settings or FsqSettings()
-        self.report: dict[str, Any] = {}
-        self.history: list[dict[str, Any]] = []
-        self._catalog = ""
-        self._scaling: Scaling | None = None
+        super().__init__(settings)
         self._model: FsqModel | None = None
 
     def fit(self, source: TokenizerSource, *, seed: int, progress: bool = True) -> ItemCodes:
@@ -152,44 +145,29 @@ class Fsq:
 
     def encode(self, source: TokenizerSource) -> ItemCodes:
         """Raw codes ``[N, L]`` of the items of any catalog by their vectors, before the collision policy."""
-        if self._scaling is None:
-            raise NotFitted("this item tokenizer has not been fitted", hint="call fit, or load a saved one")
-        x_ND = self._scaling.apply(checked_rows(source.vectors()))
+        x_ND = self.scaling.apply(checked_rows(source.vectors()))
         return self._with_codebooks(self._raw(x_ND, source.catalog))
 
     def reconstruct(self, codes: ItemCodes) -> Floats:
         """The decoder's vectors for raw ``codes``, float32 ``[N, D]``, on the scale of the input vectors (stable)."""
-        if self._scaling is None or self._model is None:
-            raise NotFitted("this item tokenizer has not been fitted", hint="call fit, or load a saved one")
-        model, parts = self._model, []
+        scaling, model, parts = self.scaling, self._model, []
+        assert model is not None
         with torch.no_grad():
             for start in range(0, len(codes), _CHUNK):
                 rows = codes.codes[start : start + _CHUNK, : self.settings.n_tokens].astype(np.int64)
                 parts.append(model.decoder(model.quantizer.lookup(torch.from_numpy(rows).to(self._device()))).cpu())
-        return np.asarray(torch.cat(parts).numpy() * self._scaling.scale + self._scaling.mean, dtype=np.float32)
+        return np.asarray(torch.cat(parts).numpy() * scaling.scale + scaling.mean, dtype=np.float32)
 
-    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
-        """Write an ``item_tokenizer`` artifact; the history goes into ``history.json``."""
-        if self._scaling is None or self._model is None:
-            raise NotFitted("this item tokenizer has not been fitted", hint="call fit first")
-        weights = {f"model.{k}": v.cpu().numpy() for k, v in self._model.state_dict().items()}
-        arrays = {**weights, "mean": self._scaling.mean, "scale": self._scaling.scale}
-        state = TokenizerState(recipes.to_json(self.settings), self._catalog, arrays, self.report, self.history)
-        save_state(path, state, overwrite=overwrite)
+    def quantized(self, source: TokenizerSource) -> Quantized:
+        """The items in the space that the codes approximate: scalars beside their grid (internal)."""
+        return self._quantized(self.scaling.apply(checked_rows(source.vectors())))
 
-    @classmethod
-    def load(cls, path: str | Path, *, catalog: str | None = None) -> Self:
-        """Read an ``item_tokenizer`` artifact of kind ``fsq``; the model is put on the CPU."""
-        state = load_state(path, kind=cls.Settings.kind, catalog=catalog)
-        tokenizer = cls(recipes.from_dict(cls.Settings, state.settings))
-        tokenizer._catalog, tokenizer.report, tokenizer.history = state.catalog, state.meta, state.history
-        tokenizer._scaling = Scaling(state.arrays["mean"], state.arrays["scale"])
-        with torch.random.fork_rng(devices=[]):
-            model = FsqModel(len(state.arrays["mean"]), tokenizer.settings)
-        weights = {k.removeprefix("model."): v for k, v in state.arrays.items() if k.startswith("model.")}
-        model.load_state_dict({k: torch.from_numpy(v.copy()) for k, v in weights.items()})
-        tokenizer._model = model.eval()
-        return tokenizer
+    def _arrays(self) -> Arrays:
+        assert self._model is not None
+        return arrays_of(self._model)
+
+    def _restore(self, arrays: Arrays) -> None:
+        self._model = model_of(lambda: FsqModel(len(self.scaling.mean), self.settings), arrays)
 
     def _device(self) -> torch.device:
         assert self._model is not None

@@ -7,25 +7,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import prod
-from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from genrec import recipes
 from genrec.errors import ConfigError, DataError, NotFitted
 from genrec.item_tokenizers.base import (
     Scaling,
     TokenizerSource,
-    TokenizerState,
     check_at_least,
-    load_state,
-    save_state,
 )
 from genrec.item_tokenizers.codes import ItemCodes
 from genrec.item_tokenizers.collisions import suffix
 from genrec.item_tokenizers.gaoq_tree import Branches, Growth, Tree, grow
 from genrec.item_tokenizers.quantizers.kmeans import checked_rows
+from genrec.item_tokenizers.scaled import Arrays, ScaledVectors
 
 TooMany = Literal["refuse", "suffix", "shared"]
 TOO_MANY: tuple[TooMany, ...] = ("refuse", "suffix", "shared")
@@ -95,7 +91,7 @@ def proposed_sizes(n_items: int, n_levels: int = 3) -> tuple[int, ...]:
     return (first,) * (n_levels - 1) + (max(2, -(-n_items // first ** (n_levels - 1))),)
 
 
-class Gaoq:
+class Gaoq(ScaledVectors):
     """GAOQ, the quantizer of ReSID; recipe: ``tokenizers/gaoq.yaml`` (stable).
 
     ::
@@ -127,14 +123,11 @@ class Gaoq:
     """
 
     Settings: ClassVar[type[Any]] = GaoqSettings
-    can_encode_new: ClassVar[bool] = True
+    settings: GaoqSettings
 
     def __init__(self, settings: GaoqSettings | None = None) -> None:
-        self.settings = settings or GaoqSettings()
-        self.report: dict[str, Any] = {}
-        self._catalog = ""
+        super().__init__(settings)
         self._tree: Tree | None = None
-        self._scaling: Scaling | None = None
 
     @property
     def anchors(self) -> tuple[np.ndarray[Any, np.dtype[np.float32]], ...]:
@@ -179,33 +172,18 @@ class Gaoq:
         codes_NL = self._tree.codes(self._tree.nearest(x_ND))
         return ItemCodes(codes_NL, tuple(self.report["raw"]["level_sizes"]), source.catalog)
 
-    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
-        """Write an ``item_tokenizer`` artifact."""
-        if self._tree is None:
-            raise NotFitted("this item tokenizer has not been fitted", hint="call fit first")
-        state = TokenizerState(recipes.to_json(self.settings), self._catalog, self._arrays(), self.report, [])
-        save_state(path, state, overwrite=overwrite)
-
-    @classmethod
-    def load(cls, path: str | Path, *, catalog: str | None = None) -> Self:
-        """Read an ``item_tokenizer`` artifact of kind ``gaoq``."""
-        state = load_state(path, kind=cls.Settings.kind, catalog=catalog)
-        tokenizer = cls(recipes.from_dict(cls.Settings, state.settings))
-        arrays, at = state.arrays, range(tokenizer.settings.n_levels)
-        levels = tuple(Branches(arrays[f"starts.{n}"], arrays[f"centroids.{n}"], arrays[f"codes.{n}"]) for n in at)
-        tokenizer._catalog, tokenizer.report = state.catalog, state.meta
-        tokenizer._tree = Tree(levels, tuple(arrays[f"anchors.{n}"] for n in at if f"anchors.{n}" in arrays))
-        tokenizer._scaling = Scaling(arrays["mean"], arrays["scale"])
-        return tokenizer
-
-    def _arrays(self) -> dict[str, Any]:
+    def _arrays(self) -> Arrays:
         assert self._tree is not None
-        assert self._scaling is not None
-        arrays: dict[str, Any] = {"mean": self._scaling.mean, "scale": self._scaling.scale}
+        arrays: Arrays = {}
         for at, level in enumerate(self._tree.levels):
             arrays[f"starts.{at}"] = level.starts_P
             arrays[f"centroids.{at}"], arrays[f"codes.{at}"] = level.centroids_MD, level.codes_M
         return arrays | {f"anchors.{at}": found for at, found in enumerate(self._tree.anchors, start=1)}
+
+    def _restore(self, arrays: Arrays) -> None:
+        at = range(self.settings.n_levels)
+        levels = tuple(Branches(arrays[f"starts.{n}"], arrays[f"centroids.{n}"], arrays[f"codes.{n}"]) for n in at)
+        self._tree = Tree(levels, tuple(arrays[f"anchors.{n}"] for n in at if f"anchors.{n}" in arrays))
 
     def _check_room(self, n_items: int, sizes: tuple[int, ...]) -> None:
         if self.settings.collisions == "refuse" and prod(sizes) < n_items:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from genrec.errors import ConfigError, DataError, FingerprintMismatch
 from genrec.item_tokenizers.base import ItemTokenizer, TokenizerSource
 from genrec.item_tokenizers.codes import ItemCodes, row_numbers
-from genrec.item_tokenizers.life_costs import quantized_of
+from genrec.item_tokenizers.collisions import Quantized
 from genrec.item_tokenizers.life_places import by_neighbour, first_of_kind, last_codes, number_behind, renumber
 from genrec.item_tokenizers.placement import capacity_below, choose_prefixes, place_overflow, spread_last_level
 
@@ -197,7 +197,7 @@ def _suffixed(
     codes_ML = np.column_stack([raw_ML, np.zeros(len(raw_ML), dtype=np.int64)])
     over = np.flatnonzero(~renumber(codes_ML, held_NL, allowed))
     if len(over):
-        costs = quantized_of(tokenizer, new)
+        costs = _costs(tokenizer, new)
         if costs is None:
             raise _full(new, over, _last_level(published))
         both_NL = np.concatenate([codes_ML, held_NL])
@@ -215,7 +215,7 @@ def _spread(
 ) -> tuple[Ints, int]:
     """Codes of their own for all, and how many items had to take another prefix."""
     alone = first_of_kind(raw_ML, held_NL)
-    costs = None if published.ragged or alone.all() else quantized_of(tokenizer, new)
+    costs = None if published.ragged or alone.all() else _costs(tokenizer, new)
     if costs is None:
         codes_ML, others = raw_ML.copy(), np.flatnonzero(~alone)
         placed = codes_ML[others]
@@ -268,3 +268,9 @@ def _joined(published: ItemCodes, source: TokenizerSource, order: Ints) -> _Plac
     codes_ML, first = by_neighbour(published, content_ND, source.item_keys[rows])
     n_left = int((~first).sum())
     return _Placed(codes_ML, {"policy": "unique", "other_prefix": n_left, "without_content": unknown})
+
+
+def _costs(tokenizer: Any, source: TokenizerSource) -> Quantized | None:
+    """What other codes would cost the items of ``source``; None for tokenizers without ``quantized``."""
+    found = getattr(tokenizer, "quantized", None)
+    return None if found is None else found(source)

@@ -6,26 +6,22 @@ Axes: N items, L levels (blocks), K codes of a level, D width.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from genrec import recipes
-from genrec.errors import ConfigError, DataError, NotFitted
+from genrec.errors import ConfigError, DataError
 from genrec.item_tokenizers.base import (
     Scaling,
     TokenizerSource,
-    TokenizerState,
     check_at_least,
-    load_state,
-    save_state,
 )
 from genrec.item_tokenizers.codes import ItemCodes
 from genrec.item_tokenizers.collisions import CollisionPolicy, Quantized, check_policy, resolve
 from genrec.item_tokenizers.quantizers.kmeans import checked_rows
 from genrec.item_tokenizers.quantizers.product import ROTATIONS, ProductQuantizer, Rotation, fit_product
+from genrec.item_tokenizers.scaled import Arrays, ScaledVectors, numbered, of_numbers
 from genrec.seeding import derive
 
 Floats = npt.NDArray[np.float32]
@@ -60,7 +56,7 @@ class ProductSettings:
             raise ConfigError(f"rotation: expected one of {', '.join(ROTATIONS)}, got {self.rotation!r}")
 
 
-class Product:
+class Product(ScaledVectors):
     """Product quantization, plain or optimized; recipe: ``tokenizers/product.yaml`` (stable).
 
     The sizes of RPG: ``tokenizers/product-rpg.yaml``. ::
@@ -79,13 +75,10 @@ class Product:
     """
 
     Settings: ClassVar[type[Any]] = ProductSettings
-    can_encode_new: ClassVar[bool] = True
+    settings: ProductSettings
 
     def __init__(self, settings: ProductSettings | None = None) -> None:
-        self.settings = settings or ProductSettings()
-        self.report: dict[str, Any] = {}
-        self._catalog = ""
-        self._scaling: Scaling | None = None
+        super().__init__(settings)
         self._quantizer: ProductQuantizer | None = None
 
     def fit(self, source: TokenizerSource, *, seed: int) -> ItemCodes:
@@ -126,29 +119,21 @@ class Product:
 
     def encode(self, source: TokenizerSource) -> ItemCodes:
         """Raw codes ``[N, L]`` of any items by their vectors, before the collision policy."""
-        if self._scaling is None:
-            raise NotFitted("this item tokenizer has not been fitted", hint="call fit, or load a saved one")
-        return self._raw(self._scaling.apply(checked_rows(source.vectors())), source.catalog)
+        return self._raw(self.scaling.apply(checked_rows(source.vectors())), source.catalog)
 
-    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
-        """Write an ``item_tokenizer`` artifact."""
-        if self._scaling is None or self._quantizer is None:
-            raise NotFitted("this item tokenizer has not been fitted", hint="call fit first")
-        arrays = {f"codebook.{level}": book for level, book in enumerate(self._quantizer.books)}
-        arrays |= {"rotation": self._quantizer.rotation_DD, "mean": self._scaling.mean, "scale": self._scaling.scale}
-        state = TokenizerState(recipes.to_json(self.settings), self._catalog, arrays, self.report, [])
-        save_state(path, state, overwrite=overwrite)
+    def quantized(self, source: TokenizerSource) -> Quantized:
+        """The items in the space that the codes approximate (internal)."""
+        scaling = self.scaling
+        assert self._quantizer is not None
+        return Quantized(checked_rows(source.vectors()), self._quantizer.codebooks(), scaling)
 
-    @classmethod
-    def load(cls, path: str | Path, *, catalog: str | None = None) -> Self:
-        """Read an ``item_tokenizer`` artifact of kind ``product``."""
-        state = load_state(path, kind=cls.Settings.kind, catalog=catalog)
-        tokenizer = cls(recipes.from_dict(cls.Settings, state.settings))
-        tokenizer._catalog, tokenizer.report = state.catalog, state.meta
-        tokenizer._scaling = Scaling(state.arrays["mean"], state.arrays["scale"])
-        books = tuple(state.arrays[f"codebook.{level}"] for level in range(tokenizer.settings.n_levels))
-        tokenizer._quantizer = ProductQuantizer(state.arrays["rotation"], books, state.meta["opq_errors"])
-        return tokenizer
+    def _arrays(self) -> Arrays:
+        assert self._quantizer is not None
+        return {"rotation": self._quantizer.rotation_DD, **numbered("codebook", self._quantizer.books)}
+
+    def _restore(self, arrays: Arrays) -> None:
+        books = of_numbers("codebook", arrays)
+        self._quantizer = ProductQuantizer(arrays["rotation"], books, self.report["opq_errors"])
 
     def _raw(self, x_ND: Floats, catalog: str) -> ItemCodes:
         assert self._quantizer is not None

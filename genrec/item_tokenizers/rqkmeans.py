@@ -7,26 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from genrec import recipes
-from genrec.errors import ConfigError, NotFitted
+from genrec.errors import ConfigError
 from genrec.item_tokenizers.base import (
     Scaling,
     TokenizerSource,
-    TokenizerState,
     check_at_least,
-    load_state,
-    save_state,
 )
 from genrec.item_tokenizers.codes import ItemCodes
 from genrec.item_tokenizers.collisions import CollisionPolicy, Quantized, check_policy, resolve
 from genrec.item_tokenizers.quantizers.balanced import balanced_kmeans, balanced_labels
 from genrec.item_tokenizers.quantizers.kmeans import KMeans, checked_rows, first_equal, kmeans
+from genrec.item_tokenizers.scaled import Arrays, ScaledVectors, numbered, of_numbers
 from genrec.seeding import derive, rng
 
 Floats = npt.NDArray[np.float32]
@@ -76,7 +72,7 @@ class RqKMeansSettings:
         return self.balance == "all" or (self.balance == "last" and level == self.n_levels - 1)
 
 
-class RqKMeans:
+class RqKMeans(ScaledVectors):
     """Residual k-means; recipe: ``tokenizers/rqkmeans.yaml`` (stable).
 
     ::
@@ -97,13 +93,10 @@ class RqKMeans:
     """
 
     Settings: ClassVar[type[Any]] = RqKMeansSettings
-    can_encode_new: ClassVar[bool] = True
+    settings: RqKMeansSettings
 
     def __init__(self, settings: RqKMeansSettings | None = None) -> None:
-        self.settings = settings or RqKMeansSettings()
-        self.report: dict[str, Any] = {}
-        self._catalog = ""
-        self._scaling: Scaling | None = None
+        super().__init__(settings)
         self._codebooks: tuple[Floats, ...] = ()
 
     def fit(self, source: TokenizerSource, *, seed: int) -> ItemCodes:
@@ -124,7 +117,7 @@ class RqKMeans:
             codes_NL = np.column_stack(labels) if rows is None else self._balanced_codes(given, source.item_keys)
             raw = ItemCodes(codes_NL, self.settings.level_sizes, source.catalog)
             meta["moved_by_balance"] = float((raw.codes != near_NL).any(axis=1).mean())
-        quantized = Quantized(given, self._codebooks, self._scaling)
+        quantized = Quantized(given, self._codebooks, self.scaling)
         resolution = resolve(
             self.settings.collisions, raw, source.item_keys, quantized, limit=self.settings.suffix_limit
         )
@@ -138,44 +131,23 @@ class RqKMeans:
 
     def encode(self, source: TokenizerSource) -> ItemCodes:
         """Raw codes ``[N, L]`` of any items by their vectors, before the collision policy."""
-        if self._scaling is None:
-            raise NotFitted("this item tokenizer has not been fitted", hint="call fit, or load a saved one")
         return self._raw(checked_rows(source.vectors()), source.catalog)
 
-    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
-        """Write an ``item_tokenizer`` artifact."""
-        if self._scaling is None:
-            raise NotFitted("this item tokenizer has not been fitted", hint="call fit first")
-        arrays = {"mean": self._scaling.mean, "scale": self._scaling.scale}
-        arrays.update({f"codebook.{level}": book for level, book in enumerate(self._codebooks)})
-        state = TokenizerState(recipes.to_json(self.settings), self._catalog, arrays, self.report, [])
-        save_state(path, state, overwrite=overwrite)
-
-    @classmethod
-    def load(cls, path: str | Path, *, catalog: str | None = None) -> Self:
-        """Read an ``item_tokenizer`` artifact of kind ``rqkmeans``."""
-        state = load_state(path, kind=cls.Settings.kind, catalog=catalog)
-        tokenizer = cls(recipes.from_dict(cls.Settings, state.settings))
-        tokenizer._catalog, tokenizer.report = state.catalog, state.meta
-        tokenizer._scaling = Scaling(state.arrays["mean"], state.arrays["scale"])
-        of_equal_size = state.arrays.get("codebooks")  # one array, before levels could have sizes of their own
-        tokenizer._codebooks = tuple(
-            state.arrays[f"codebook.{level}"] if of_equal_size is None else of_equal_size[level]
-            for level in range(tokenizer.settings.n_levels)
-        )
-        return tokenizer
-
-    @property
-    def scaling(self) -> Scaling:
-        """How vectors are scaled before the first level; NotFitted before ``fit`` (internal)."""
-        if self._scaling is None:
-            raise NotFitted("this item tokenizer has not been fitted", hint="call fit, or load a saved one")
-        return self._scaling
+    def quantized(self, source: TokenizerSource) -> Quantized:
+        """The items in the space that the codes approximate (internal)."""
+        return Quantized(checked_rows(source.vectors()), self._codebooks, self.scaling)
 
     @property
     def codebooks(self) -> tuple[Floats, ...]:
         """The centroids of each level, L arrays float32 ``[K, D]``; none before ``fit`` (internal)."""
         return self._codebooks
+
+    def _arrays(self) -> Arrays:
+        return numbered("codebook", self._codebooks)
+
+    def _restore(self, arrays: Arrays) -> None:
+        of_equal_size = arrays.get("codebooks")  # one array, before levels could have sizes of their own
+        self._codebooks = of_numbers("codebook", arrays) if of_equal_size is None else tuple(of_equal_size)
 
     def _sample(self, n: int, seed: int) -> npt.NDArray[np.int64] | None:
         """The rows to fit on, ascending (None = all): one sample for all levels."""
@@ -189,8 +161,7 @@ class RqKMeans:
         self, given: Floats, rows: npt.NDArray[np.int64] | None, keys: npt.NDArray[np.uint64], seed: int
     ) -> list[npt.NDArray[np.int32]]:
         """Fit the codebooks; returns the labels of the rows that were fitted on, one ``[rows]`` per level."""
-        assert self._scaling is not None
-        residual_ND = self._scaling.apply(given if rows is None else given[rows])
+        residual_ND = self.scaling.apply(given if rows is None else given[rows])
         keys = keys if rows is None else keys[rows]
         books, labels = [], []
         for level in range(self.settings.n_levels):
@@ -210,8 +181,7 @@ class RqKMeans:
 
     def _balanced_codes(self, given: Floats, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int32]:
         """Codes of the whole catalog for codebooks that were fitted on a sample."""
-        assert self._scaling is not None
-        residual_ND = self._scaling.apply(given)
+        residual_ND = self.scaling.apply(given)
         codes_NL = np.empty((len(given), self.settings.n_levels), dtype=np.int32)
         for level, book in enumerate(self._codebooks):
             if self.settings.balanced(level):
@@ -222,15 +192,14 @@ class RqKMeans:
         return codes_NL
 
     def _raw(self, given: Floats, catalog: str) -> ItemCodes:
-        codes_NL = residual_codes(given, self._codebooks, self._scaling)
+        codes_NL = residual_codes(given, self._codebooks, self.scaling)
         return ItemCodes(codes_NL, self.settings.level_sizes, catalog)
 
     def _errors(self, given: Floats, codes_NL: npt.NDArray[Any]) -> list[float]:
         """Mean squared length of what is left before the first level and after each."""
-        assert self._scaling is not None
         totals = np.zeros(self.settings.n_levels + 1)
         for part in _chunks(len(given)):
-            left = self._scaling.apply(given[part])
+            left = self.scaling.apply(given[part])
             for level in range(len(totals)):
                 if level:
                     left -= self._codebooks[level - 1][codes_NL[part, level - 1]]

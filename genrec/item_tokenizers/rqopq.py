@@ -6,27 +6,22 @@ Axes: N items, L codes of an item (residual levels first, blocks last), K codes 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from genrec import recipes
-from genrec.errors import DataError, NotFitted
+from genrec.errors import DataError
 from genrec.item_tokenizers.base import (
-    Scaling,
     TokenizerSource,
-    TokenizerState,
     check_at_least,
-    load_state,
-    save_state,
 )
 from genrec.item_tokenizers.codes import ItemCodes
 from genrec.item_tokenizers.collisions import CollisionPolicy, Quantized, check_policy, resolve
 from genrec.item_tokenizers.quantizers.kmeans import checked_rows
 from genrec.item_tokenizers.quantizers.product import fit_product
 from genrec.item_tokenizers.rqkmeans import Balance, RqKMeans, RqKMeansSettings, residual_codes
+from genrec.item_tokenizers.scaled import Arrays, ScaledVectors, numbered, of_numbers
 from genrec.seeding import derive, rng
 
 Floats = npt.NDArray[np.float32]
@@ -82,7 +77,7 @@ class RqOpqSettings:
         return (*self.residual_levels().level_sizes, *(self.block_size,) * self.n_blocks)
 
 
-class RqOpq:
+class RqOpq(ScaledVectors):
     """Residual k-means and OPQ codes of its residual; recipe: ``tokenizers/rqopq.yaml`` (experimental).
 
     ::
@@ -105,13 +100,10 @@ class RqOpq:
     """
 
     Settings: ClassVar[type[Any]] = RqOpqSettings
-    can_encode_new: ClassVar[bool] = True
+    settings: RqOpqSettings
 
     def __init__(self, settings: RqOpqSettings | None = None) -> None:
-        self.settings = settings or RqOpqSettings()
-        self.report: dict[str, Any] = {}
-        self._catalog = ""
-        self._scaling: Scaling | None = None
+        super().__init__(settings)
         self._codebooks: tuple[Floats, ...] = ()
 
     def fit(self, source: TokenizerSource, *, seed: int) -> ItemCodes:
@@ -156,35 +148,19 @@ class RqOpq:
 
     def encode(self, source: TokenizerSource) -> ItemCodes:
         """Raw codes ``[N, L]`` of any items by their vectors, before the collision policy."""
-        if self._scaling is None:
-            raise NotFitted("this item tokenizer has not been fitted", hint="call fit, or load a saved one")
-        given = checked_rows(source.vectors())
-        first_NL = residual_codes(given, self._codebooks[: self.settings.n_levels], self._scaling)
+        given, scaling = checked_rows(source.vectors()), self.scaling
+        first_NL = residual_codes(given, self._codebooks[: self.settings.n_levels], scaling)
         return self._with_blocks(given, first_NL, source.catalog)
 
     def quantized(self, source: TokenizerSource) -> Quantized:
         """What the codes say about the vectors of ``source``: for the price of a move (internal)."""
-        return Quantized(checked_rows(source.vectors()), self._codebooks, self._scaling)
+        return Quantized(checked_rows(source.vectors()), self._codebooks, self.scaling)
 
-    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
-        """Write an ``item_tokenizer`` artifact."""
-        if self._scaling is None:
-            raise NotFitted("this item tokenizer has not been fitted", hint="call fit first")
-        arrays = {"mean": self._scaling.mean, "scale": self._scaling.scale}
-        arrays.update({f"codebook.{level}": book for level, book in enumerate(self._codebooks)})
-        state = TokenizerState(recipes.to_json(self.settings), self._catalog, arrays, self.report, [])
-        save_state(path, state, overwrite=overwrite)
+    def _arrays(self) -> Arrays:
+        return numbered("codebook", self._codebooks)
 
-    @classmethod
-    def load(cls, path: str | Path, *, catalog: str | None = None) -> Self:
-        """Read an ``item_tokenizer`` artifact of kind ``rqopq``."""
-        state = load_state(path, kind=cls.Settings.kind, catalog=catalog)
-        tokenizer = cls(recipes.from_dict(cls.Settings, state.settings))
-        tokenizer._catalog, tokenizer.report = state.catalog, state.meta
-        tokenizer._scaling = Scaling(state.arrays["mean"], state.arrays["scale"])
-        count = len(tokenizer.settings.level_sizes)
-        tokenizer._codebooks = tuple(state.arrays[f"codebook.{level}"] for level in range(count))
-        return tokenizer
+    def _restore(self, arrays: Arrays) -> None:
+        self._codebooks = of_numbers("codebook", arrays)
 
     def _sample(self, n: int, seed: int) -> npt.NDArray[np.int64] | None:
         """The rows to fit the blocks on, ascending (None = all)."""
@@ -197,7 +173,7 @@ class RqOpq:
     def _with_blocks(self, given: Floats, first_NL: npt.NDArray[Any], catalog: str) -> ItemCodes:
         """The codes of the residual levels, and after them those of the blocks of what they leave over."""
         n_levels = self.settings.n_levels
-        quantized = Quantized(given, self._codebooks, self._scaling)
+        quantized = Quantized(given, self._codebooks, self.scaling)
         codes_NL = np.empty((len(given), len(self._codebooks)), dtype=np.int32)
         codes_NL[:, :n_levels] = first_NL
         for start in range(0, len(given), _CHUNK):

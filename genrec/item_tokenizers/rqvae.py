@@ -7,34 +7,31 @@ torch.
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from genrec import recipes
-from genrec.errors import DataError, NotFitted
+from genrec.errors import DataError
 from genrec.item_tokenizers.base import (
     Scaling,
     TokenizerSource,
-    TokenizerState,
-    load_state,
-    save_state,
 )
 from genrec.item_tokenizers.codes import ItemCodes
 from genrec.item_tokenizers.collisions import Quantized, resolve
+from genrec.item_tokenizers.model_arrays import arrays_of, model_of
 from genrec.item_tokenizers.quantizers.kmeans import checked_rows
 from genrec.item_tokenizers.rqvae_model import RqVaeModel
 from genrec.item_tokenizers.rqvae_settings import RqVaeSettings
 from genrec.item_tokenizers.rqvae_training import train
+from genrec.item_tokenizers.scaled import Arrays, ScaledVectors
 
 Floats = npt.NDArray[np.float32]
 _CHUNK = 4096
 
 
-class RqVae:
+class RqVae(ScaledVectors):
     """RQ-VAE of TIGER (Rajput et al. 2023, 2305.05065); recipe: ``tokenizers/rqvae.yaml`` (stable).
 
     ::
@@ -66,14 +63,10 @@ class RqVae:
     """
 
     Settings: ClassVar[type[Any]] = RqVaeSettings
-    can_encode_new: ClassVar[bool] = True
+    settings: RqVaeSettings
 
     def __init__(self, settings: RqVaeSettings | None = None) -> None:
-        self.settings = settings or RqVaeSettings()
-        self.report: dict[str, Any] = {}
-        self.history: list[dict[str, Any]] = []
-        self._catalog = ""
-        self._scaling: Scaling | None = None
+        super().__init__(settings)
         self._model: RqVaeModel | None = None
 
     def fit(self, source: TokenizerSource, *, seed: int, progress: bool = True) -> ItemCodes:
@@ -90,7 +83,7 @@ class RqVae:
         trained = train(x_ND, self.settings, seed=seed, collaborative_ND=beside_ND, progress=progress)
         self._model, self.history = trained.model, trained.history
         latent_ND, raw = self._encode(x_ND, source.catalog)
-        books = tuple(book.detach().cpu().numpy() for book in self._model.quantizer.codebooks)
+        books = self._books()
         quantized = Quantized(latent_ND, books)
         resolution = resolve(
             self.settings.collisions, raw, source.item_keys, quantized, limit=self.settings.suffix_limit
@@ -106,31 +99,23 @@ class RqVae:
 
     def encode(self, source: TokenizerSource) -> ItemCodes:
         """Raw codes ``[N, L]`` of any items by their vectors, before the collision policy."""
-        if self._scaling is None:
-            raise NotFitted("this item tokenizer has not been fitted", hint="call fit, or load a saved one")
-        return self._encode(self._scaling.apply(checked_rows(source.vectors())), source.catalog)[1]
+        return self._encode(self.scaling.apply(checked_rows(source.vectors())), source.catalog)[1]
 
-    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
-        """Write an ``item_tokenizer`` artifact; the history goes into ``history.json``."""
-        if self._scaling is None or self._model is None:
-            raise NotFitted("this item tokenizer has not been fitted", hint="call fit first")
-        weights = {f"model.{k}": v.cpu().numpy() for k, v in self._model.state_dict().items()}
-        arrays = {**weights, "mean": self._scaling.mean, "scale": self._scaling.scale}
-        state = TokenizerState(recipes.to_json(self.settings), self._catalog, arrays, self.report, self.history)
-        save_state(path, state, overwrite=overwrite)
+    def quantized(self, source: TokenizerSource) -> Quantized:
+        """The items in the space that the codes approximate: outputs of the encoder (internal)."""
+        latent_ND, _ = self._encode(self.scaling.apply(checked_rows(source.vectors())), source.catalog)
+        return Quantized(latent_ND, self._books())
 
-    @classmethod
-    def load(cls, path: str | Path, *, catalog: str | None = None) -> Self:
-        """Read an ``item_tokenizer`` artifact of kind ``rqvae``; the model is put on the CPU."""
-        state = load_state(path, kind=cls.Settings.kind, catalog=catalog)
-        tokenizer = cls(recipes.from_dict(cls.Settings, state.settings))
-        tokenizer._catalog, tokenizer.report, tokenizer.history = state.catalog, state.meta, state.history
-        tokenizer._scaling = Scaling(state.arrays["mean"], state.arrays["scale"])
-        model = RqVaeModel(len(state.arrays["mean"]), tokenizer.settings)
-        weights = {k.removeprefix("model."): v for k, v in state.arrays.items() if k.startswith("model.")}
-        model.load_state_dict({k: torch.from_numpy(v.copy()) for k, v in weights.items()})
-        tokenizer._model = model.eval()
-        return tokenizer
+    def _arrays(self) -> Arrays:
+        assert self._model is not None
+        return arrays_of(self._model)
+
+    def _restore(self, arrays: Arrays) -> None:
+        self._model = model_of(lambda: RqVaeModel(len(self.scaling.mean), self.settings), arrays)
+
+    def _books(self) -> tuple[Floats, ...]:
+        assert self._model is not None
+        return tuple(book.detach().cpu().numpy() for book in self._model.quantizer.codebooks)
 
     def _collaborative(self, source: TokenizerSource) -> Floats | None:
         if self.settings.collaborative == 0:

@@ -26,7 +26,9 @@ from genrec.item_tokenizers.base import (
     load_state,
     save_state,
 )
+from genrec.item_tokenizers.model_arrays import arrays_of, model_of
 from genrec.item_tokenizers.quantizers.kmeans import checked_rows, kmeans, nearest
+from genrec.item_tokenizers.scaled import numbered, of_numbers
 from genrec.item_tokenizers.sets_training import SlotAutoencoder, SlotEncoder, make_model, train
 from genrec.item_tokenizers.slots import COLLABORATIVE, ItemSlots, semantic_name
 from genrec.seeding import derive
@@ -182,8 +184,7 @@ class SetRec:
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write an ``item_tokenizer`` artifact; the history goes into ``history.json``."""
         model = self._fitted()
-        arrays = {f"model.{name}": value.cpu().numpy() for name, value in model.state_dict().items()}
-        arrays |= {f"codebook.{at}": book for at, book in enumerate(self._codebooks)}
+        arrays = {**arrays_of(model), **numbered("codebook", self._codebooks)}
         meta = {"report": self.report, "collaborative_width": self._width}
         save_state(
             path,
@@ -198,12 +199,9 @@ class SetRec:
         tokenizer = cls(recipes.from_dict(cls.Settings, state.settings))
         tokenizer._catalog, tokenizer.history = state.catalog, state.history
         tokenizer.report, tokenizer._width = state.meta["report"], state.meta["collaborative_width"]
-        model = make_model(len(state.arrays["model.encoder.mean"]), tokenizer.settings, seed=0)
-        weights = {k.removeprefix("model."): v for k, v in state.arrays.items() if k.startswith("model.")}
-        model.load_state_dict({k: torch.from_numpy(v.copy()) for k, v in weights.items()})
-        tokenizer._model = model.eval()
-        if tokenizer.settings.level_size:
-            tokenizer._codebooks = tuple(state.arrays[f"codebook.{at}"] for at in range(len(tokenizer.slot_names)))
+        width = len(state.arrays["model.encoder.mean"])
+        tokenizer._model = model_of(lambda: make_model(width, tokenizer.settings, seed=0), state.arrays)
+        tokenizer._codebooks = of_numbers("codebook", state.arrays)
         return tokenizer
 
     def _fitted(self) -> SlotAutoencoder:

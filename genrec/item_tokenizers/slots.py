@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from genrec.errors import DataError
 from genrec.item_tokenizers.code_checks import check_codebooks, check_range, check_shape
-from genrec.item_tokenizers.codes import ItemCodes, check_catalog, narrowest, row_numbers
+from genrec.item_tokenizers.codes import ItemCodes, check_catalog, narrowest, row_numbers, shared_groups
 from genrec.item_tokenizers.quantizers.kmeans import first_equal
 from genrec.item_tokenizers.slot_report import slot_report
 
@@ -184,10 +184,7 @@ class ItemSlots:
 
         They get equal scores from any model, and no model can tell them apart in a history.
         """
-        ids = self.collision_ids()
-        order = np.argsort(ids, kind="stable").astype(np.int32)
-        counts = np.bincount(ids) if len(ids) else np.zeros(0, dtype=np.int64)
-        return [group for group in np.split(order, np.cumsum(counts)[:-1]) if len(group) > 1]
+        return shared_groups(self.collision_ids())
 
     def codes_for_metrics(self) -> ItemCodes:
         """The codes of a discrete identifier as levels, for metrics of usage and collisions only.

@@ -23,7 +23,6 @@ from genrec.item_tokenizers.collisions import Quantized, resolve
 from genrec.item_tokenizers.drift import drift
 from genrec.item_tokenizers.fsq import Fsq, FsqSettings
 from genrec.item_tokenizers.life import append
-from genrec.item_tokenizers.life_costs import quantized_of
 from genrec.item_tokenizers.product import Product, ProductSettings
 from genrec.item_tokenizers.rqkmeans import RqKMeans, RqKMeansSettings
 from genrec.item_tokenizers.rqvae import RqVae, RqVaeSettings
@@ -332,7 +331,7 @@ def test_every_kind_that_encodes_can_append(tokenizer):
         same = (found.codes.codes[60:, :-1] == raw.codes[60:, :-1]).all(axis=1)
     assert found.report["other_prefix"] == (~same).sum() * (tokenizer.settings.collisions != "shared")
     # the costs are those that the raw codes are the cheapest of
-    costs, books = quantized_of(tokenizer, child), quantized_of(tokenizer, child).codebooks
+    costs, books = tokenizer.quantized(child), tokenizer.quantized(child).codebooks
     for level, book in enumerate(books):
         left = costs.residuals(raw.codes[:, :level])
         distance = ((left[:, None, :].astype(np.float64) - book) ** 2).sum(axis=2)

@@ -9,7 +9,6 @@ from genrec.embeddings.base import ItemEmbeddings
 from genrec.errors import ConfigError, DataError
 from genrec.item_tokenizers.base import TokenizerSource
 from genrec.item_tokenizers.collisions import Quantized
-from genrec.item_tokenizers.life_costs import quantized_of
 from genrec.item_tokenizers.rqkmeans import RqKMeans, RqKMeansSettings
 from genrec.item_tokenizers.rqopq import RqOpq, RqOpqSettings
 from genrec.seeding import id_hash
@@ -145,7 +144,7 @@ def test_the_price_of_a_move_is_known_to_a_growing_catalog():
     source = gaussian_source(n=100)
     tokenizer = RqOpq(SMALL)
     codes = tokenizer.fit(source, seed=0)
-    found = quantized_of(tokenizer, source)
+    found = tokenizer.quantized(source)
     assert isinstance(found, Quantized)
     assert found.distortion(codes.codes) == pytest.approx(left_by(codes, source), rel=1e-4)
 
