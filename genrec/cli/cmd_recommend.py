@@ -78,20 +78,17 @@ def recommend(
         )
     options = SearchOptions(top_k=top_k, n_beams=n_beams, exclude_seen=not keep_seen)
     found = model.recommend([items], options, users=[user or ""])
-    titles = catalog.text("title", clean=True)
-    codes = model.codes.as_int()
-    rows: list[dict[str, Any]] = []
-    for item, score in zip(found.items[0].tolist(), found.scores[0].tolist(), strict=True):
-        if item >= 0:
-            identifier = model.token_map.text(codes[item])
-            rows.append(
-                {
-                    "item_id": catalog.ids[item],
-                    "title": titles[item],
-                    "score": score,
-                    "identifier": identifier,
-                }
-            )
+    titles, codes = catalog.text("title", clean=True), model.codes.as_int()
+    rows: list[dict[str, Any]] = [
+        {
+            "item_id": catalog.ids[item],
+            "title": titles[item],
+            "score": score,
+            "identifier": model.token_map.text(codes[item]),
+        }
+        for item, score in zip(found.items[0].tolist(), found.scores[0].tolist(), strict=True)
+        if item >= 0
+    ]
     if as_json:
         answer = {"history": [catalog.ids[i] for i in items], "items": rows}
         print(json.dumps(answer, indent=1, ensure_ascii=False))

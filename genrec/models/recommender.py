@@ -151,18 +151,15 @@ class GenerativeRecommender:
 
         histories: item numbers, or item ids where the model came with its catalog; oldest first.
         options: None = ``top_k`` items. Without a number of beams the model's own counts, or as many as items are
-        asked for, if that is more. users: ids, or numbers into ``user_ids``; needed only by vocabularies with user
-        tokens. Warns when decoding with another normaliser than the model was trained with; raises DataError for
-        unknown items, ConfigError where ``top_k`` is said beside ``options``.
+        asked for, if that is more; fewer beams than that may give a shorter list. users: ids, or numbers into
+        ``user_ids``; needed only by vocabularies with user tokens. Warns when decoding with another normaliser than
+        the model was trained with; raises DataError for unknown items, ConfigError where ``top_k`` is said beside
+        ``options``.
         """
         if options is not None and top_k != DEFAULT_TOP_K:
             raise ConfigError(f"top_k: {top_k} beside options, which say {options.top_k}", hint="say it in the options")
         wanted = options or SearchOptions(top_k=top_k)
         n_beams = wanted.n_beams or max(self.settings.n_beams, wanted.top_k or 0)
-        if n_beams < (wanted.top_k or 0):
-            logger.warning(
-                "n_beams %d finds no more identifiers than that: top_k %d asks for more", n_beams, wanted.top_k
-            )
         normalize = self._normalize(wanted.normalize)
         rows = self._histories(histories)
         deny = rows if wanted.exclude_seen else None
