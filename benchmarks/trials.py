@@ -33,9 +33,13 @@ TRIALS: dict[str, list[list[str]]] = {  # changes to beauty.yaml
         ["sasrec.dropout=0.4"],
         ["sasrec.label_smoothing=0.1"],
         ["sasrec.learning_rate=1e-3"],
-        ["sasrec.dim=64"],
     ],
-    "decoder": [[], ["tokenizer.n_levels=3", "tokenizer.level_size=256"], ["train.softmax=level"]],
+    "decoder": [
+        [],
+        ["tokenizer.n_levels=3", "tokenizer.level_size=256"],
+        ["train.softmax=level"],
+        ["tokenizer.balance=last"],
+    ],
 }
 
 
