@@ -6,6 +6,7 @@ sample, one thread; medians. faiss must be installed for the ratios (pip install
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import statistics
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from rqvae_step import matmul_share, ratio_to_plain_loop
+from rqvae_time import time_to_error
 from run import Figure, Measured, Options
 
 HERE = Path(__file__).resolve().parent
@@ -60,6 +62,18 @@ def encode_rate(options: Options) -> Measured:
     return Measured(statistics.median(found), spread=found, budget=f"{N:,} x {WIDTH}, {SIZES}, one thread")
 
 
+def speed_table(options: Options) -> Measured:
+    """CPU seconds of ours, with those of every library that is installed beside it (once each)."""
+    found = _side_by_side(options)
+    others = {"scikit-learn": ("sklearn", "sklearn"), "vector-quantize-pytorch": ("vector_quantize_pytorch", "vqp")}
+    spread = dict(found)
+    for name, (module, candidate) in others.items():
+        if importlib.util.find_spec(module) is not None:
+            spread[name] = [_process(candidate, N, WIDTH, 1)]
+    ours = statistics.median(run["cpu_seconds"] for run in found["ours"])
+    return Measured(ours, spread=spread, budget=f"{N:,} x {WIDTH}, {SIZES}, one thread")
+
+
 def spectral_beauty(options: Options) -> Measured:
     """CPU seconds of spectral clustering (20 clusters a split, leaves of 500) of Beauty's co-occurrence graph."""
     from genrec.data.readers import ReaderSettings, read
@@ -81,6 +95,46 @@ def spectral_beauty(options: Options) -> Measured:
     lengths = codes.lengths if codes.lengths is not None else np.full(len(codes), codes.n_levels)
     spread = {"seconds": found, "mean_length": float(lengths.mean())}
     return Measured(statistics.median(found), spread=spread, budget="12,101 items, training histories, one thread")
+
+
+def spectral_1e5(options: Options) -> Measured:
+    """CPU seconds of spectral clustering of 100,000 items, used by 200,000 users in groups of related items."""
+    from genrec.data.catalog import ItemCatalog
+    from genrec.data.histories import Histories
+    from genrec.item_tokenizers.base import TokenizerSource
+    from genrec.item_tokenizers.spectral import Spectral, SpectralSettings
+    from genrec.seeding import rng
+
+    n, users, length = 100_000, 200_000, 8
+    draw = rng(0, "spectral 1e5")
+    group = draw.integers(1000, size=(users, 1))
+    items = np.where(draw.random((users, length)) < 0.8, group * 100 + draw.integers(100, size=(users, length)),
+                     draw.integers(n, size=(users, length)))  # fmt: skip
+    train = Histories(np.arange(0, users * length + 1, length), items.astype(np.int32).ravel())
+    catalog = ItemCatalog(tuple(f"item-{number}" for number in range(n)), {"title": [""] * n})
+    source = TokenizerSource.of(catalog, train=train)
+    start = time.process_time()
+    codes = Spectral(SpectralSettings(n_clusters=20, max_leaf=500)).fit(source, seed=0)
+    seconds = time.process_time() - start
+    spread = {"n_levels": codes.n_levels, "collisions": len(codes.collisions())}
+    return Measured(seconds, spread=spread, budget=f"{n:,} items, {users:,} users of {length} events, one thread")
+
+
+def best_metric(options: Options) -> Measured:
+    """Spearman with Recall@10 of the metric that foretells it best, from the committed runs of metric_study.py."""
+    from metric_study import PRIMARY, report
+
+    file = HERE / "results" / "metric_study.json"
+    if not file.exists():
+        return Measured(None, note="python benchmarks/metric_study.py --data DATA has not been run")
+    log = json.loads(file.read_text())
+    found = log["spearman"]["with_random=False"]
+    known = {key: each for key, each in found.items() if np.isfinite(each["mean"])}
+    best = max(known, key=lambda key: abs(known[key]["mean"]))
+    spread = {"metric": best, best: known[best], "primary": {PRIMARY: found.get(PRIMARY)}}
+    note = "the best of many metrics, chosen after the runs; the primary one was named before"
+    print(report(log["runs"]), file=sys.stderr)
+    return Measured(known[best]["mean"], spread=spread, budget=f"{len(log['runs'])} runs", note=note)
 
 
 def collisions(options: Options) -> Measured:
@@ -148,6 +202,10 @@ FIGURES = [
     Figure("encode_items_per_cpu_second", "items/CPU s", encode_rate),
     Figure("rqvae_matmul_share", "share", matmul_share, target=">= 0.8", quick=True),
     Figure("rqvae_ratio_to_plain_loop", "ratio", ratio_to_plain_loop, target="<= 1.0", quick=True),
+    Figure("rqvae_time_to_error_ratio_to_public", "ratio", time_to_error, target="< 1"),
+    Figure("rqkmeans_1e6_cpu_seconds", "CPU s", speed_table, baseline="faiss, scikit-learn, vector-quantize-pytorch"),
+    Figure("spectral_1e5_cpu_seconds", "CPU s", spectral_1e5, target="<= 600"),
+    Figure("best_metric_spearman", "Spearman", best_metric, quick=True),
     Figure("spectral_beauty_cpu_seconds", "CPU s", spectral_beauty, target="<= 10"),
     Figure("collisions_1e6_seconds", "CPU s", collisions, target="seconds", quick=True),
     Figure("append_moved_identifiers", "items", append_moved, target="0", quick=True),

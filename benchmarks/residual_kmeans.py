@@ -2,8 +2,10 @@
 
     python benchmarks/residual_kmeans.py ours 1000000 384 1
     python benchmarks/residual_kmeans.py faiss 1000000 384 5     # beam 5
+    python benchmarks/residual_kmeans.py sklearn 1000000 384 1   # KMeans level by level
+    python benchmarks/residual_kmeans.py vqp 1000000 384 1       # ResidualVQ of vector-quantize-pytorch
 
-Residual k-means, 3 levels of 256 codes, 64 training rows per code; both candidates get the same vectors and train on
+Residual k-means, 3 levels of 256 codes, 64 training rows per code; all candidates get the same vectors and train on
 the same rows. Vectors are drawn in clusters whose dimensions have falling variance, as those of texts have.
 """
 
@@ -55,13 +57,69 @@ def ours(x: npt.NDArray[np.float32], beam: int) -> dict[str, float]:
     }
 
 
+def training_rows(n: int) -> npt.NDArray[np.int64] | None:
+    """The rows that all candidates train on; None = all."""
+    return RqKMeans(RqKMeansSettings(n_levels=LEVELS, level_size=CODES, rows_per_code=ROWS))._sample(n, 0)
+
+
+def sklearn(x: npt.NDArray[np.float32], beam: int) -> dict[str, float]:
+    """sklearn.cluster.KMeans (k-means++, one start, 50 iterations at most) of what the levels before have left."""
+    from sklearn.cluster import KMeans
+
+    rows = training_rows(len(x))
+    start = time.process_time()
+    left = x - x.mean(axis=0, dtype=np.float64).astype(np.float32)
+    total = _squares(left)
+    encode = 0.0
+    for level in range(LEVELS):
+        books = KMeans(CODES, n_init=1, max_iter=50, random_state=level).fit(left if rows is None else left[rows])
+        began = time.process_time()
+        for at in range(0, len(left), BLOCK):
+            part = left[at : at + BLOCK]
+            part -= books.cluster_centers_[books.predict(part)]
+        encode += time.process_time() - began
+    end = time.process_time()
+    return {"cpu_seconds": end - start, "encode_seconds": encode, "error_left": _squares(left) / total}
+
+
+def vqp(x: npt.NDArray[np.float32], beam: int) -> dict[str, float]:
+    """ResidualVQ with k-means start and moving averages, ten epochs over the training rows in batches of 1,024."""
+    import torch
+    from vector_quantize_pytorch import ResidualVQ
+
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    rows = training_rows(len(x))
+    start = time.process_time()
+    centred = x - x.mean(axis=0, dtype=np.float64).astype(np.float32)
+    model = ResidualVQ(dim=x.shape[1], codebook_size=CODES, num_quantizers=LEVELS, kmeans_init=True, kmeans_iters=10)
+    sample = torch.from_numpy(centred if rows is None else centred[rows])
+    with torch.no_grad():
+        model(sample[: 8 * CODES])  # the k-means start sees eight rows per code
+        for _ in range(10):
+            for batch in torch.randperm(len(sample)).split(1024):
+                model(sample[batch])
+    trained = time.process_time()
+    left, total = 0.0, _squares(centred)
+    model.eval()
+    with torch.no_grad():
+        for at in range(0, len(x), BLOCK):
+            part = torch.from_numpy(centred[at : at + BLOCK])
+            left += float((part - model(part)[0]).square().sum())
+    end = time.process_time()
+    return {"cpu_seconds": end - start, "encode_seconds": end - trained, "error_left": left / total}
+
+
+def _squares(x: npt.NDArray[np.float32]) -> float:
+    return sum(float((x[at : at + BLOCK] ** 2).sum(dtype=np.float64)) for at in range(0, len(x), BLOCK))
+
+
 def faiss(x: npt.NDArray[np.float32], beam: int) -> dict[str, float]:
     """faiss.ResidualQuantizer on the centred vectors: train on the sample, compute the codes of all."""
     import faiss as library
 
     library.omp_set_num_threads(1)
-    settings = RqKMeansSettings(n_levels=LEVELS, level_size=CODES, rows_per_code=ROWS)
-    rows = RqKMeans(settings)._sample(len(x), 0)
+    rows = training_rows(len(x))
     quantizer = library.ResidualQuantizer(x.shape[1], LEVELS, CODES.bit_length() - 1)
     quantizer.max_beam_size = beam
     quantizer.train_type = library.ResidualQuantizer.Train_default
@@ -84,7 +142,7 @@ def main() -> None:
     """Measure the candidate that the command line names."""
     name, n, width, beam = sys.argv[1], *map(int, sys.argv[2:5])
     x = vectors(n, width)
-    found = {"ours": ours, "faiss": faiss}[name](x, beam)
+    found = {"ours": ours, "faiss": faiss, "sklearn": sklearn, "vqp": vqp}[name](x, beam)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps({**found, "peak_over_input": peak / x.nbytes, "beam": beam}))
 

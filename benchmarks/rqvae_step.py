@@ -30,10 +30,18 @@ BUDGET = f"{N:,} x {WIDTHS[0]}, batch {BATCH}, hidden {WIDTHS[1:-1]}, {LEVELS} x
 class Plain(nn.Module):
     """The same network, quantizer and losses, written down as the paper has them."""
 
-    def __init__(self) -> None:
+    def __init__(self, widths: tuple[int, ...] = WIDTHS) -> None:
         super().__init__()
-        self.encoder, self.decoder = _mlp(WIDTHS), _mlp(WIDTHS[::-1])
-        self.books = nn.ParameterList(nn.Parameter(torch.zeros(CODES, WIDTHS[-1])) for _ in range(LEVELS))
+        self.encoder, self.decoder = _mlp(widths), _mlp(widths[::-1])
+        self.books = nn.ParameterList(nn.Parameter(torch.zeros(CODES, widths[-1])) for _ in range(LEVELS))
+
+    def quantize(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """What the codes of ``z`` stand for, and the codes ``[B, L]``."""
+        left, codes = z, []
+        for book in self.books:
+            codes.append(torch.cdist(left, book).argmin(1))
+            left = left - book[codes[-1]]
+        return z - left, torch.stack(codes, dim=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """The loss of a batch."""
