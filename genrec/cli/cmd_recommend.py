@@ -15,6 +15,7 @@ from genrec.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from genrec.data.catalog import ItemCatalog
+    from genrec.decoding.filters import ItemFilter
     from genrec.item_tokenizers.codes import ItemCodes
 
 AMONG = {
@@ -38,10 +39,16 @@ def recommend(
     n_beams: int | None = typer.Option(
         None, "--n-beams", min=1, help="Identifiers kept per step.", show_default="the bundle's, at least --top-k"
     ),
+    where: list[str] = typer.Option(
+        [], "--where", metavar="CONDITION", help="Only such items, as in 'price < 20'; several must all hold."
+    ),
     keep_seen: bool = typer.Option(False, "--keep-seen", help="Items of the history may be listed again."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON instead of text."),
 ) -> None:
     """Recommend items for a user of the run, or for a history given as item ids.
+
+    A condition is FIELD OPERATOR VALUE on a field of the catalog: = != < <= > >=, in A,B, and has for lists of texts,
+    as in --where 'brand in Acme,Zeta' --where 'categories has Shoes'. The search stays inside such items.
 
     A model with user tokens is asked about a bare history with the token of the user whose id is empty, which says
     nothing about the user: a warning says so.
@@ -76,7 +83,8 @@ def recommend(
             f"hint: give --n-beams {top_k} or more, or leave it out",
             file=sys.stderr,
         )
-    options = SearchOptions(top_k=top_k, n_beams=n_beams, exclude_seen=not keep_seen)
+    allowed = _allowed(where, catalog) if where else None
+    options = SearchOptions(top_k=top_k, n_beams=n_beams, exclude_seen=not keep_seen, filter=allowed)
     found = model.recommend([items], options, users=[user or ""])
     titles, codes = catalog.text("title", clean=True), model.codes.as_int()
     rows: list[dict[str, Any]] = [
@@ -89,6 +97,8 @@ def recommend(
         for item, score in zip(found.items[0].tolist(), found.scores[0].tolist(), strict=True)
         if item >= 0
     ]
+    if len(rows) < top_k and allowed is not None:
+        print(f"note: {len(rows)} of {top_k} items: --where leaves no more", file=sys.stderr)
     if as_json:
         answer = {"history": [catalog.ids[i] for i in items], "items": rows}
         print(json.dumps(answer, indent=1, ensure_ascii=False))
@@ -121,6 +131,20 @@ def _catalog(run: Path) -> ItemCatalog:
     from genrec.data.catalog import ItemCatalog
 
     return ItemCatalog.load(run / "catalog")
+
+
+def _allowed(where: list[str], catalog: ItemCatalog) -> ItemFilter:
+    """The items that meet every condition."""
+    import numpy as np
+
+    from genrec.data.attributes import Attributes
+    from genrec.decoding.filters import ItemFilter
+
+    fields = Attributes(catalog)
+    mask = np.logical_and.reduce([fields.where(condition) for condition in where])
+    if not mask.any():
+        raise ConfigError(f"--where: no item meets {' and '.join(where)}", hint="loosen the conditions")
+    return ItemFilter.of_mask(mask, catalog.fingerprint)
 
 
 def _of_user(run: Path, user: str, catalog: ItemCatalog) -> list[int]:

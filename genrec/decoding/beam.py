@@ -14,6 +14,7 @@ from torch import Tensor
 
 from genrec.data.histories import Histories
 from genrec.decoding.deny import dead_nodes
+from genrec.decoding.filters import RowFilters
 from genrec.decoding.interface import Normalize
 from genrec.decoding.scorer import Prompts, Scorer
 from genrec.decoding.select import NEG_INF, Candidates, DeviceIndex, best, expand, kill
@@ -65,6 +66,7 @@ def beam_search(
     n_beams: int,
     normalize: Normalize,
     deny: Histories | None = None,
+    filters: RowFilters | None = None,
 ) -> Found:
     """The identifiers of highest summed log-probability, by beam search inside the catalog.
 
@@ -78,11 +80,13 @@ def beam_search(
     from among the ``n_beams`` best of its step, and ``n_beams`` running beams go on beside ``n_beams`` ended
     ones. With ``n_beams`` of at least the number of identifiers the search is exhaustive.
 
-    deny: items per row that must not be found; a prefix with nothing else below it takes no beam.
+    deny: items per row that must not be found. filters: the only items that each row may get. A prefix with nothing
+    allowed below it takes no beam, so as many identifiers are found as there are, up to ``n_beams``.
     Equal scores go to the earlier beam, then the lower code. Raises DataError if the model returns NaN.
     """
     host = index.host
-    dead = index.dead(dead_nodes(host, deny)) if deny is not None else [None] * host.depth
+    dead = index.dead(dead_nodes(host, deny, filters)) if deny is not None else [None] * host.depth
+    allowed = None if filters is None else index.filters(filters)
     state = scorer.start(prompts, normalize)
     zeros = torch.zeros((len(prompts), 1), dtype=torch.int64, device=index.device)
     running = _Beams(zeros, zeros.float(), zeros, zeros)
@@ -96,6 +100,9 @@ def beam_search(
         candidates = expand(index, level, running.node, running.score, logp, renormalise=normalize == "children")
         if (dead_here := dead[level]) is not None:
             kill(index, level, running.node, candidates, dead_here)
+        if allowed is not None:
+            alive = allowed.alive(index, level + 1, candidates.node_BC)
+            candidates.score_BC = torch.where(alive, candidates.score_BC, NEG_INF)
         fresh = _as_beams(candidates)
         if host.ragged:
             running, ended, left = _split_ended(index, level, fresh, ended, n_beams)

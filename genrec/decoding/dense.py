@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from genrec.data.histories import Histories
+from genrec.decoding.filters import by_row
 from genrec.decoding.interface import DenseRecommender, Recommendations, SearchOptions
 from genrec.metrics.ranking import tied_ranks
 from genrec.seeding import rng
@@ -81,6 +82,7 @@ def recommend_dense(
 ) -> Recommendations:
     """Lists from ``model.score_all``, ``batch_size`` users at a time. Same answer for any batch size."""
     order_N = neutral_order(model.n_items)
+    filters = by_row(options.filter, len(histories))
     parts = []
     for start in range(0, len(histories), batch_size):
         rows = np.arange(start, min(start + batch_size, len(histories)))
@@ -88,6 +90,10 @@ def recommend_dense(
         scores = np.array(model.score_all(part, None if users is None else users[rows]), dtype=np.float32)
         if options.exclude_seen:
             mask_seen(scores, part)
+        for row, allowed in enumerate(filters[start : start + batch_size]):
+            if allowed is not None:
+                allowed.check(model.n_items, "")
+                scores[row, ~allowed.mask] = -np.inf
         parts.append(top_k_dense(scores, options.top_k, order_N))
     if not parts:
         return top_k_dense(np.empty((0, model.n_items), np.float32), options.top_k)

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from genrec.data.histories import Histories
+from genrec.decoding.filters import RowFilters
 from genrec.decoding.index import CatalogIndex
 
 Int64 = npt.NDArray[np.int64]
@@ -31,10 +32,12 @@ def denied_ranks(index: CatalogIndex, deny: Histories) -> tuple[Int64, Int64]:
     return pairs // len(index.items), pairs % len(index.items)
 
 
-def dead_nodes(index: CatalogIndex, deny: Histories) -> list[DeadNodes | None]:
-    """Per level the nodes whose every item is denied, where their parent is not such a node itself.
+def dead_nodes(index: CatalogIndex, deny: Histories, filters: RowFilters | None = None) -> list[DeadNodes | None]:
+    """Per level the nodes whose every allowed item is denied, where their parent is not such a node itself.
 
-        dead[row, node]  =  set(items below node) ⊆ set(deny[row])
+        dead[row, node]  =  set(items below node) & filter[row] ⊆ set(deny[row])
+
+    Nodes below which the filter allows nothing at all are not listed.
 
     Only ancestors of denied items can be dead, and ranks below a node are contiguous, so it is a matter of
     counting equal neighbours. With these nodes killed at their parent, a beam search never holds a beam
@@ -43,6 +46,9 @@ def dead_nodes(index: CatalogIndex, deny: Histories) -> list[DeadNodes | None]:
     deny: item numbers per row (repeats allowed). Internal.
     """
     rows, ranks = denied_ranks(index, deny)
+    if filters is not None:
+        counted = filters.allows(rows, ranks)
+        rows, ranks = rows[counted], ranks[counted]
     path = index.path[ranks]
     parent_dead = np.zeros(len(rows), dtype=bool)
     parent = np.zeros(len(rows), dtype=np.int64)
@@ -53,7 +59,8 @@ def dead_nodes(index: CatalogIndex, deny: Histories) -> list[DeadNodes | None]:
         fresh[1:] = (rows[1:] != rows[:-1]) | (node[1:] != node[:-1])
         group = np.cumsum(fresh) - 1
         low, high = index.rank_range(level + 1, node)
-        dead = np.bincount(group, minlength=1)[group] == high - low
+        there = high - low if filters is None else filters.count(rows, low, high)
+        dead = np.bincount(group, minlength=1)[group] == there
         # below a dead node everything is dead, and it is never entered
         report = fresh & dead & ~parent_dead
         found.append(_padded(len(deny), rows[report], node[report], parent[report]))

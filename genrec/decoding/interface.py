@@ -16,6 +16,7 @@ from genrec.errors import ConfigError
 if TYPE_CHECKING:
     from genrec.data.catalog import ItemCatalog
     from genrec.data.histories import Histories
+    from genrec.decoding.filters import Filters
 
 Normalize = Literal["vocab", "level", "children"]
 """How log-probabilities of codes are normalised: over the whole vocabulary, over the codes of the level, or
@@ -30,7 +31,8 @@ class SearchOptions:
     top_k: length of the list; None = everything that was found (every item, for a dense recommender).
     n_beams: identifiers kept per step of a beam search, None = the model's own number; dense recommenders ignore it.
     exclude_seen: never list an item of the history.
-    normalize: see :data:`Normalize`; None = the model's own choice.
+    normalize: see :data:`Normalize`; None = the model's own choice. filter: the only items that may be listed, an
+    :class:`~genrec.decoding.filters.ItemFilter`, or one (or None) for each history.
 
     Raises ConfigError for a value out of range. Stability: stable.
     """
@@ -39,6 +41,7 @@ class SearchOptions:
     n_beams: int | None = None
     exclude_seen: bool = True
     normalize: Normalize | None = None
+    filter: Filters = None
 
     def __post_init__(self) -> None:
         if self.top_k is not None and self.top_k < 1:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from genrec.data.histories import Histories
 from genrec.decoding.deny import denied_ranks
+from genrec.decoding.filters import RowFilters
 from genrec.decoding.index import CatalogIndex
 from genrec.decoding.interface import Recommendations
 
@@ -25,19 +26,23 @@ def list_items(
     top_k: int | None,
     normalize: str,
     deny: Histories | None = None,
+    filters: RowFilters | None = None,
     pruned: npt.NDArray[np.float32] | None = None,
 ) -> Recommendations:
     """The items of the identifiers found, best first.
 
     Items that share an identifier share its score, and any items of equal score are listed in the order of
     the index's item keys; ``ranks`` gives all of them the mean rank of their block, counted over everything
-    found, listed or not. Denied items are left out of lists and ranks.
+    found, listed or not. Denied items, and those that the row's filter does not allow, are left out of lists and ranks.
 
     leaves: int64 ``[U, P]``, -1 = padding. scores: float32 ``[U, P]``. top_k: None = all items found.
     pruned: ``[U]``, see :class:`genrec.decoding.beam.Found`; with it, ``certified`` says which lists are
     proven exact. Internal.
     """
     rows, ranks, score = _expanded(index, leaves, scores)
+    if filters is not None:
+        allowed = filters.allows(rows, ranks)
+        rows, ranks, score = rows[allowed], ranks[allowed], score[allowed]
     if deny is not None and len(deny.items):
         denied_rows, denied = denied_ranks(index, deny)
         size = len(index.items)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from genrec.decoding.deny import DeadNodes
+from genrec.decoding.filters import RowFilters
 from genrec.decoding.index import CatalogIndex
 
 NEG_INF = float("-inf")
@@ -29,12 +30,54 @@ class DeviceIndex:
         self.device = device
         self.tokens = [_tensor(tokens, device) for tokens in index.tokens]
         self.pointers = [_tensor(pointers, device) for pointers in index.pointers]
+        self.leaf_ranks = _tensor(index.leaf_ranks, device)
+
+    def filters(self, found: RowFilters) -> DeviceFilters:
+        """The filters of a batch on the device."""
+        return DeviceFilters(
+            words_FW=_tensor(found.words.view(np.int64), self.device),
+            before_FW=_tensor(found.before, self.device),
+            row_B=_tensor(found.of_row, self.device),
+        )
 
     def dead(self, found: list[DeadNodes | None]) -> list[tuple[Tensor, Tensor] | None]:
         """Dead nodes and their parents per level, on the device."""
         return [
             None if d is None else (_tensor(d.nodes_BD, self.device), _tensor(d.parents_BD, self.device)) for d in found
         ]
+
+
+@dataclass(frozen=True)
+class DeviceFilters:
+    """:class:`~genrec.decoding.filters.RowFilters` as int64 tensors."""
+
+    words_FW: Tensor
+    before_FW: Tensor
+    row_B: Tensor
+
+    def alive(self, index: DeviceIndex, depth: int, node_BC: Tensor) -> Tensor:
+        """Whether an allowed item lies below each node of a depth, bool ``[B, C]``; nodes must exist."""
+        low, high = node_BC, node_BC + 1
+        for pointers in (*index.pointers[depth:], index.leaf_ranks):
+            low, high = pointers[low].long(), pointers[high].long()
+        which = self.row_B.clamp(min=0)[:, None].expand_as(node_BC)
+        return (self._before(which, high) > self._before(which, low)) | (self.row_B < 0)[:, None]
+
+    def _before(self, which: Tensor, rank: Tensor) -> Tensor:
+        """Allowed ranks before each rank, as :meth:`RowFilters._before`."""
+        word = (rank >> 6).clamp_(max=self.words_FW.shape[1] - 1)
+        rest = rank - (word << 6)
+        some = (torch.ones_like(rest) << (rest & 63)) - 1
+        masked = self.words_FW[which, word] & torch.where(rest == 64, -1, some)
+        return self.before_FW[which, word] + _bit_count(masked)
+
+
+def _bit_count(x: Tensor) -> Tensor:
+    """Set bits of every int64, by adding neighbours of 1, 2, 4 bits and multiplying the bytes together."""
+    x = x - ((x >> 1) & 0x5555555555555555)
+    x = (x & 0x3333333333333333) + ((x >> 2) & 0x3333333333333333)
+    x = (x + (x >> 4)) & 0x0F0F0F0F0F0F0F0F
+    return (x * 0x0101010101010101) >> 56
 
 
 @dataclass

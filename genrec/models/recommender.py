@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -21,11 +22,13 @@ from transformers import PreTrainedModel
 from genrec.data.histories import Histories
 from genrec.decoding.beam import Found, beam_search
 from genrec.decoding.exact import score_items
+from genrec.decoding.filters import Filters, ItemFilter, RankFilter, RowFilters, by_row
 from genrec.decoding.index import CatalogIndex
 from genrec.decoding.interface import Normalize, Recommendations, SearchOptions
 from genrec.decoding.listing import list_items
 from genrec.decoding.scorer import Prompts, Scorer, check_normalize
 from genrec.decoding.select import DeviceIndex
+from genrec.decoding.small import SMALL_SET, score_allowed
 from genrec.errors import ConfigError, DataError, FingerprintMismatch
 from genrec.item_tokenizers.codes import ItemCodes
 from genrec.models.backbone import evaluating, layout_of, scorer_of
@@ -110,6 +113,7 @@ class GenerativeRecommender:
         self._tokens_NM = item_tokens(codes, token_map)
         self._scorer: Scorer = scorer_of(model, token_map)
         self._device_index: DeviceIndex | None = None
+        self._rank_filters: WeakKeyDictionary[ItemFilter, RankFilter] = WeakKeyDictionary()
         self._load_catalog: Callable[[], ItemCatalog | None] = lambda: None
         _say_what_is_ignored(model)
 
@@ -163,29 +167,38 @@ class GenerativeRecommender:
         normalize = self._normalize(wanted.normalize)
         rows = self._histories(histories)
         deny = rows if wanted.exclude_seen else None
+        filters = self._filters(wanted.filter, len(rows))
+        small = np.array([each is not None and each.n_allowed <= SMALL_SET for each in filters], dtype=np.bool_)
         found: list[Found] = []
         order: list[npt.NDArray[np.int64]] = []
         with evaluating(self.model):
-            for batch, prompts in self._batches(rows, users):
-                found.append(
-                    beam_search(
-                        self._scorer,
-                        self._on_device(),
-                        prompts,
-                        n_beams=n_beams,
-                        normalize=normalize,
-                        deny=None if deny is None else deny.take(batch),
+            for batch, prompts in self._batches(rows, users, apart=small):
+                chosen = [filters[row] for row in batch]
+                if small[batch[0]]:
+                    few = [each for each in chosen if each is not None]
+                    found.append(score_allowed(self._scorer, self._on_device(), prompts, few, normalize=normalize))
+                else:
+                    found.append(
+                        beam_search(
+                            self._scorer,
+                            self._on_device(),
+                            prompts,
+                            n_beams=n_beams,
+                            normalize=normalize,
+                            deny=None if deny is None else deny.take(batch),
+                            filters=RowFilters.of(chosen),
+                        )
                     )
-                )
                 order.append(batch)
         back = np.argsort(np.concatenate(order)) if order else np.zeros(0, dtype=np.int64)
         return list_items(
             self.index,
-            _joined([f.leaves for f in found], back, np.int64),
-            _joined([f.scores for f in found], back, np.float32),
+            _joined([f.leaves for f in found], back, np.int64, -1),
+            _joined([f.scores for f in found], back, np.float32, -np.inf),
             top_k=wanted.top_k,
             normalize=normalize,
             deny=deny,
+            filters=RowFilters.of(filters),
             pruned=_joined([f.pruned for f in found], back, np.float32),
         )
 
@@ -226,17 +239,29 @@ class GenerativeRecommender:
             )
         return check_normalize(chosen)
 
+    def _filters(self, asked: Filters, n_rows: int) -> list[RankFilter | None]:
+        """The filter of every row over the ranks of the index; kept as long as the caller keeps his."""
+        found: list[RankFilter | None] = []
+        for each in by_row(asked, n_rows):
+            if each is not None and each not in self._rank_filters:
+                self._rank_filters[each] = RankFilter.of(each, self.index)
+            found.append(None if each is None else self._rank_filters[each])
+        return found
+
     def _batches(
-        self, histories: Histories, users: npt.ArrayLike | Sequence[str] | None
+        self,
+        histories: Histories,
+        users: npt.ArrayLike | Sequence[str] | None,
+        apart: npt.NDArray[np.bool_] | None = None,
     ) -> Iterator[tuple[npt.NDArray[np.int64], Prompts]]:
-        """Row numbers and prompts of users with prompts of like length."""
+        """Row numbers and prompts of users with prompts of like length; no batch has rows of both kinds in it."""
         if users is not None and len(np.asarray(users)) != len(histories):
             raise DataError(f"users: expected {len(histories)}, one per history, got {len(np.asarray(users))}")
         of_user = None if users is None else user_tokens(self.token_map, users, self.user_ids)
         recent = histories.last(self.settings.max_items)
-        order = np.argsort(recent.lengths, kind="stable")
-        for start in range(0, len(order), self.settings.batch_size):
-            batch = order[start : start + self.settings.batch_size]
+        order, size = np.argsort(recent.lengths, kind="stable"), self.settings.batch_size
+        kinds = [order] if apart is None else [order[~apart[order]], order[apart[order]]]
+        for batch in (kind[start : start + size] for kind in kinds for start in range(0, len(kind), size)):
             yield (
                 batch,
                 build_prompts(
@@ -270,9 +295,16 @@ class GenerativeRecommender:
         return self._device_index
 
 
-def _joined(parts: list[npt.NDArray[Any]], back: npt.NDArray[np.int64], dtype: npt.DTypeLike) -> Any:
-    """Batches below each other, in the order of the request."""
-    return np.concatenate(parts)[back] if parts else np.zeros((0, 0), dtype=dtype)
+def _joined(
+    parts: list[npt.NDArray[Any]], back: npt.NDArray[np.int64], dtype: npt.DTypeLike, padding: float | None = None
+) -> Any:
+    """Batches below each other, in the order of the request; those of two axes padded to one width."""
+    if not parts:
+        return np.zeros((0, 0), dtype=dtype)
+    if padding is not None:
+        width = max(part.shape[1] for part in parts)
+        parts = [np.pad(p, ((0, 0), (0, width - p.shape[1])), constant_values=padding) for p in parts]
+    return np.concatenate(parts)[back]
 
 
 def _say_what_is_ignored(model: PreTrainedModel) -> None:

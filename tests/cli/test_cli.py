@@ -79,6 +79,22 @@ def test_a_second_run_does_nothing_and_a_change_only_what_it_must(run: Path) -> 
     assert running == ["train", "evaluate", "report"]
 
 
+def test_recommend_only_items_that_meet_conditions(run: Path) -> None:
+    from genrec.data.catalog import ItemCatalog
+
+    catalog = ItemCatalog.load(run / "out" / "catalog")
+    brand = next(each for each in catalog.fields["brand"] if each)
+    asked = ("recommend", run / "out", "--history", catalog.ids[0], "--json", "--top-k", 50)
+    found = genrec(*asked, "--where", f"brand = {brand}")
+    items = [row["item_id"] for row in json.loads(found.stdout)["items"]]
+    allowed = {i for i, each in zip(catalog.ids, catalog.fields["brand"], strict=True) if each == brand}
+    assert items and set(items) == allowed - {catalog.ids[0]} and "note: " in found.stderr
+    nothing = genrec(*asked, "--where", "brand = nobody")
+    assert nothing.returncode and "no item meets brand = nobody" in nothing.stderr
+    wrong = genrec(*asked, "--where", "colour = red")
+    assert wrong.returncode and "'colour' is not in the catalog" in wrong.stderr
+
+
 def test_recommend_for_a_history_and_for_a_user(run: Path) -> None:
     unknown = genrec("recommend", run / "out", "--user", "nobody", "--top-k", 3)
     assert unknown.returncode == 1 and "nobody" in unknown.stderr

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+import genrec.models.recommender as recommender_module
 from genrec.data.histories import Histories
+from genrec.decoding.filters import ItemFilter
 from genrec.decoding.index import CatalogIndex
 from genrec.decoding.interface import Recommender, SearchOptions
 from genrec.errors import ConfigError, DataError, FingerprintMismatch
@@ -250,3 +252,39 @@ def test_an_adapter_on_the_output_layer_is_refused_rather_than_ignored(fixed_cas
 def test_impossible_settings_are_refused(values):
     with pytest.raises(ConfigError, match=next(iter(values))):
         DecodingSettings(**values)
+
+
+@pytest.mark.parametrize("small", [0, 256])
+def test_a_filter_gives_the_best_of_the_allowed_items(case, small, monkeypatch):
+    """Searched or scored one by one, alone or in a batch with other filters: the same as ranking everything."""
+    monkeypatch.setattr(recommender_module, "SMALL_SET", small)
+    model, n = case.recommender(), case.codes.n_items
+    every = model.recommend(case.histories, SearchOptions(top_k=None, n_beams=40))
+    even = ItemFilter.of_mask(np.arange(n) % 2 == 0, case.codes.catalog)
+    one, nothing = ItemFilter.of_items([7], n), ItemFilter.of_items([], n)
+    filters = [even, None, one, ~even, nothing]
+    got = model.recommend(case.histories, SearchOptions(top_k=6, n_beams=40, filter=filters))
+    for row, allowed in enumerate(filters):
+        expected = [i for i in every.items[row].tolist() if i >= 0 and (allowed is None or allowed.mask[i])][:6]
+        assert got.items[row][got.items[row] >= 0].tolist() == expected
+        alone = model.recommend(case.histories.take([row]), SearchOptions(top_k=6, n_beams=40, filter=allowed))
+        assert alone.items[0].tolist() == got.items[row].tolist()
+    assert got.certified.all()
+
+
+def test_few_beams_still_fill_the_list_under_a_filter(fixed_case, monkeypatch):
+    monkeypatch.setattr(recommender_module, "SMALL_SET", 0)
+    allowed = ItemFilter.of_mask(np.arange(fixed_case.codes.n_items) % 3 == 0)
+    options = SearchOptions(top_k=5, n_beams=5, exclude_seen=True, filter=allowed)
+    got = fixed_case.recommender().recommend(fixed_case.histories, options)
+    assert (got.items >= 0).all() and allowed.mask[got.items].all()
+    assert not any(set(row) & set(seen) for row, seen in zip(got.items.tolist(), fixed_case.histories, strict=True))
+
+
+def test_a_filter_of_another_catalog_is_refused(fixed_case):
+    with pytest.raises(FingerprintMismatch, match="the filter is of catalog other"):
+        fixed_case.recommender().recommend(
+            fixed_case.histories, SearchOptions(filter=ItemFilter.of_items([0], 40, "other"))
+        )
+    with pytest.raises(DataError, match="a filter of 40 items, got one of 3"):
+        fixed_case.recommender().recommend(fixed_case.histories, SearchOptions(filter=ItemFilter.of_items([0], 3)))

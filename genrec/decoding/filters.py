@@ -1,0 +1,182 @@
+"""Which items a request may get: sets of items, and the same over the ranks of an index (numpy only, no torch).
+
+Axes: N items, R item ranks of an index, B rows of a batch, F distinct filters of a batch, M nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from genrec.decoding.index import CatalogIndex
+from genrec.errors import DataError, FingerprintMismatch
+
+Words = npt.NDArray[np.uint64]
+Int64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class ItemFilter:
+    """A set of allowed items of one catalog: in stock, of a category, below a price, what a tenant sells.
+
+    Filters compose: ``in_stock & shoes & ~adult``. Make one once and pass it to as many requests as you like; what
+    an index needs of it is kept beside it. words: uint64, one bit per item number, the lowest bit first.
+    Stability: experimental.
+    """
+
+    words: Words
+    n_items: int
+    catalog: str = ""
+
+    @classmethod
+    def of_mask(cls, allowed: npt.ArrayLike, catalog: str = "") -> ItemFilter:
+        """allowed: bool ``[N]``. catalog: fingerprint, checked where the filter is used; "" = not checked."""
+        mask = np.asarray(allowed)
+        if mask.dtype != np.bool_ or mask.ndim != 1:
+            raise DataError(f"filter: expected bool [N], got {mask.dtype} {mask.shape}")
+        return cls(_packed(mask), len(mask), catalog)
+
+    @classmethod
+    def of_items(cls, items: npt.ArrayLike, n_items: int, catalog: str = "") -> ItemFilter:
+        """items: the allowed item numbers; DataError for numbers outside 0..N-1."""
+        wanted = np.asarray(items, dtype=np.int64).reshape(-1)
+        if len(wanted) and not 0 <= int(wanted.min()) <= int(wanted.max()) < n_items:
+            raise DataError(f"filter: expected item numbers 0..{n_items - 1}, got {wanted.min()} .. {wanted.max()}")
+        mask = np.zeros(n_items, dtype=np.bool_)
+        mask[wanted] = True
+        return cls.of_mask(mask, catalog)
+
+    def __and__(self, other: ItemFilter) -> ItemFilter:
+        return self._with(self.words & self._same(other).words, other)
+
+    def __or__(self, other: ItemFilter) -> ItemFilter:
+        return self._with(self.words | self._same(other).words, other)
+
+    def __invert__(self) -> ItemFilter:
+        return ItemFilter.of_mask(~self.mask, self.catalog)
+
+    def __len__(self) -> int:
+        """Number of allowed items."""
+        return int(np.bitwise_count(self.words).sum())
+
+    @property
+    def mask(self) -> npt.NDArray[np.bool_]:
+        """bool ``[N]``, True = allowed."""
+        return _unpacked(self.words, self.n_items)
+
+    def check(self, n_items: int, catalog: str) -> None:
+        """Raise unless the filter is of that catalog."""
+        if self.catalog and catalog and self.catalog != catalog:
+            raise FingerprintMismatch(
+                f"the filter is of catalog {self.catalog[:8]}, the request is answered from catalog {catalog[:8]}",
+                hint="make the filter again from the newer catalog",
+            )
+        if self.n_items != n_items:
+            raise DataError(f"filter: expected a filter of {n_items} items, got one of {self.n_items}")
+
+    def _same(self, other: ItemFilter) -> ItemFilter:
+        other.check(self.n_items, self.catalog)
+        return other
+
+    def _with(self, words: Words, other: ItemFilter) -> ItemFilter:
+        return ItemFilter(words, self.n_items, self.catalog or other.catalog)
+
+
+Filters = ItemFilter | Sequence[ItemFilter | None] | None
+"""One filter for everyone, one (or None) for each row, or none."""
+
+
+def by_row(filters: Filters, n_rows: int) -> list[ItemFilter | None]:
+    """The filter of every row; DataError for another number of them."""
+    found = [filters] * n_rows if filters is None or isinstance(filters, ItemFilter) else list(filters)
+    if len(found) != n_rows:
+        raise DataError(f"filter: expected {n_rows}, one per history, got {len(found)}")
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class RankFilter:
+    """An :class:`ItemFilter` over the ranks of one index: "how many allowed items below this node?" in O(1).
+
+    words: uint64 ``[ceil(R / 64)]``, a bit per rank. before: int64 ``[words + 1]``, allowed ranks before each word.
+    12 bytes per 64 items. Internal.
+    """
+
+    words: Words
+    before: Int64
+
+    @classmethod
+    def of(cls, allowed: ItemFilter, index: CatalogIndex) -> RankFilter:
+        """The filter in the order of ``index``; items that are not indexed do not count."""
+        allowed.check(index.n_items, index.catalog)
+        words = _packed(allowed.mask[index.items])
+        return cls(words, np.concatenate([[0], np.cumsum(np.bitwise_count(words), dtype=np.int64)]))
+
+    @cached_property
+    def n_allowed(self) -> int:
+        """Number of indexed items that are allowed."""
+        return int(self.before[-1])
+
+    @property
+    def ranks(self) -> Int64:
+        """The allowed ranks, ascending."""
+        return np.flatnonzero(_unpacked(self.words, 64 * len(self.words))).astype(np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class RowFilters:
+    """The filters of a batch: row ``b`` obeys filter ``of_row[b]``, -1 = none (internal).
+
+    words: uint64 ``[F, words]``; before: int64 ``[F, words + 1]``.
+    """
+
+    words: Words
+    before: Int64
+    of_row: Int64
+
+    @classmethod
+    def of(cls, filters: Sequence[RankFilter | None]) -> RowFilters | None:
+        """One for each row; None where no row has a filter. Rows with one filter object share its bits."""
+        distinct = {id(each): each for each in filters if each is not None}
+        if not distinct:
+            return None
+        place = {key: number for number, key in enumerate(distinct)}
+        return cls(
+            np.stack([each.words for each in distinct.values()]),
+            np.stack([each.before for each in distinct.values()]),
+            np.array([-1 if each is None else place[id(each)] for each in filters], dtype=np.int64),
+        )
+
+    def count(self, rows: Int64, low: Int64, high: Int64) -> Int64:
+        """Allowed ranks in ``low:high`` of each row, int64 ``[M]``."""
+        which = self.of_row[rows]
+        counted = self._before(np.maximum(which, 0), high) - self._before(np.maximum(which, 0), low)
+        return np.where(which < 0, high - low, counted)
+
+    def allows(self, rows: Int64, ranks: Int64) -> npt.NDArray[np.bool_]:
+        """Whether each row may get each rank, bool ``[M]``."""
+        which = self.of_row[rows]
+        word = self.words[np.maximum(which, 0), ranks >> 6]
+        bit = (word >> (ranks & 63).astype(np.uint64)) & np.uint64(1)
+        return np.asarray((which < 0) | (bit == 1), dtype=np.bool_)
+
+    def _before(self, which: Int64, ranks: Int64) -> Int64:
+        word = np.minimum(ranks >> 6, self.words.shape[1] - 1)
+        rest = ranks - (word << 6)  # 64 for the end of the last word, where every bit counts
+        some = (np.uint64(1) << (rest & 63).astype(np.uint64)) - np.uint64(1)
+        masked = self.words[which, word] & np.where(rest == 64, ~np.uint64(0), some)
+        return np.asarray(self.before[which, word] + np.bitwise_count(masked), dtype=np.int64)
+
+
+def _packed(mask: npt.NDArray[np.bool_]) -> Words:
+    padded = np.zeros(-(-max(len(mask), 1) // 64) * 64, dtype=np.bool_)
+    padded[: len(mask)] = mask
+    return np.packbits(padded, bitorder="little").view("<u8").astype(np.uint64)
+
+
+def _unpacked(words: Words, n: int) -> npt.NDArray[np.bool_]:
+    return np.unpackbits(words.astype("<u8").view(np.uint8), bitorder="little")[:n].astype(np.bool_)
