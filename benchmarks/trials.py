@@ -36,9 +36,9 @@ TRIALS: dict[str, list[list[str]]] = {  # changes to beauty.yaml
     ],
     "decoder": [
         [],
-        ["tokenizer.n_levels=3", "tokenizer.level_size=256"],
-        ["train.softmax=level"],
-        ["tokenizer.balance=last"],
+        ["tokenizer.balance=none"],
+        ["tokenizer.balance=none", "tokenizer.n_levels=3", "tokenizer.level_size=256"],
+        ["tokenizer.balance=none", "train.softmax=level"],
     ],
 }
 

@@ -15,7 +15,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,6 +43,7 @@ class Stage:
 
     ``recipe`` (JSON-able) is all that decides the result besides ``needs``; bump ``version`` when the code
     changes what it writes. ``inputs`` are digests of what comes from outside the run folder (data files).
+    ``with_defaults`` says what a recipe of an older version means: options that are new since then at their defaults.
     ``check()`` raises what the stage would fail with for want of a package or a file: it is called before any
     stage runs, unless this one is done.
     """
@@ -57,6 +58,7 @@ class Stage:
     estimate: Callable[[], Estimate] = lambda: Estimate(1.0, 1e8)
     about: str = ""
     check: Callable[[], None] = lambda: None
+    with_defaults: Callable[[dict[str, Any]], dict[str, Any]] = lambda older: older
 
 
 @dataclass(frozen=True)
@@ -122,11 +124,22 @@ def _state(folder: Path, stage: Stage, ledger: dict[str, Any], done: dict[str, d
     digests = _digests(folder, stage.outputs)
     if line is None or digests is None:
         return "run", "not done yet" if line is None else "its output is missing or damaged"
-    if line["key"] != key_of(stage, done):
+    if line["key"] != key_of(stage, done) and not _means_the_same(stage, line, done):
         return "changed", difference(stage, line, done)
     if line["outputs"] != digests:
         return "changed", "its output was replaced"
     return "done", "unchanged"
+
+
+def _means_the_same(stage: Stage, line: dict[str, Any], done: dict[str, dict[str, str]]) -> bool:
+    """Whether nothing but the recipe differs, and that only by options that an older version did not know."""
+    older = line.get("recipe")
+    if older is None or line["key"] != key_of(replace(stage, recipe=older), done):
+        return False
+    try:
+        return stage.with_defaults(older) == stage.recipe
+    except ConfigError:  # it has options that are no more
+        return False
 
 
 def difference(stage: Stage, line: dict[str, Any], done: dict[str, dict[str, str]]) -> str:
