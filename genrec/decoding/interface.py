@@ -32,7 +32,9 @@ class SearchOptions:
     n_beams: identifiers kept per step of a beam search, None = the model's own number; dense recommenders ignore it.
     exclude_seen: never list an item of the history.
     normalize: see :data:`Normalize`; None = the model's own choice. filter: the only items that may be listed, an
-    :class:`~genrec.decoding.filters.ItemFilter`, or one (or None) for each history.
+    :class:`~genrec.decoding.filters.ItemFilter`, or one (or None) for each history. exact: search with more and more
+    beams, up to max_beams, until the list is proven to be the best of all allowed items
+    (:attr:`Recommendations.certified` says for whom it was); the cost differs from user to user.
 
     Raises ConfigError for a value out of range. Stability: stable.
     """
@@ -42,12 +44,16 @@ class SearchOptions:
     exclude_seen: bool = True
     normalize: Normalize | None = None
     filter: Filters = None
+    exact: bool = False
+    max_beams: int = 4096
 
     def __post_init__(self) -> None:
         if self.top_k is not None and self.top_k < 1:
             raise ConfigError(f"top_k: expected a positive integer or None, got {self.top_k}")
         if self.n_beams is not None and self.n_beams < 1:
             raise ConfigError(f"n_beams: expected a positive integer, got {self.n_beams}")
+        if self.max_beams < 1:
+            raise ConfigError(f"max_beams: expected a positive integer, got {self.max_beams}")
         if self.normalize is not None and self.normalize not in get_args(Normalize):
             raise ConfigError(f"normalize: expected one of {get_args(Normalize)} or None, got {self.normalize!r}")
 

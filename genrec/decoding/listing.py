@@ -16,6 +16,8 @@ from genrec.decoding.interface import Recommendations
 
 # a proof by comparing float32 sums needs more than their rounding error
 CERTIFICATE_MARGIN = 1e-4
+# of models in half precision, whose log-probabilities move by some hundredths with the shape of a batch
+HALF_MARGIN = 0.25
 
 
 def list_items(
@@ -28,6 +30,7 @@ def list_items(
     deny: Histories | None = None,
     filters: RowFilters | None = None,
     pruned: npt.NDArray[np.float32] | None = None,
+    margin: float = CERTIFICATE_MARGIN,
 ) -> Recommendations:
     """The items of the identifiers found, best first.
 
@@ -37,7 +40,7 @@ def list_items(
 
     leaves: int64 ``[U, P]``, -1 = padding. scores: float32 ``[U, P]``. top_k: None = all items found.
     pruned: ``[U]``, see :class:`genrec.decoding.beam.Found`; with it, ``certified`` says which lists are
-    proven exact. Internal.
+    proven exact: the last score is above it by ``margin`` or more. Internal.
     """
     rows, ranks, score = _expanded(index, leaves, scores)
     if filters is not None:
@@ -68,7 +71,7 @@ def list_items(
         ranks=out_ranks,
         normalize=normalize,
         n_identifiers=(leaves >= 0).sum(axis=1).astype(np.int32),
-        certified=None if pruned is None else _certified(out_scores, pruned, top_k),
+        certified=None if pruned is None else _certified(out_scores, pruned, top_k, margin),
     )
 
 
@@ -99,8 +102,8 @@ def _expected_ranks(
 
 
 def _certified(
-    scores: npt.NDArray[np.float32], pruned: npt.NDArray[np.float32], top_k: int | None
+    scores: npt.NDArray[np.float32], pruned: npt.NDArray[np.float32], top_k: int | None, margin: float
 ) -> npt.NDArray[np.bool_]:
     """Whether no identifier dropped on the way could still enter the list."""
     last = scores[:, -1] if top_k is not None else np.full(len(scores), -np.inf, dtype=np.float32)
-    return np.asarray(np.isneginf(pruned) | (last > pruned + CERTIFICATE_MARGIN))
+    return np.asarray(np.isneginf(pruned) | (last > pruned + margin))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -20,15 +20,15 @@ import torch
 from transformers import PreTrainedModel
 
 from genrec.data.histories import Histories
-from genrec.decoding.beam import Found, beam_search
+from genrec.decoding.beam import Found
 from genrec.decoding.exact import score_items
 from genrec.decoding.filters import Filters, ItemFilter, RankFilter, RowFilters, by_row
 from genrec.decoding.index import CatalogIndex
 from genrec.decoding.interface import Normalize, Recommendations, SearchOptions
-from genrec.decoding.listing import list_items
+from genrec.decoding.listing import CERTIFICATE_MARGIN, HALF_MARGIN, list_items
 from genrec.decoding.scorer import Prompts, Scorer, check_normalize
+from genrec.decoding.search import is_small, joined, search
 from genrec.decoding.select import DeviceIndex
-from genrec.decoding.small import SMALL_SET, score_allowed
 from genrec.errors import ConfigError, DataError, FingerprintMismatch
 from genrec.item_tokenizers.codes import ItemCodes
 from genrec.models.backbone import evaluating, layout_of, scorer_of
@@ -168,38 +168,36 @@ class GenerativeRecommender:
         rows = self._histories(histories)
         deny = rows if wanted.exclude_seen else None
         filters = self._filters(wanted.filter, len(rows))
-        small = np.array([each is not None and each.n_allowed <= SMALL_SET for each in filters], dtype=np.bool_)
+        margin = CERTIFICATE_MARGIN if self.model.dtype == torch.float32 else HALF_MARGIN
         found: list[Found] = []
         order: list[npt.NDArray[np.int64]] = []
         with evaluating(self.model):
-            for batch, prompts in self._batches(rows, users, apart=small):
-                chosen = [filters[row] for row in batch]
-                if small[batch[0]]:
-                    few = [each for each in chosen if each is not None]
-                    found.append(score_allowed(self._scorer, self._on_device(), prompts, few, normalize=normalize))
-                else:
-                    found.append(
-                        beam_search(
-                            self._scorer,
-                            self._on_device(),
-                            prompts,
-                            n_beams=n_beams,
-                            normalize=normalize,
-                            deny=None if deny is None else deny.take(batch),
-                            filters=RowFilters.of(chosen),
-                        )
+            for batch, prompts in self._batches(rows, users, apart=is_small(filters)):
+                found.append(
+                    search(
+                        self._scorer,
+                        self._on_device(),
+                        prompts,
+                        wanted,
+                        n_beams=n_beams,
+                        normalize=normalize,
+                        deny=None if deny is None else deny.take(batch),
+                        filters=[filters[row] for row in batch],
+                        margin=margin,
                     )
+                )
                 order.append(batch)
-        back = np.argsort(np.concatenate(order)) if order else np.zeros(0, dtype=np.int64)
+        whole = joined(found, order)
         return list_items(
             self.index,
-            _joined([f.leaves for f in found], back, np.int64, -1),
-            _joined([f.scores for f in found], back, np.float32, -np.inf),
+            whole.leaves,
+            whole.scores,
             top_k=wanted.top_k,
             normalize=normalize,
             deny=deny,
             filters=RowFilters.of(filters),
-            pruned=_joined([f.pruned for f in found], back, np.float32),
+            pruned=whole.pruned,
+            margin=margin,
         )
 
     def score(
@@ -293,18 +291,6 @@ class GenerativeRecommender:
         if self._device_index is None or self._device_index.device != device:
             self._device_index = DeviceIndex(self.index, device)
         return self._device_index
-
-
-def _joined(
-    parts: list[npt.NDArray[Any]], back: npt.NDArray[np.int64], dtype: npt.DTypeLike, padding: float | None = None
-) -> Any:
-    """Batches below each other, in the order of the request; those of two axes padded to one width."""
-    if not parts:
-        return np.zeros((0, 0), dtype=dtype)
-    if padding is not None:
-        width = max(part.shape[1] for part in parts)
-        parts = [np.pad(p, ((0, 0), (0, width - p.shape[1])), constant_values=padding) for p in parts]
-    return np.concatenate(parts)[back]
 
 
 def _say_what_is_ignored(model: PreTrainedModel) -> None:

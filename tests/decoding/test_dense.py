@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -5,8 +7,9 @@ from hypothesis import strategies as st
 
 from genrec.data.histories import Histories
 from genrec.decoding.dense import mask_seen, neutral_order, recommend_dense, top_k_dense
+from genrec.decoding.filters import ItemFilter
 from genrec.decoding.interface import DenseRecommender, Recommendations, Recommender, SearchOptions
-from genrec.errors import ConfigError
+from genrec.errors import ConfigError, DataError
 from genrec.metrics.ranking import expected_ranks
 
 INF = float("inf")
@@ -91,3 +94,17 @@ def test_lengths_of_lists():
     items = np.array([[3, 1, -1], [-1, -1, -1]], np.int32)
     lists = Recommendations(items, np.zeros((2, 3), np.float32), np.ones((2, 3), np.float32))
     assert lists.lengths.tolist() == [2, 0] and len(lists) == 2
+
+
+def test_a_filter_leaves_only_its_items():
+    """One filter for all, and one for each row, of which some have none."""
+    scores = np.random.default_rng(0).random((3, 6)).astype(np.float32)
+    model = SimpleNamespace(n_items=6, score_all=lambda histories, users: scores[: len(histories)])
+    histories = Histories.from_lists([[0], [], [5]])
+    even = ItemFilter.of_mask(np.arange(6) % 2 == 0)
+    for filters, allowed in ((even, [{0, 2, 4}] * 3), ([even, None, ~even], [{0, 2, 4}, set(range(6)), {1, 3, 5}])):
+        got = recommend_dense(model, histories, SearchOptions(top_k=None, filter=filters))
+        for row, seen in enumerate([{0}, set(), {5}]):
+            assert set(got.items[row][got.items[row] >= 0].tolist()) == allowed[row] - seen
+    with pytest.raises(DataError, match="one of 5"):
+        recommend_dense(model, histories, SearchOptions(filter=ItemFilter.of_items([0], 5)))

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-import genrec.models.recommender as recommender_module
 from genrec.data.histories import Histories
+from genrec.decoding import search as search_module
+from genrec.decoding.beam import beam_search
 from genrec.decoding.filters import ItemFilter
 from genrec.decoding.index import CatalogIndex
 from genrec.decoding.interface import Recommender, SearchOptions
@@ -257,7 +258,7 @@ def test_impossible_settings_are_refused(values):
 @pytest.mark.parametrize("small", [0, 256])
 def test_a_filter_gives_the_best_of_the_allowed_items(case, small, monkeypatch):
     """Searched or scored one by one, alone or in a batch with other filters: the same as ranking everything."""
-    monkeypatch.setattr(recommender_module, "SMALL_SET", small)
+    monkeypatch.setattr(search_module, "SMALL_SET", small)
     model, n = case.recommender(), case.codes.n_items
     every = model.recommend(case.histories, SearchOptions(top_k=None, n_beams=40))
     even = ItemFilter.of_mask(np.arange(n) % 2 == 0, case.codes.catalog)
@@ -273,12 +274,33 @@ def test_a_filter_gives_the_best_of_the_allowed_items(case, small, monkeypatch):
 
 
 def test_few_beams_still_fill_the_list_under_a_filter(fixed_case, monkeypatch):
-    monkeypatch.setattr(recommender_module, "SMALL_SET", 0)
+    monkeypatch.setattr(search_module, "SMALL_SET", 0)
     allowed = ItemFilter.of_mask(np.arange(fixed_case.codes.n_items) % 3 == 0)
     options = SearchOptions(top_k=5, n_beams=5, exclude_seen=True, filter=allowed)
     got = fixed_case.recommender().recommend(fixed_case.histories, options)
     assert (got.items >= 0).all() and allowed.mask[got.items].all()
     assert not any(set(row) & set(seen) for row, seen in zip(got.items.tolist(), fixed_case.histories, strict=True))
+
+
+def test_an_exact_search_proves_every_list(case, monkeypatch):
+    """One beam finds little; widened it lists what ranking the whole catalog lists, and only as wide as it must."""
+    model, rows = case.recommender(), case.histories
+    widths = []
+    monkeypatch.setattr(
+        search_module,
+        "beam_search",
+        lambda *a, n_beams, **k: widths.append(n_beams) or beam_search(*a, n_beams=n_beams, **k),
+    )
+    every = model.recommend(rows, SearchOptions(top_k=3, n_beams=40))
+    one = model.recommend(rows, SearchOptions(top_k=3, n_beams=1))
+    assert not one.certified.all() and set(widths) == {40, 1}
+    widths.clear()
+    got = model.recommend(rows, SearchOptions(top_k=3, n_beams=1, exact=True))
+    assert got.certified.all() and got.items.tolist() == every.items.tolist()
+    np.testing.assert_allclose(got.scores, every.scores, atol=1e-5)
+    assert {1, 4} <= set(widths) <= {1, 4, 16, 40} and max(widths) <= model.index.n_identifiers
+    capped = model.recommend(rows, SearchOptions(top_k=3, n_beams=1, exact=True, max_beams=2))
+    assert not capped.certified.all()  # the budget ended before the proof
 
 
 def test_a_filter_of_another_catalog_is_refused(fixed_case):

@@ -1,0 +1,102 @@
+"""One batch of requests, from prompts to identifiers: scored or searched, and searched wider until proven.
+
+Axes: B rows of a batch, P identifiers of a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from genrec.data.histories import Histories
+from genrec.decoding.beam import Found, beam_search
+from genrec.decoding.filters import RankFilter, RowFilters
+from genrec.decoding.interface import Normalize, SearchOptions
+from genrec.decoding.listing import CERTIFICATE_MARGIN, list_items
+from genrec.decoding.scorer import Prompts, Scorer
+from genrec.decoding.select import DeviceIndex
+from genrec.decoding.small import SMALL_SET, score_allowed
+
+WIDER = 4
+"""How many times more beams a search that proved nothing is repeated with."""
+
+
+def is_small(filters: Sequence[RankFilter | None]) -> npt.NDArray[np.bool_]:
+    """Which rows are allowed so few items that all of them are scored, bool ``[B]`` (internal)."""
+    return np.array([each is not None and each.n_allowed <= SMALL_SET for each in filters], dtype=np.bool_)
+
+
+def search(
+    scorer: Scorer,
+    index: DeviceIndex,
+    prompts: Prompts,
+    wanted: SearchOptions,
+    *,
+    n_beams: int,
+    normalize: Normalize,
+    deny: Histories | None,
+    filters: Sequence[RankFilter | None],
+    margin: float = CERTIFICATE_MARGIN,
+) -> Found:
+    """The identifiers of a batch whose rows are all :func:`is_small`, or none (internal).
+
+    With ``wanted.exact`` rows without a proof are searched again with four times the beams, until the list of
+    ``wanted.top_k`` items is proven (see :func:`genrec.decoding.listing.list_items`) or ``wanted.max_beams`` are used.
+    """
+    small = is_small(filters)
+    if small.all() and len(small):
+        few = [each for each in filters if each is not None]
+        return score_allowed(scorer, index, prompts, few, normalize=normalize)
+    found = beam_search(
+        scorer, index, prompts, n_beams=n_beams, normalize=normalize, deny=deny, filters=RowFilters.of(filters)
+    )
+    limit = min(wanted.max_beams, index.host.n_identifiers)
+    while wanted.exact and n_beams < limit:
+        listed = list_items(
+            index.host, found.leaves, found.scores, top_k=wanted.top_k, normalize=normalize, deny=deny,
+            filters=RowFilters.of(filters), pruned=found.pruned, margin=margin,
+        )  # fmt: skip
+        assert listed.certified is not None
+        unproven = np.flatnonzero(~listed.certified)
+        if not len(unproven):
+            break
+        n_beams = min(WIDER * n_beams, limit)
+        again = beam_search(
+            scorer,
+            index,
+            Prompts(prompts.tokens_BT[unproven], prompts.mask_BT[unproven]),
+            n_beams=n_beams,
+            normalize=normalize,
+            deny=None if deny is None else deny.take(unproven),
+            filters=RowFilters.of([filters[row] for row in unproven.tolist()]),
+        )
+        found = _replaced(found, unproven, again)
+    return found
+
+
+def joined(found: Sequence[Found], order: Sequence[npt.NDArray[np.int64]]) -> Found:
+    """Batches below each other; ``order``: the row numbers of each batch (internal)."""
+    if not found:
+        nothing = np.zeros((0, 0))
+        return Found(nothing.astype(np.int64), nothing.astype(np.float32), np.zeros(0, dtype=np.float32))
+    width = max(each.leaves.shape[1] for each in found)
+    back = np.argsort(np.concatenate(order))
+    return Found(
+        np.concatenate([_widened(each.leaves, width, -1) for each in found])[back],
+        np.concatenate([_widened(each.scores, width, -np.inf) for each in found])[back],
+        np.concatenate([each.pruned for each in found])[back],
+    )
+
+
+def _replaced(found: Found, rows: npt.NDArray[np.int64], again: Found) -> Found:
+    """``found`` with other rows at ``rows``."""
+    rest = np.setdiff1d(np.arange(len(found.pruned)), rows)
+    kept = Found(found.leaves[rest], found.scores[rest], found.pruned[rest])
+    return joined([kept, again], [rest, rows])
+
+
+def _widened(values: npt.NDArray[Any], width: int, padding: float) -> npt.NDArray[Any]:
+    return np.pad(values, ((0, 0), (0, width - values.shape[1])), constant_values=padding)
