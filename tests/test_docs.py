@@ -75,6 +75,24 @@ def write_own_files(folder: Path, shop: SyntheticData) -> None:
             csv.writer(file).writerows(rows)
 
 
+def write_large_tables(folder: Path, shop: SyntheticData) -> None:
+    """What docs/scale.md encodes: vectors, texts, and a class that embeds these."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    vectors = np.random.default_rng(0).normal(size=(len(shop.catalog), 8)).astype(np.float32)
+    np.save(folder / "data" / "vectors.npy", vectors)
+    ids, titles = list(shop.catalog.ids), shop.catalog.text("title")
+    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), 8)
+    parquet.write_table(pa.table({"item_id": ids, "vector": column}), folder / "data" / "items.parquet")
+    parquet.write_table(pa.table({"item_id": ids, "title": titles}), folder / "data" / "texts.parquet")
+    (folder / "hashed_words.py").write_text(
+        "import zlib\nimport numpy as np\n\n\nclass Embedder:\n    def encode(self, texts, *, batch_size):\n"
+        "        return np.stack([np.random.default_rng(zlib.crc32(t.encode())).normal(size=8) for t in texts])\n"
+    )
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from genrec.data.export import export_neutral
@@ -85,6 +103,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("amazon-beauty-2014", "amazon-office-2014", "amazon-games-2014-timesplit", "shop"):
         export_neutral(folder / "data" / name, shop.catalog, shop.interactions)
     write_own_files(folder / "data" / "shop", shop)
+    write_large_tables(folder, shop)
     (folder / "train").symlink_to(ROOT / "train")
     (folder / "tokenizers").symlink_to(ROOT / "tokenizers")
     (folder / "tiny.yaml").write_text(TINY)

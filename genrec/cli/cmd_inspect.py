@@ -31,7 +31,9 @@ def inspect(
     ),
     every: bool = typer.Option(False, "--all", help="Print every figure, not only the chief ones."),
     refit: bool = typer.Option(
-        False, "--refit", help="Fit the run's item tokenizer again: with another seed, and on 9 of 10 items."
+        False,
+        "--refit",
+        help="Fit the run's item tokenizer again: another seed; on 9 of 10 items; on 19 of 20, appending the rest.",
     ),
     catalog: Path | None = typer.Option(
         None, "--catalog", metavar="DIR", help="Catalog artifact [default: the one beside the codes]."

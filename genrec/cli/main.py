@@ -14,8 +14,10 @@ from genrec.cli import (
     cmd_compare,
     cmd_demo,
     cmd_doctor,
+    cmd_encode,
     cmd_init,
     cmd_inspect,
+    cmd_pieces,
     cmd_recommend,
     cmd_retire,
     cmd_run,
@@ -31,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-_ON_RUNS = (cmd_recommend, cmd_append, cmd_retire, cmd_inspect, cmd_audit, cmd_compare)
+_ON_RUNS = (cmd_recommend, cmd_append, cmd_retire, cmd_inspect, cmd_audit, cmd_compare, cmd_pieces, cmd_encode)
 for module in (cmd_demo, cmd_run, *_ON_RUNS, cmd_init, cmd_doctor):
     module.register(app)
 

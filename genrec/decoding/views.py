@@ -29,7 +29,7 @@ def fuse_views(items_VUP: npt.ArrayLike, top_k: int) -> FusedLists:
 
     ::
 
-        score(u, i) = sum over views v in which u's list has i:  1 / log2(2 + first place of i among the items of the list)
+        score(u, i) = sum over views in which u's list has i:  1 / log2(2 + place of i among the items of the list)
 
     Equal scores: the item with the better best rank first, then that of the earlier view. items_VUP: item numbers,
     -1 = nothing there (skipped, as are repetitions of an item: neither takes a rank; the published code adds up

@@ -141,6 +141,7 @@ def behaviour(
     asked_U = rng(chosen.seed, "inspect", "users").random(len(train)) < chosen.held_out_users
     asked = asked_U[found.row_P]
     figures = alignment(codes_NL, found.pairs_P2)
+    figures["history_overlap"] = codes_behaviour.history_overlap(codes_NL, train.offsets, train.items)
     figures |= predicted(codes_NL, found.pairs_P2[~asked], found.pairs_P2[asked], chosen)
     return figures | hits(found.pairs_P2, vectors, quantised, chosen)
 

@@ -107,4 +107,6 @@ def _behaviour(own: Figures, chance: Figures) -> dict[str, str]:
             said[key] = "first codes and categories agree no more than by chance"
         elif name == "cold_error_ratio" and first > LIMITS["cold_error_ratio"]:
             said[key] = "new items are described much worse than those that the tokenizer was fitted on"
+        elif name == "append_moved" and first > 0:
+            said[key] = "append gave published items another identifier: a trained model would list the wrong items"
     return said

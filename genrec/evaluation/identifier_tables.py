@@ -32,7 +32,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "neighbour_prefix_lift", "random_prefix_rate", "direction_coherence", "direction_coherence_all",
     ),
     "behaviour in training": (
-        "hit_rate_ratio", "pair_prefix_lift", "next_item_bits", "raw_hit_rate", "quantised_hit_rate",
+        "hit_rate_ratio", "pair_prefix_lift", "history_overlap", "next_item_bits", "raw_hit_rate", "quantised_hit_rate",
         "pair_prefix_rate", "next_code_perplexity", "next_code_information", "next_identifier_bits",
     ),
     "categories": ("category_ami", "category_purity_lift", "category_purity"),
@@ -41,14 +41,18 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "cold_new_identifier",
     ),
     "fitted again with another seed": ("adjusted_rand", "pairs_kept"),
+    "one item in twenty appended, against a new fit": (
+        "append_moved", "append_adjusted_rand", "append_occupied", "append_pairs_kept",
+    ),
 }  # fmt: skip
 """Metrics by the question they answer, those of the short table first."""
 SHORT = frozenset(
     (
         "collision_rate", "collision_share", "largest_group", "traffic_share", "usage", "perplexity",
         "conditional_entropy", "trie_nodes", "reconstruction_error", "neighbours_kept", "neighbour_prefix_rate",
-        "hit_rate_ratio", "pair_prefix_lift", "next_item_bits", "category_ami", "cold_occupied",
-        "cold_warm_collision", "cold_error_ratio", "adjusted_rand",
+        "hit_rate_ratio", "pair_prefix_lift", "history_overlap", "next_item_bits", "category_ami", "cold_occupied",
+        "cold_warm_collision", "cold_error_ratio", "adjusted_rand", "append_moved", "append_adjusted_rand",
+        "append_occupied",
     )
 )  # fmt: skip
 RAW = "collisions before the policy"

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from genrec import artifacts
 from genrec.data.catalog import ItemCatalog
 from genrec.embeddings.base import ItemEmbeddings
+from genrec.embeddings.stream import StreamedEmbeddings, VectorTable
 from genrec.errors import ConfigError, DataError, FingerprintMismatch
 from genrec.item_tokenizers.codes import ItemCodes, check_catalog
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 KIND = "item_tokenizer"
 SCHEMA = 1
 Floats = npt.NDArray[np.float32]
+_CHUNK = 8192  # rows of a table on the disk that are held at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,16 +35,16 @@ class TokenizerSource:
     """All an item tokenizer may look at: who the items are and what is known about them (stable).
 
     catalog: fingerprint. item_keys: uint64 ``[N]``, seeded hashes of the item ids: the only order of items
-    that may reach an identifier. embeddings: item vectors. train: item numbers of what users did in the
-    *training* part. items: titles and fields. collaborative: vectors learned from the training part. Each of the
-    four is of the same catalog, or None.
+    that may reach an identifier. embeddings: item vectors, in memory or streamed from the disk. train: item numbers
+    of what users did in the *training* part. items: titles and fields. collaborative: vectors learned from the
+    training part. Each of the four is of the same catalog, or None.
 
     Raises FingerprintMismatch for a part of another catalog, DataError for a wrong number of rows.
     """
 
     catalog: str
     item_keys: npt.NDArray[np.uint64]
-    embeddings: ItemEmbeddings | None = None
+    embeddings: ItemEmbeddings | StreamedEmbeddings | None = None
     train: Histories | None = None
     items: ItemCatalog | None = None
     collaborative: ItemEmbeddings | None = None
@@ -70,7 +72,7 @@ class TokenizerSource:
         cls,
         catalog: ItemCatalog,
         *,
-        embeddings: ItemEmbeddings | None = None,
+        embeddings: ItemEmbeddings | StreamedEmbeddings | None = None,
         train: Histories | None = None,
         collaborative: ItemEmbeddings | None = None,
         seed: int = 0,
@@ -105,10 +107,15 @@ class TokenizerSource:
 
     def vectors(self) -> Floats:
         """The item vectors, float32 ``[N, D]``; DataError when there are none or no items."""
-        found = self._known(
-            "embeddings", "item vectors", "pass embeddings=... to TokenizerSource.of (genrec.embeddings)"
-        )
-        return found.vectors  # type: ignore[no-any-return]
+        found = self.vector_table()
+        whole: Floats = found if isinstance(found, np.ndarray) else found[:]
+        return whole
+
+    def vector_table(self) -> VectorTable:
+        """The item vectors as rows to read piece by piece, in memory or on the disk; raises as :meth:`vectors`."""
+        hint = "pass embeddings=... to TokenizerSource.of (genrec.embeddings)"
+        found: VectorTable = self._known("embeddings", "item vectors", hint).vectors
+        return found
 
     def collaborative_vectors(self) -> Floats:
         """Vectors learned from training interactions, float32 ``[N, C]``; DataError when there are none or no items."""
@@ -131,7 +138,7 @@ class TokenizerSource:
         return getattr(self, part)
 
 
-def _rows(table: ItemEmbeddings | None, at: npt.NDArray[np.int64]) -> ItemEmbeddings | None:
+def _rows(table: ItemEmbeddings | StreamedEmbeddings | None, at: npt.NDArray[np.int64]) -> ItemEmbeddings | None:
     return None if table is None else ItemEmbeddings(table.vectors[at], "", table.recipe)
 
 
@@ -282,18 +289,23 @@ class Scaling:
     scale: Floats
 
     @classmethod
-    def fit(cls, x_ND: Floats, *, standardize: bool) -> Scaling:
+    def fit(cls, x_ND: VectorTable, *, standardize: bool) -> Scaling:
         """Centre every dimension; with ``standardize`` also divide by its standard deviation.
 
-        A constant dimension keeps scale 1 (it becomes 0).
+        A constant dimension keeps scale 1 (it becomes 0). One pass, in pieces that are the same wherever the rows are.
         """
-        mean = x_ND.mean(axis=0, dtype=np.float64)
+        total, square, largest = np.zeros(x_ND.shape[1]), np.zeros(x_ND.shape[1]), 1e-30
+        for start in range(0, len(x_ND), _CHUNK):
+            part = x_ND[start : start + _CHUNK]
+            total += part.sum(axis=0, dtype=np.float64)
+            if standardize:
+                square += np.einsum("nd,nd->d", part, part, dtype=np.float64)
+                largest = max(largest, float(np.abs(part).max()))
+        mean = total / len(x_ND)
         scale = np.ones_like(mean)
         if standardize:
-            square = np.einsum("nd,nd->d", x_ND, x_ND, dtype=np.float64) / len(x_ND)
-            deviation = np.sqrt(np.maximum(square - mean**2, 0))
-            varies = deviation > 1e-6 * max(float(np.abs(x_ND).max()), 1e-30)
-            scale = np.where(varies, deviation, 1.0)
+            deviation = np.sqrt(np.maximum(square / len(x_ND) - mean**2, 0))
+            scale = np.where(deviation > 1e-6 * largest, deviation, 1.0)
         return cls(mean.astype(np.float32), scale.astype(np.float32))
 
     def apply(self, x_ND: Floats) -> Floats:

@@ -2,8 +2,8 @@
 
 Built-in kinds have short names; a third-party one is named by its import path, ``"my_module:MyTokenizer"``.
 The class is imported when it is asked for: nothing registers itself at import time. Most kinds give codes
-(:class:`ItemTokenizer`); some give slots (:class:`SlotTokenizer`), and :func:`build` and :func:`load_tokenizer`, behind
-which codes are expected, refuse those.
+(:class:`ItemTokenizer`); some give slots (:class:`SlotTokenizer`) or the tokens of whole histories
+(:class:`HistorySegmenter`). :func:`build` and :func:`load_tokenizer`, behind which codes are expected, refuse those.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 from genrec import artifacts
 from genrec.errors import ConfigError
 from genrec.item_tokenizers.base import KIND, ItemTokenizer, SlotTokenizer
+from genrec.item_tokenizers.segmenter import HistorySegmenter
 
 KINDS: dict[str, str] = {
     "rqkmeans": "genrec.item_tokenizers.rqkmeans:RqKMeans",
@@ -33,10 +34,17 @@ KINDS: dict[str, str] = {
     "category": "genrec.item_tokenizers.text_indexing:Category",
     "hybrid": "genrec.item_tokenizers.hybrid:Hybrid",
     "setrec": "genrec.item_tokenizers.sets:SetRec",
+    "actionpiece": "genrec.item_tokenizers.actionpiece:ActionPiece",
+}
+# what a tokenizer may give, in words, and the functions that build and load such a one
+_OTHERS = {
+    "codes": ("codes", "build", "load_tokenizer"),
+    "slots": ("sets of vectors (ItemSlots)", "build_slots", "load_slot_tokenizer"),
+    "tokens": ("tokens of whole histories (TokenRows)", "build_segmenter", "load_segmenter"),
 }
 
 
-def tokenizer_class(kind: str) -> type[ItemTokenizer] | type[SlotTokenizer]:
+def tokenizer_class(kind: str) -> type[ItemTokenizer] | type[SlotTokenizer] | type[HistorySegmenter]:
     """The class for ``kind``; raises ConfigError, with the nearest name, when there is none (stable)."""
     target = KINDS.get(kind, kind)
     module_name, colon, class_name = target.partition(":")
@@ -76,23 +84,30 @@ def settings_class(kind: str) -> type[Any]:
     return tokenizer_class(kind).Settings
 
 
+def gives(kind: str) -> str:
+    """What ``kind`` gives: ``codes`` (an item tokenizer), ``slots`` or ``tokens`` (a segmenter) (experimental)."""
+    return getattr(tokenizer_class(kind), "gives", "codes")
+
+
 def gives_slots(kind: str) -> bool:
     """Whether ``kind`` gives set identifiers (:class:`ItemSlots`) and not codes (experimental)."""
-    return getattr(tokenizer_class(kind), "gives", "codes") == "slots"
+    return gives(kind) == "slots"
 
 
 def check_gives_codes(kind: str) -> None:
-    """Raise ConfigError for a ``kind`` that gives slots: indexes and searches need codes (internal)."""
-    if gives_slots(kind):
+    """Raise ConfigError for a ``kind`` that gives slots or tokens: indexes and searches need codes (internal)."""
+    found = gives(kind)
+    if found != "codes":
+        what, build_it, load_it = _OTHERS[found]
         raise ConfigError(
-            f"kind: expected an item tokenizer that gives codes, got {kind!r}, which gives sets of vectors (ItemSlots)",
-            hint="no model that reads and scores slots is available yet; in Python, genrec.item_tokenizers.registry."
-            "build_slots and load_slot_tokenizer make and read such a tokenizer",
+            f"kind: expected an item tokenizer that gives codes, got {kind!r}, which gives {what}",
+            hint=f"no model that reads and scores {found} is available yet; in Python, genrec.item_tokenizers.registry."
+            f"{build_it} and {load_it} make and read such a tokenizer",
         )
 
 
 def build(settings: Any) -> ItemTokenizer:
-    """An unfitted item tokenizer for ``settings``; ConfigError for a kind that gives slots (stable)."""
+    """An unfitted item tokenizer for ``settings``; ConfigError for a kind that gives no codes (stable)."""
     check_gives_codes(settings.kind)
     make: Any = tokenizer_class(settings.kind)
     tokenizer: ItemTokenizer = make(settings)
@@ -100,17 +115,25 @@ def build(settings: Any) -> ItemTokenizer:
 
 
 def build_slots(settings: Any) -> SlotTokenizer:
-    """An unfitted slot tokenizer for ``settings``; ConfigError for a kind that gives codes (experimental)."""
-    _check_gives_slots(settings.kind)
+    """An unfitted slot tokenizer for ``settings``; ConfigError for a kind that gives no slots (experimental)."""
+    _check_gives(settings.kind, "slots")
     make: Any = tokenizer_class(settings.kind)
     tokenizer: SlotTokenizer = make(settings)
+    return tokenizer
+
+
+def build_segmenter(settings: Any) -> HistorySegmenter:
+    """An unfitted segmenter for ``settings``; ConfigError for a kind that gives no tokens (experimental)."""
+    _check_gives(settings.kind, "tokens")
+    make: Any = tokenizer_class(settings.kind)
+    tokenizer: HistorySegmenter = make(settings)
     return tokenizer
 
 
 def load_tokenizer(path: str | Path, *, catalog: str | None = None) -> ItemTokenizer:
     """Read an ``item_tokenizer`` artifact of whatever kind (a third-party kind imports its module) (stable).
 
-    ConfigError for a kind that gives slots: :func:`load_slot_tokenizer` reads those.
+    ConfigError for a kind that gives no codes: :func:`load_slot_tokenizer` and :func:`load_segmenter` read those.
     """
     kind = _kind_at(path)
     check_gives_codes(kind)
@@ -121,8 +144,16 @@ def load_tokenizer(path: str | Path, *, catalog: str | None = None) -> ItemToken
 def load_slot_tokenizer(path: str | Path, *, catalog: str | None = None) -> SlotTokenizer:
     """Read an ``item_tokenizer`` artifact of whatever kind gives slots (experimental)."""
     kind = _kind_at(path)
-    _check_gives_slots(kind)
+    _check_gives(kind, "slots")
     tokenizer: SlotTokenizer = tokenizer_class(kind).load(path, catalog=catalog)  # type: ignore[assignment]
+    return tokenizer
+
+
+def load_segmenter(path: str | Path, *, catalog: str | None = None) -> HistorySegmenter:
+    """Read an ``item_tokenizer`` artifact of whatever kind gives tokens (experimental)."""
+    kind = _kind_at(path)
+    _check_gives(kind, "tokens")
+    tokenizer: HistorySegmenter = tokenizer_class(kind).load(path, catalog=catalog)  # type: ignore[assignment]
     return tokenizer
 
 
@@ -130,9 +161,10 @@ def _kind_at(path: str | Path) -> str:
     return str(artifacts.read(Path(path), kind=KIND).recipe.get("kind"))
 
 
-def _check_gives_slots(kind: str) -> None:
-    if not gives_slots(kind):
+def _check_gives(kind: str, expected: str) -> None:
+    found = gives(kind)
+    if found != expected:
         raise ConfigError(
-            f"kind: expected an item tokenizer that gives slots, got {kind!r}, which gives codes",
-            hint="use build and load_tokenizer of genrec.item_tokenizers.registry",
+            f"kind: expected an item tokenizer that gives {expected}, got {kind!r}, which gives {found}",
+            hint="{1} and {2} of genrec.item_tokenizers.registry are for {0}".format(*_OTHERS[found]),
         )

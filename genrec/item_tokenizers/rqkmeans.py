@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
+from genrec.embeddings.stream import VectorTable
 from genrec.errors import ConfigError
 from genrec.item_tokenizers.base import (
     Scaling,
@@ -23,6 +24,7 @@ from genrec.item_tokenizers.collisions import CollisionPolicy, Quantized, check_
 from genrec.item_tokenizers.quantizers.balanced import balanced_kmeans, balanced_labels
 from genrec.item_tokenizers.quantizers.kmeans import KMeans, checked_rows, first_equal, kmeans
 from genrec.item_tokenizers.scaled import Arrays, ScaledVectors, numbered, of_numbers
+from genrec.item_tokenizers.streamed import TableQuantized, checked_table
 from genrec.seeding import derive, rng
 
 Floats = npt.NDArray[np.float32]
@@ -103,21 +105,21 @@ class RqKMeans(ScaledVectors):
         """Cluster the item vectors level by level; the identifiers after the collision policy.
 
         Beside the vectors it holds one more copy of the rows it fits on (see ``rows_per_code``), and for a
-        balanced level the distances of these rows to all codes.
+        balanced level the distances of these rows to all codes. Vectors on the disk
+        (:class:`~genrec.embeddings.stream.StreamedEmbeddings`) are read piece by piece, in three passes (two more
+        to ``reassign``), but for a balanced level, which loads them. The result is the same.
         """
-        given = checked_rows(source.vectors())
-        self._scaling = Scaling.fit(given, standardize=self.settings.standardize)
-        self._catalog = source.catalog
-        rows = self._sample(len(given), seed)
-        labels = self._train(given, rows, source.item_keys, seed)
+        labels = self.learn(source, seed=seed)
+        given = checked_table(source)
         raw = self._raw(given, source.catalog)
         meta: dict[str, Any] = {}
         if self.settings.balance != "none":
-            near_NL = raw.codes
-            codes_NL = np.column_stack(labels) if rows is None else self._balanced_codes(given, source.item_keys)
+            near_NL, whole = raw.codes, len(labels[0]) == len(given)
+            codes_NL = np.column_stack(labels) if whole else self._balanced_codes(given[:], source.item_keys)
             raw = ItemCodes(codes_NL, self.settings.level_sizes, source.catalog)
             meta["moved_by_balance"] = float((raw.codes != near_NL).any(axis=1).mean())
-        quantized = Quantized(given, self._codebooks, self.scaling)
+        in_memory = isinstance(given, np.ndarray)
+        quantized = self.quantized(source) if in_memory else TableQuantized.of(given, self)
         resolution = resolve(
             self.settings.collisions, raw, source.item_keys, quantized, limit=self.settings.suffix_limit
         )
@@ -129,9 +131,19 @@ class RqKMeans(ScaledVectors):
         }
         return replace(resolution.codes, codebooks=self._codebooks)
 
+    def learn(self, source: TokenizerSource, *, seed: int) -> list[npt.NDArray[np.int32]]:
+        """The scaling and the codebooks of ``fit`` alone; no item gets an identifier (internal).
+
+        Returns the labels of the rows that were fitted on, one int32 array per level.
+        """
+        given = checked_table(source)
+        self._scaling = Scaling.fit(given, standardize=self.settings.standardize)
+        self._catalog = source.catalog
+        return self._train(given, self._sample(len(given), seed), source.item_keys, seed)
+
     def encode(self, source: TokenizerSource) -> ItemCodes:
         """Raw codes ``[N, L]`` of any items by their vectors, before the collision policy."""
-        return self._raw(checked_rows(source.vectors()), source.catalog)
+        return self._raw(checked_table(source), source.catalog)
 
     def quantized(self, source: TokenizerSource) -> Quantized:
         """The items in the space that the codes approximate (internal)."""
@@ -158,10 +170,10 @@ class RqKMeans(ScaledVectors):
         return np.sort(rng(seed, "rqkmeans", "sample").choice(n, size=size, replace=False))
 
     def _train(
-        self, given: Floats, rows: npt.NDArray[np.int64] | None, keys: npt.NDArray[np.uint64], seed: int
+        self, given: VectorTable, rows: npt.NDArray[np.int64] | None, keys: npt.NDArray[np.uint64], seed: int
     ) -> list[npt.NDArray[np.int32]]:
         """Fit the codebooks; returns the labels of the rows that were fitted on, one ``[rows]`` per level."""
-        residual_ND = self.scaling.apply(given if rows is None else given[rows])
+        residual_ND = self.scaling.apply(given[:] if rows is None else given[rows])
         keys = keys if rows is None else keys[rows]
         books, labels = [], []
         for level in range(self.settings.n_levels):
@@ -191,11 +203,11 @@ class RqKMeans(ScaledVectors):
             _subtract(residual_ND, book, codes_NL[:, level])
         return codes_NL
 
-    def _raw(self, given: Floats, catalog: str) -> ItemCodes:
+    def _raw(self, given: VectorTable, catalog: str) -> ItemCodes:
         codes_NL = residual_codes(given, self._codebooks, self.scaling)
         return ItemCodes(codes_NL, self.settings.level_sizes, catalog)
 
-    def _errors(self, given: Floats, codes_NL: npt.NDArray[Any]) -> list[float]:
+    def _errors(self, given: VectorTable, codes_NL: npt.NDArray[Any]) -> list[float]:
         """Mean squared length of what is left before the first level and after each."""
         totals = np.zeros(self.settings.n_levels + 1)
         for part in _chunks(len(given)):
@@ -208,7 +220,7 @@ class RqKMeans(ScaledVectors):
 
 
 def residual_codes(
-    x_ND: Floats, codebooks: Sequence[Floats] | Floats, scaling: Scaling | None = None
+    x_ND: VectorTable, codebooks: Sequence[Floats] | Floats, scaling: Scaling | None = None
 ) -> npt.NDArray[np.int32]:
     """Greedy residual codes, int32 ``[N, L]`` (internal).
 

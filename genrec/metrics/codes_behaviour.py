@@ -88,6 +88,49 @@ def random_prefix_rate(codes_NL: Ints) -> Floats:
     return np.array([float((s * (s - 1)).sum()) / (n * (n - 1)) for s in sizes])
 
 
+def history_overlap(codes_NL: Ints, offsets: Ints, items: Ints) -> Floats:
+    """Share of a history that has the next item's code at level l, mean over next items: float64 ``[L]`` (stable).
+
+    ::
+
+        for every event t of a history that has a code c at level l:
+            earlier = the events of the history before t, without those on the item of t itself
+            share   = |events of earlier whose code at level l is c| / |earlier|
+        overlap = mean of share over the events with an earlier one;  nan where there is none
+
+    The overlap ratio of ReSID (2026, 2602.02338): the code alone, whatever stands before it, so below the first level
+    it says whether codes mean the same thing under every prefix (:func:`pair_prefix_rate` asks for whole prefixes).
+    Departing from it every event counts as a target once, not only the last ones of sliding windows, and
+    a repeated item, which has equal codes by definition, is no evidence. Row u is ``items[offsets[u]:offsets[u + 1]]``,
+    oldest first.
+
+    >>> history_overlap(np.array([[0, 0], [0, 1], [1, 1]]), np.array([0, 3]), np.array([0, 1, 2]))
+    array([0.5 , 0.25])
+    """
+    row_E = np.repeat(np.arange(len(offsets) - 1, dtype=np.int64), np.diff(offsets))
+    place_E = np.arange(len(items), dtype=np.int64) - np.asarray(offsets, dtype=np.int64)[row_E]
+    again_E = _earlier_equal(row_E * len(codes_NL) + items)
+    earlier_E = place_E - again_E
+    out = np.full(codes_NL.shape[1], NAN)
+    for level in range(codes_NL.shape[1]):
+        code_E = codes_NL[items, level].astype(np.int64)
+        asked_E = (earlier_E > 0) & (code_E >= 0)
+        if asked_E.any():
+            alike_E = _earlier_equal(row_E * (int(code_E.max()) + 2) + code_E + 1) - again_E
+            out[level] = (alike_E[asked_E] / earlier_E[asked_E]).mean()
+    return out
+
+
+def _earlier_equal(key_E: Ids) -> Ids:
+    """How many elements before each one are equal to it."""
+    order = np.argsort(key_E, kind="stable")
+    new = np.concatenate([[True], np.diff(key_E[order]) != 0])[: len(order)]
+    first = np.flatnonzero(new)
+    out = np.empty(len(order), dtype=np.int64)
+    out[order] = np.arange(len(order)) - first[np.cumsum(new) - 1]
+    return out
+
+
 def predictability(codes_NL: Ints, counted_P2: Ints, asked_Q2: Ints, *, smoothing: float = 0.5) -> Predictability:
     """Perplexity of the next item's codes under a first-order count model with additive smoothing (stable).
 

@@ -66,6 +66,11 @@ METRICS: dict[str, Metric] = {
     # behaviour
     "pair_prefix_rate": Metric("P(equal prefix | adjacent training events)", "higher", True),
     "pair_prefix_lift": Metric("pair_prefix_rate / random_prefix_rate (CF alignment)", "higher", True),
+    "history_overlap": Metric(
+        "ReSID's overlap ratio: share of the earlier events of a history with the next item's code at the level",
+        "higher",
+        True,
+    ),
     "raw_hit_rate": Metric("FORGE's embedding hit-rate on the item vectors: the upper bound", "neither"),
     "quantised_hit_rate": Metric("FORGE's embedding hit-rate on the quantised vectors", "higher"),
     "hit_rate_ratio": Metric("quantised_hit_rate / raw_hit_rate: the headline", "higher"),
@@ -86,6 +91,15 @@ METRICS: dict[str, Metric] = {
     "cold_collision": Metric("share of new items that share their identifier with another new item", "lower"),
     "cold_error": Metric("reconstruction_error of new items, against the mean of the known ones", "lower"),
     "cold_error_ratio": Metric("cold_error / reconstruction_error of the known items", "lower"),
+    # append, then the same item tokenizer fitted again on all items
+    "append_moved": Metric("share of published items that another identifier was given by append: must be 0", "lower"),
+    "append_adjusted_rand": Metric(
+        "adjusted Rand index of the prefixes after append and after a new fit, by prefix length", "higher", True
+    ),
+    "append_pairs_kept": Metric(
+        "share of pairs with equal prefix after append that keep it in a new fit", "higher", True
+    ),
+    "append_occupied": Metric("share of appended items whose prefix a published item has", "higher", True),
     # two tables
     "adjusted_rand": Metric("adjusted Rand index of the prefixes in two tables, by prefix length", "higher", True),
     "pairs_kept": Metric("share of pairs with equal prefix that keep it in the other table", "higher", True),

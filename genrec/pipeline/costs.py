@@ -98,6 +98,8 @@ class Costs:
                 seconds += 2e-4 * items + 1e-6 * events
             if block.famae is not None:
                 seconds += 2e-4 * events * block.famae.epochs
+            if block.graph is not None:
+                seconds += 5e-6 * (events + items) * block.graph.epochs * max(events / block.graph.batch_size, 1)
         return Estimate(seconds, BASE + 4e3 * items)
 
     @property

@@ -23,6 +23,7 @@ from genrec.embeddings.collaborative import ppmi, svd
 from genrec.embeddings.famae import famae
 from genrec.embeddings.fold_in import lsa_fold_in
 from genrec.embeddings.fuse import fuse
+from genrec.embeddings.graph import graph_vectors
 from genrec.embeddings.keywords import with_keywords
 from genrec.embeddings.linear import unit_rows
 from genrec.embeddings.neighbours import propagate
@@ -125,19 +126,22 @@ def embed(folder: Path, recipe: PipelineRecipe) -> None:
         made = fused(blocks, recipe.embeddings)
     made.save(folder / "embeddings", overwrite=True)
     if recipe.needs_text_vectors:
-        text = replace(recipe.embeddings[recipe.text_block], align=None, neighbours=0)  # content and nothing else
+        # content and nothing else
+        text = replace(recipe.embeddings[recipe.text_block], align=None, neighbours=0, graph=None)
         shaped(raw[recipe.text_block], text, cut.train(), recipe.seed).save(folder / "text_embeddings", overwrite=True)
     log.info("item vectors: %d x %d", *made.vectors.shape)
 
 
 def shaped(vectors: ItemEmbeddings, block: Block, train: Histories, seed: int) -> ItemEmbeddings:
-    """A block's vectors, aligned, propagated and scaled as the block says.
+    """A block's vectors, aligned, propagated, put through the graph and scaled as the block says.
 
     Rows of items that no training history has may be appended: those of the others stay what they are.
     """
     if block.align is not None:
         vectors = align(vectors, train, seeded(block.align, seed))
     vectors = propagate(vectors, train, block.neighbours)
+    if block.graph is not None:
+        vectors = graph_vectors(vectors, train, seeded(block.graph, seed))
     return replace(vectors, vectors=unit_rows(vectors.vectors)) if block.unit_rows else vectors
 
 

@@ -105,7 +105,8 @@ def _made(origin: Origin, recipe: PipelineRecipe, new: ItemCatalog, stored: Item
     if all(_of_events(block) for block in blocks):
         raise DataError("the run's vectors come from interactions alone, and new items have none", hint=_HINT)
     alone = len(blocks) == 1 and blocks[0].as_is
-    if alone and blocks[0].lsa is None and blocks[0].align is None:  # each item's vector is its own
+    learned = any(made is not None for made in (blocks[0].lsa, blocks[0].align, blocks[0].graph))
+    if alone and not learned:  # each item's vector is its own
         found = _of_new(blocks[0], origin, new, recipe.seed, stored.dim)
         return np.asarray(unit_rows(found) if blocks[0].unit_rows else found, dtype=np.float32)
     catalog, cut = ItemCatalog.load(origin.run / "catalog"), Split.load(origin.run / "split")

@@ -16,6 +16,7 @@ from genrec.data.synthetic import SyntheticSettings
 from genrec.embeddings.aligned import AlignSettings
 from genrec.embeddings.collaborative import PpmiSettings, SvdSettings
 from genrec.embeddings.famae import FamaeSettings
+from genrec.embeddings.graph import GraphSettings
 from genrec.embeddings.text import LsaSettings, SentenceSettings
 from genrec.errors import ConfigError
 from genrec.evaluation.settings import EvalSettings
@@ -97,8 +98,9 @@ class Block:
     few items differ in count as much as the first. keywords: a column of the catalog with a list of keywords; a vector
     of text moves halfway to the mean of those of its keywords (KHQE of OneSearch). Only for lsa and sentence. align:
     turn the vectors so that items of one history come together (DAS). Only for lsa, sentence and file. neighbours: mean
-    over so many steps to the items of the same users and back (MMGRec). In this order: keywords, align, neighbours,
-    unit_rows.
+    over so many steps to the items of the same users and back (MMGRec). graph: a network that learns from the vectors
+    and the graph of users and items who has what (the encoder of MMGRec); its output replaces the vectors. Only for
+    lsa, sentence and file. In this order: keywords, align, neighbours, graph, unit_rows.
     """
 
     lsa: LsaSettings | None = None
@@ -115,15 +117,17 @@ class Block:
     keywords: str | None = None
     align: AlignSettings | None = None
     neighbours: int = 0
+    graph: GraphSettings | None = None
 
     def __post_init__(self) -> None:
         _exactly_one(self, ("lsa", "sentence", "ppmi", "svd", "famae", "sasrec", "file"), "embeddings")
         if self.keywords is not None and not (self.lsa or self.sentence):
             raise ConfigError("keywords: expected an lsa or sentence block, whose model makes the vectors of keywords")
-        if self.align is not None and not (self.lsa or self.sentence or self.file):
-            raise ConfigError(
-                "align: expected an lsa, sentence or file block, whose vectors say nothing of behaviour yet"
-            )
+        for name in ("align", "graph"):
+            if getattr(self, name) is not None and not (self.lsa or self.sentence or self.file):
+                raise ConfigError(
+                    f"{name}: expected an lsa, sentence or file block, whose vectors say nothing of behaviour yet"
+                )
         if self.neighbours < 0:
             raise ConfigError(f"neighbours: expected 0 or more, got {self.neighbours}")
 
@@ -168,6 +172,7 @@ class PipelineRecipe:
         blocks = {"train": self.train, "sasrec": self.sasrec}
         blocks |= {f"embeddings.{n}": b.lsa or b.ppmi or b.svd or b.famae for n, b in enumerate(self.embeddings)}
         blocks |= {f"embeddings.{n}.align": b.align for n, b in enumerate(self.embeddings)}
+        blocks |= {f"embeddings.{n}.graph": b.graph for n, b in enumerate(self.embeddings)}
         if self.collaborative is not None:
             if self.collaborative.lsa or self.collaborative.sentence:
                 raise ConfigError("collaborative: expected ppmi, svd, famae, sasrec or file, got vectors of text")
@@ -213,7 +218,7 @@ def as_used(recipe: PipelineRecipe) -> PipelineRecipe:
     def own(block: Block) -> Block:
         made = {
             name: seeded(found, recipe.seed)
-            for name in ("lsa", "ppmi", "svd", "famae", "align")
+            for name in ("lsa", "ppmi", "svd", "famae", "align", "graph")
             if (found := getattr(block, name))
         }
         return dataclasses.replace(block, **made)

@@ -154,7 +154,7 @@ def stages(recipe: PipelineRecipe, folder: Path) -> list[Stage]:
             estimate=costs.report, about="tables, pictures, examples",
         ),
     ]  # fmt: skip
-    return found
+    return [replace(each, with_defaults=partial(_with_defaults, now=each.recipe, recipe=recipe)) for each in found]
 
 
 def stages_until(all_stages: Sequence[Stage], last: str | None) -> list[Stage]:
@@ -173,6 +173,18 @@ def stages_until(all_stages: Sequence[Stage], last: str | None) -> list[Stage]:
         wanted |= new
         todo += new
     return [stage for stage in all_stages if stage.name in wanted]
+
+
+def _with_defaults(older: dict[str, Any], now: dict[str, Any], recipe: PipelineRecipe) -> dict[str, Any]:
+    """``older``, a stage's part of a recipe, as this version reads it, with the keys that ``now`` has."""
+    rest = {name: value for name, value in recipes.to_json(recipe).items() if name not in now}
+    read = recipes.to_json(recipes.from_dict(PipelineRecipe, {**rest, **older}))
+
+    def cut(value: Any, like: Any) -> Any:
+        both = isinstance(value, dict) and isinstance(like, dict)
+        return {key: each for key, each in value.items() if key in like} if both else value
+
+    return {name: cut(read[name], now[name]) for name in now}
 
 
 class _Parts:

@@ -137,3 +137,14 @@ def coherence(codes: Codes, vectors: npt.ArrayLike, level: int, *, across_parent
         and not (across_parents and tuple(codes[i][:level]) == tuple(codes[j][:level]))
     ]
     return float(np.mean(cosines)) if cosines else float("nan")
+
+
+def history_overlap(codes: Codes, histories: Sequence[Sequence[int]], level: int) -> float:
+    """Mean share of the earlier events on other items that have the event's code at ``level`` (counted from 0)."""
+    shares = []
+    for history in histories:
+        for place, target in enumerate(history):
+            earlier = [item for item in history[:place] if item != target]
+            if earlier and codes[target][level] >= 0:
+                shares.append(sum(codes[item][level] == codes[target][level] for item in earlier) / len(earlier))
+    return float(np.mean(shares)) if shares else math.nan

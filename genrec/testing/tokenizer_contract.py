@@ -202,7 +202,7 @@ class TokenizerContract:
 
 def _arrays(source: TokenizerSource) -> list[npt.NDArray[Any]]:
     found: list[npt.NDArray[Any]] = [source.item_keys]
-    found += [table.vectors for table in (source.embeddings, source.collaborative) if table is not None]
+    found += [table.vectors[:] for table in (source.embeddings, source.collaborative) if table is not None]
     if source.train is not None:
         found += [source.train.offsets, source.train.items]
     return found

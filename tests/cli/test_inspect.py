@@ -118,7 +118,9 @@ def test_fitting_again_says_how_stable_and_how_new_items_fare(genrec: Call, fini
     assert len(found["adjusted_rand"]) == 2  # raw codes: a suffix numbers items anew
     assert min(found["adjusted_rand"]) < 0.999  # the run's own seed would give the same groups
     assert found["cold_occupied"][0] == 1 and found["cold_error_ratio"] > 0.5
+    assert found["append_moved"] == 0 and len(found["append_adjusted_rand"]) == 2
     out = genrec("inspect", finished, "--refit")[1]
+    assert line(out, "append_moved")[1] == "0"
     assert float(line(out, "cold_error_ratio")[1]) == pytest.approx(found["cold_error_ratio"], rel=0.01)
 
 
@@ -180,6 +182,7 @@ def report(**figures: object) -> IdentifierReport:
         ({"next_item_bits": 12.0}, {"next_item_bits": 12.0}, "next_item_bits"),
         ({"category_ami.2": [0.01]}, {}, "category_ami.2"),
         ({"cold_error_ratio": 1.4}, {}, "cold_error_ratio"),
+        ({"append_moved": 0.01}, {}, "append_moved"),
     ],
 )
 def test_remarks_name_what_is_in_the_danger_zone(

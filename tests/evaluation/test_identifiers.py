@@ -67,6 +67,7 @@ def test_every_figure_has_a_name_and_every_name_a_figure(reports):
         assert report.figures.keys() == found["codes"].figures.keys()
     apart = {"cold_occupied", "cold_new_identifier", "cold_warm_collision", "cold_collision", "cold_error"}
     apart |= {"cold_error_ratio", "adjusted_rand", "pairs_kept"}
+    apart |= {"append_moved", "append_adjusted_rand", "append_pairs_kept", "append_occupied"}
     seen = {key.partition("@")[0].partition(".")[0] for key in found["codes"].figures}
     assert METRICS.keys() - seen - {"held_out"} == apart
 

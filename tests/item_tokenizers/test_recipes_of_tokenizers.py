@@ -12,8 +12,9 @@ from genrec.item_tokenizers.base import ItemTokenizer
 from genrec.item_tokenizers.registry import (
     KINDS,
     build,
+    build_segmenter,
     build_slots,
-    gives_slots,
+    gives,
     load_tokenizer,
     settings_class,
     tokenizer_class,
@@ -57,7 +58,8 @@ def test_recipe_is_the_defaults_with_every_option_explained(path):
     resolved = recipes.load(path, settings)
     assert resolved.value == settings()
     assert resolved.given == {field.name for field in fields(settings)}
-    built = (build_slots if gives_slots(resolved.value.kind) else build)(resolved.value)
+    make = {"codes": build, "slots": build_slots, "tokens": build_segmenter}[gives(resolved.value.kind)]
+    built = make(resolved.value)
     assert isinstance(built, ItemTokenizer)
     assert built.settings == resolved.value
     for field in fields(settings):

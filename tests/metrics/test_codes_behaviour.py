@@ -6,7 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genrec.metrics.codes_behaviour import adjacent_pairs, pair_prefix_rate, predictability, random_prefix_rate
+from genrec.metrics.codes_behaviour import (
+    adjacent_pairs,
+    history_overlap,
+    pair_prefix_rate,
+    predictability,
+    random_prefix_rate,
+)
 from genrec.testing import code_oracles as slow
 
 quick = settings(max_examples=40, deadline=None)
@@ -41,6 +47,29 @@ def test_prefix_rates_equal_loops(case):
     for level in range(3):
         assert pair[level] == pytest.approx(slow.pair_rate(codes.tolist(), pairs, level + 1))
         assert random[level] == pytest.approx(slow.pair_rate(codes.tolist(), every, level + 1))
+
+
+@given(cases(), st.data())
+@quick
+def test_history_overlap_equals_a_loop(case, data):
+    codes = case[0]
+    histories = data.draw(st.lists(st.lists(st.integers(0, len(codes) - 1), max_size=7), max_size=5))
+    items = np.array([i for h in histories for i in h], dtype=np.int32)
+    found = history_overlap(codes, np.cumsum([0, *map(len, histories)]), items)
+    expected = [slow.history_overlap(codes.tolist(), histories, level) for level in range(3)]
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+def test_history_overlap_sees_codes_that_mean_the_same_below_every_prefix():
+    """Users keep to one meaning of the second code; renumbered below each parent, the same tree hides it."""
+    generator = np.random.default_rng(0)
+    codes = np.stack([np.arange(320) // 40, np.arange(320) % 8], axis=1)
+    items = np.concatenate([generator.integers(40, size=20) * 8 + generator.integers(8) for _ in range(200)])
+    offsets = np.arange(201) * 20
+    turned = np.stack([codes[:, 0], (codes[:, 1] + codes[:, 0]) % 8], axis=1)
+    assert history_overlap(codes, offsets, items)[1] == 1
+    assert history_overlap(turned, offsets, items)[1] < 0.2
+    assert history_overlap(codes, offsets, items)[0] == history_overlap(turned, offsets, items)[0]
 
 
 @given(cases(), st.sampled_from([0.1, 1.0, 4.0]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import re
 import shutil
 from dataclasses import replace
@@ -19,9 +21,10 @@ from genrec.data.splits import Split
 from genrec.data.synthetic import tiny
 from genrec.embeddings.aligned import AlignSettings
 from genrec.embeddings.base import ItemEmbeddings
-from genrec.embeddings.collaborative import PpmiSettings
+from genrec.embeddings.collaborative import PpmiSettings, SvdSettings
 from genrec.embeddings.famae import FamaeSettings
 from genrec.embeddings.fold_in import lsa_fold_in
+from genrec.embeddings.graph import GraphSettings
 from genrec.embeddings.text import LsaSettings, SentenceSettings
 from genrec.errors import ConfigError, DataError, MissingExtra, TrainingPaused
 from genrec.item_tokenizers.base import TokenizerSource
@@ -39,6 +42,7 @@ from genrec.training.settings import TrainSettings
 ROOT = Path(__file__).resolve().parents[2]
 PIPELINES = sorted((ROOT / "train" / "pipelines").glob("*.yaml"))
 
+SMALL_GRAPH = GraphSettings(dim=4, inner=8, epochs=2)
 RECIPE = PipelineRecipe(
     data=DataSettings(synthetic=tiny()),
     embeddings=(Block(lsa=LsaSettings(dim=8)),),
@@ -97,6 +101,36 @@ def test_what_a_change_touches(change: dict, affected: set[str]) -> None:
     after = {s.name: s.recipe for s in stages(replace(RECIPE, **change), Path("x"))}
     changed = {name for name in before if before[name] != after[name]}
     assert changed - {"report"} == affected  # the report names the whole recipe
+
+
+@pytest.mark.parametrize(
+    ("change", "status"),
+    [
+        (lambda part: part["embeddings"][0].pop("unit_rows"), "done"),  # at its default in the recipe
+        (lambda part: part["embeddings"][0]["lsa"].pop("dim"), "changed"),  # given
+        (lambda part: part["embeddings"][0].update(gone=1), "changed"),
+        (lambda part: part["embeddings"][0].update(unit_rows=True), "changed"),
+    ],
+)
+def test_an_option_that_an_older_version_did_not_know_changes_nothing_at_its_default(change, status, tmp_path) -> None:
+    """The ledger as that version wrote it: another recipe, and its key."""
+    chain = stages_until(stages(RECIPE, tmp_path), "embed")
+    ledger = runner.run(tmp_path, chain, lambda *_: None)
+    older = copy.deepcopy(chain[-1].recipe)
+    change(older)
+    done = {name: ledger[name]["outputs"] for name in chain[-1].needs}
+    ledger["embed"] |= {"recipe": older, "key": runner.key_of(replace(chain[-1], recipe=older), done)}
+    (tmp_path / "ledger.json").write_text(json.dumps(ledger))
+    assert [each.status for each in runner.plan(tmp_path, chain)] == ["done", "done", status]
+
+
+@pytest.mark.parametrize("path", PIPELINES, ids=lambda p: p.stem)
+def test_a_whole_block_that_an_older_version_did_not_know_is_at_its_default(path: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(path, [] if path.stem == "demo" else [f"data.reader.path={tmp_path}"]).value
+    for stage in stages(recipe, tmp_path):
+        assert stage.with_defaults(stage.recipe) == stage.recipe, stage.name
+        older = {name: value for name, value in stage.recipe.items() if name != "token_init"}
+        assert stage.with_defaults(older) == stage.recipe, stage.name
 
 
 def test_needs_name_earlier_stages(tmp_path: Path) -> None:
@@ -294,21 +328,36 @@ def test_a_new_item_has_no_neighbours_yet(prepared: Path) -> None:
     np.testing.assert_allclose(found.vectors[-1], own[5], atol=1e-4)
 
 
+def test_a_new_item_goes_through_the_graph_by_its_content(prepared: Path) -> None:
+    recipe = replace(RECIPE, embeddings=(Block(lsa=LsaSettings(dim=4), graph=SMALL_GRAPH),))
+    data_stages.embed(prepared, recipe)
+    stored, catalog = ItemEmbeddings.load(prepared / "embeddings"), ItemCatalog.load(prepared / "catalog")
+    assert stored.dim == SMALL_GRAPH.dim
+    train = Split.load(prepared / "split").train()
+    item = int(np.flatnonzero(np.bincount(train.items, minlength=len(catalog)) == 0)[0])  # nobody has it either
+    fields = {name: [values[item]] for name, values in catalog.fields.items()}
+    found = vectors_of_new(Origin.of(prepared, len(catalog)), recipe, catalog.append(["new"], fields), stored)
+    np.testing.assert_array_equal(found.vectors[:-1], stored.vectors)
+    np.testing.assert_allclose(found.vectors[-1], stored.vectors[item], atol=1e-4)
+
+
 def test_behaviour_shapes_the_vectors_of_text_but_not_of_the_content_baseline(prepared: Path) -> None:
     plain = replace(RECIPE, embeddings=(Block(lsa=LsaSettings(dim=4)),), baselines=("content_knn",))
     data_stages.embed(prepared, plain)
     before = ItemEmbeddings.load(prepared / "embeddings").vectors
     train = Split.load(prepared / "split").train()
-    for options in ({"align": AlignSettings(epochs=1)}, {"neighbours": 2}):
+    for options in ({"align": AlignSettings(epochs=1)}, {"neighbours": 2}, {"graph": SMALL_GRAPH}):
         data_stages.embed(prepared, replace(plain, embeddings=(replace(plain.embeddings[0], **options),)))
         assert (ItemEmbeddings.load(prepared / "text_embeddings").vectors == before).all()
         found = ItemEmbeddings.load(prepared / "embeddings").vectors
         assert (found != before).any(axis=1)[np.unique(train.items)].mean() > 0.9
-    for wrong in ({"align": AlignSettings(seed=3)}, {"neighbours": -1}):
+    for wrong in ({"align": AlignSettings(seed=3)}, {"neighbours": -1}, {"graph": GraphSettings(seed=3)}):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             replace(plain, embeddings=(replace(plain.embeddings[0], **wrong),))
     with pytest.raises(ConfigError, match="align: expected an lsa, sentence or file block"):
         Block(ppmi=PpmiSettings(), align=AlignSettings())
+    with pytest.raises(ConfigError, match="graph: expected an lsa, sentence or file block"):
+        Block(svd=SvdSettings(), graph=GraphSettings())
 
 
 def test_set_identifiers_are_refused_before_anything_runs() -> None:

@@ -1,0 +1,73 @@
+"""Fitting an item tokenizer on a table, and the collision policy over the raw codes of all items.
+
+Axes: N items, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from genrec.embeddings.base import ItemEmbeddings
+from genrec.embeddings.stream import StreamedEmbeddings, VectorTable
+from genrec.errors import ConfigError
+from genrec.item_tokenizers import registry
+from genrec.item_tokenizers.base import ItemTokenizer, TokenizerSource
+from genrec.item_tokenizers.codes import ItemCodes
+from genrec.item_tokenizers.collisions import CollisionPolicy, Resolution, resolve
+from genrec.item_tokenizers.streamed import TableQuantized
+from genrec.seeding import rng
+
+Keys = npt.NDArray[np.uint64]
+
+
+def fitted(
+    settings: Any, table: VectorTable, keys: Keys, catalog: str, *, seed: int, sample: int | None = None
+) -> ItemTokenizer:
+    """An item tokenizer fitted on the rows of a table, or on an even sample of them (internal).
+
+    Kinds that read rows piece by piece and draw their own sample (rqkmeans) never hold the table; the others load the
+    rows that they fit on.
+    """
+    registry.check_gives_codes(settings.kind)
+    tokenizer = registry.build(settings)
+    if not tokenizer.can_encode_new:
+        raise ConfigError(
+            f"an item tokenizer of kind {settings.kind!r} cannot encode items by themselves",
+            hint="take a kind whose codes follow from an item's vector, such as rqkmeans",
+        )
+    source = TokenizerSource(catalog, keys, StreamedEmbeddings(table, catalog))
+    if sample is not None and sample < len(table):
+        rows = np.sort(rng(seed, "encode", "sample").choice(len(table), size=sample, replace=False))
+        source = TokenizerSource(catalog, keys[rows], ItemEmbeddings(table[rows], catalog))
+    getattr(tokenizer, "learn", tokenizer.fit)(source, seed=seed)
+    return tokenizer
+
+
+def settle(
+    tokenizer: Any,
+    raw: ItemCodes,
+    keys: Keys,
+    table: VectorTable | None,
+    width: int,
+    *,
+    policy: CollisionPolicy,
+    limit: int,
+) -> Resolution:
+    """Apply a collision policy to the raw codes of all items (internal).
+
+    table: the item vectors, needed for ``reassign`` only. width: theirs. The codebooks come along as ``fit`` has them.
+    """
+    prices = None if table is None or not hasattr(tokenizer, "quantized") else TableQuantized.of(table, tokenizer)
+    resolution = resolve(policy, raw, keys, prices, limit=limit)
+    nothing = TokenizerSource.of_vectors(np.zeros((1, width), dtype=np.float32))
+    books = tokenizer.encode(nothing).codebooks
+    if not books and hasattr(tokenizer, "quantized"):
+        books = tokenizer.quantized(nothing).codebooks
+    shared = raw.shared_vocabulary and resolution.codes.n_levels == raw.n_levels
+    if books:
+        books = books[:1] if shared else books * (raw.n_levels // len(books))
+    return Resolution(replace(resolution.codes, shared_vocabulary=shared, codebooks=books), resolution.report)
