@@ -30,9 +30,9 @@ ARTIFACT = {"sasrec": "sasrec", "decoder": "bundle"}
 TRIALS: dict[str, list[list[str]]] = {  # changes to beauty.yaml
     "sasrec": [
         [],
-        ["sasrec.dropout=0.4"],
-        ["sasrec.label_smoothing=0.1"],
-        ["sasrec.learning_rate=1e-3"],
+        ["sasrec.label_smoothing=0"],
+        ["sasrec.label_smoothing=0", "sasrec.dropout=0.4"],
+        ["sasrec.label_smoothing=0", "sasrec.learning_rate=1e-3"],
     ],
     "decoder": [
         [],
