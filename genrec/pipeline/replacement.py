@@ -13,7 +13,7 @@ from genrec import artifacts, disk
 from genrec.errors import ArtifactError, ConfigError
 from genrec.pipeline import baseline_stages, model_stages
 from genrec.pipeline.recipe import PipelineRecipe
-from genrec.pipeline.runner import LEDGER, Stage, difference, key_of, read_ledger
+from genrec.pipeline.runner import LEDGER, Stage, difference, read_ledger, same_key
 
 FREE_SECONDS = 120.0
 """CPU seconds of a finished training that a run with other settings replaces without being allowed to."""
@@ -117,7 +117,7 @@ def replaced(folder: Path, recipe: PipelineRecipe, todo: Sequence[Stage]) -> lis
     for stage in todo:
         line, late = ledger.get(stage.name), [name for name in stage.needs if name not in done]
         # what is missing, with the key it had, is made again as it was
-        if line is not None and not late and (line["key"] == key_of(stage, done) or _moved(stage, line)):
+        if line is not None and not late and (same_key(stage, line, done) or _moved(stage, line)):
             done[stage.name] = line["outputs"]
             continue
         own = "not done here before" if line is None else "" if late else difference(stage, line, done)

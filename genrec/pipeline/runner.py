@@ -124,15 +124,20 @@ def _state(folder: Path, stage: Stage, ledger: dict[str, Any], done: dict[str, d
     digests = _digests(folder, stage.outputs)
     if line is None or digests is None:
         return "run", "not done yet" if line is None else "its output is missing or damaged"
-    if line["key"] != key_of(stage, done) and not _means_the_same(stage, line, done):
+    if not same_key(stage, line, done):
         return "changed", difference(stage, line, done)
     if line["outputs"] != digests:
         return "changed", "its output was replaced"
     return "done", "unchanged"
 
 
-def _means_the_same(stage: Stage, line: dict[str, Any], done: dict[str, dict[str, str]]) -> bool:
-    """Whether nothing but the recipe differs, and that only by options that an older version did not know."""
+def same_key(stage: Stage, line: dict[str, Any], done: dict[str, dict[str, str]]) -> bool:
+    """Whether what a ledger line was made from is what the stage would be made from now.
+
+    Also where the recipe of an older version lacks options that are new since then and stand at their defaults.
+    """
+    if line["key"] == key_of(stage, done):
+        return True
     older = line.get("recipe")
     if older is None or line["key"] != key_of(replace(stage, recipe=older), done):
         return False

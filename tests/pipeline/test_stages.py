@@ -35,6 +35,7 @@ from genrec.models.bundle import load_bundle
 from genrec.pipeline import baseline_stages, data_stages, model_stages, report_stage, runner
 from genrec.pipeline.new_vectors import Origin, vectors_of_new
 from genrec.pipeline.recipe import Block, DataSettings, PipelineRecipe, SplitSettings
+from genrec.pipeline.replacement import replaced
 from genrec.pipeline.stages import described, load_recipe, stages, stages_until
 from genrec.training.dataset import TrainingData
 from genrec.training.settings import TrainSettings
@@ -122,6 +123,21 @@ def test_an_option_that_an_older_version_did_not_know_changes_nothing_at_its_def
     ledger["embed"] |= {"recipe": older, "key": runner.key_of(replace(chain[-1], recipe=older), done)}
     (tmp_path / "ledger.json").write_text(json.dumps(ledger))
     assert [each.status for each in runner.plan(tmp_path, chain)] == ["done", "done", status]
+
+
+def test_a_training_behind_an_older_ledger_is_not_said_to_be_replaced(tmp_path: Path) -> None:
+    recipe = replace(RECIPE, baselines=())
+    chain = stages_until(stages(recipe, tmp_path), "train")
+    ledger = runner.run(tmp_path, chain, lambda *_: None)
+    embed = next(stage for stage in chain if stage.name == "embed")
+    done = {name: ledger[name]["outputs"] for name in embed.needs}
+    for unit_rows, expected in ((None, 0), (True, 1)):
+        older = copy.deepcopy(embed.recipe)
+        older["embeddings"][0] = {k: v for k, v in older["embeddings"][0].items() if k != "unit_rows"}
+        older["embeddings"][0] |= {} if unit_rows is None else {"unit_rows": unit_rows}
+        ledger["embed"] |= {"recipe": older, "key": runner.key_of(replace(embed, recipe=older), done)}
+        (tmp_path / "ledger.json").write_text(json.dumps(ledger))
+        assert len(replaced(tmp_path, recipe, chain)) == expected
 
 
 @pytest.mark.parametrize("path", PIPELINES, ids=lambda p: p.stem)
