@@ -68,3 +68,18 @@ def test_a_training_without_a_recorded_precision_says_so(shop, tmp_path):
 def test_without_data_the_option_is_named(bench):
     with pytest.raises(SystemExit, match="--data FOLDER or set GENREC_DATA"):
         bench.real_data.bring_up_to_date(None, "beauty.yaml", "amazon-beauty-2014", "x")
+
+
+def test_the_table_has_every_model_and_the_paired_tests_of_every_run(shop, monkeypatch):
+    monkeypatch.setattr(shop.quality, "SEEDS", (0, 1))
+    found = shop.quality.ndcg_ratio_to_sasrec(options(shop))
+    table = found.spread["table"]
+    assert set(table) == {"decoder", "sasrec", "item_knn"}
+    reports = [read(shop.root / f"runs/quality/beauty-neutral-decoder-{s}/eval/decoder/report.json") for s in (0, 1)]
+    values = [report["intervals"]["ndcg@10"]["mean"] for report in reports]
+    assert table["decoder"]["ndcg@10"]["mean"] == pytest.approx(sum(values) / 2)
+    assert found.value == pytest.approx(table["decoder"]["ndcg@10"]["mean"] / table["sasrec"]["ndcg@10"]["mean"])
+    pairs = found.spread["decoder against sasrec"]
+    assert [pair["run"] for pair in pairs] == ["beauty-neutral-decoder-0", "beauty-neutral-decoder-1"]
+    assert pairs[0]["ndcg@10"]["mean_a"] == pytest.approx(values[0])
+    json.dumps(found.spread)
