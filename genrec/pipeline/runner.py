@@ -43,7 +43,8 @@ class Stage:
 
     ``recipe`` (JSON-able) is all that decides the result besides ``needs``; bump ``version`` when the code
     changes what it writes. ``inputs`` are digests of what comes from outside the run folder (data files).
-    ``with_defaults`` says what a recipe of an older version means: options that are new since then at their defaults.
+    ``with_defaults`` fills a recipe in, so that one of an older version can be compared: options that it lacks stand at
+    their defaults.
     ``check()`` raises what the stage would fail with for want of a package or a file: it is called before any
     stage runs, unless this one is done.
     """
@@ -142,7 +143,7 @@ def same_key(stage: Stage, line: dict[str, Any], done: dict[str, dict[str, str]]
     if older is None or line["key"] != key_of(replace(stage, recipe=older), done):
         return False
     try:
-        return stage.with_defaults(older) == stage.recipe
+        return stage.with_defaults(older) == stage.with_defaults(stage.recipe)
     except ConfigError:  # it has options that are no more
         return False
 

@@ -176,15 +176,21 @@ def stages_until(all_stages: Sequence[Stage], last: str | None) -> list[Stage]:
 
 
 def _with_defaults(older: dict[str, Any], now: dict[str, Any], recipe: PipelineRecipe) -> dict[str, Any]:
-    """``older``, a stage's part of a recipe, as this version reads it, with the keys that ``now`` has."""
+    """``older``, a stage's part of a recipe, as this version reads it, with the keys that ``now`` has.
+
+    The options of the item tokenizer, which a recipe holds as they were given, are all filled in.
+    """
     rest = {name: value for name, value in recipes.to_json(recipe).items() if name not in now}
     read = recipes.to_json(recipes.from_dict(PipelineRecipe, {**rest, **older}))
+    kind = read["tokenizer"]["kind"]
+    read["tokenizer"] = recipes.to_json(recipes.validate(read["tokenizer"], registry.settings_class(kind)))
 
-    def cut(value: Any, like: Any) -> Any:
-        both = isinstance(value, dict) and isinstance(like, dict)
+    def cut(name: str) -> Any:
+        value, like = read[name], now[name]
+        both = isinstance(value, dict) and isinstance(like, dict) and name != "tokenizer"
         return {key: each for key, each in value.items() if key in like} if both else value
 
-    return {name: cut(read[name], now[name]) for name in now}
+    return {name: cut(name) for name in now}
 
 
 class _Parts:
