@@ -2,6 +2,7 @@
 
     python benchmarks/trials.py --data DATA                  # all; those that are finished are only read
     python benchmarks/trials.py --data DATA --model decoder
+    python benchmarks/trials.py --data DATA --read           # run nothing: read the trials that are in runs/
 
 Permutation 0 of the ties, seed 0. Every trial may spend 60 CPU-minutes of training. It is judged by NDCG@10 on
 the validation targets of all users, seen items excluded; test targets are not looked at. The log is
@@ -18,6 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import real_data
 from real_data import bring_up_to_date, read_json, training
 from run import RESULTS, git_state, machine
 
@@ -68,17 +70,38 @@ def scores(run: Path, model: str) -> dict[str, float]:
     return dict(found["scores"])
 
 
-def trial(data: Path, model: str, number: int) -> dict[str, Any]:
-    """One trial, as a row of the log."""
+def trial(data: Path, model: str, number: int, *, read: bool = False) -> dict[str, Any]:
+    """One trial, as a row of the log; ``read``: of a run that is there already."""
     changes = TRIALS[model][number]
     stage = STAGE[model]
     # the pipeline as it is: the run that the quality suite tests
     name = f"trials/{model}-{number}" if changes else "quality/beauty-neutral-decoder-0"
-    run = bring_up_to_date(
-        data, "beauty.yaml", "amazon-beauty-2014", name, "seed=0", "split.ties=neutral", *changes, until=stage
-    )
+    settings = ("seed=0", "split.ties=neutral", *changes)
+    if read:
+        run = real_data.RUNS / name
+        check_recipe(run, model, settings)
+    else:
+        run = bring_up_to_date(data, "beauty.yaml", "amazon-beauty-2014", name, *settings, until=stage)
     row = {"model": model, "trial": number, "settings": changes, **scores(run, model), **training(run, stage)}
     return {**row, "machine": machine(), "git": git_state()}
+
+
+def check_recipe(run: Path, model: str, settings: tuple[str, ...]) -> None:
+    """End with a message unless the run was made with the settings of the trial."""
+    from genrec import recipes
+    from genrec.item_tokenizers.registry import settings_class
+    from genrec.pipeline.recipe import PipelineRecipe
+    from genrec.pipeline.stages import load_recipe
+
+    wanted = load_recipe(real_data.ROOT / "train" / "pipelines" / "beauty.yaml", settings).value
+    kept = recipes.from_dict(PipelineRecipe, read_json(run, "recipe.json"))
+    parts = ("seed", "split", *(("sasrec",) if model == "sasrec" else ("embeddings", "tokenizer", "model", "train")))
+    for name in parts:
+        both = [getattr(recipe, name) for recipe in (wanted, kept)]
+        if name == "tokenizer":
+            both = [recipes.validate(each, settings_class(each["kind"])) for each in both]
+        if both[0] != both[1]:
+            sys.exit(f"{run} was made with other settings ({name}): leave out --read")
 
 
 def choose(rows: list[dict[str, Any]]) -> None:
@@ -96,11 +119,12 @@ def main() -> None:
     """Run the trials and write the log."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=os.environ.get("GENREC_DATA"), help="folder of the real data")
+    parser.add_argument("--read", action="store_true", help="run nothing: read the trials that are in runs/")
     parser.add_argument("--model", choices=sorted(TRIALS), help="only this model")
     args = parser.parse_args()
     models = [args.model] if args.model else sorted(TRIALS)
     file = RESULTS / "trials.json"
-    rows = [trial(args.data, model, number) for model in models for number in range(len(TRIALS[model]))]
+    rows = [trial(args.data, model, number, read=args.read) for model in models for number in range(len(TRIALS[model]))]
     log = read_json(file) if file.exists() else {"trials": []}
     rows += [row for row in log["trials"] if row["model"] not in models]
     choose(rows)

@@ -39,6 +39,15 @@ def test_the_log_says_what_was_trained_and_a_second_call_only_reads(trials, monk
     assert log_of(trials, monkeypatch) == first and len(trials.judged) == 3
 
 
+def test_trials_that_are_there_can_be_read_without_running_anything(trials, monkeypatch):
+    first = log_of(trials, monkeypatch)
+    runs = len(trials.calls)
+    assert log_of(trials, monkeypatch, "--read") == first and len(trials.calls) == runs
+    trials.trials.TRIALS["sasrec"][1] = ["sasrec.epochs=3"]
+    with pytest.raises(SystemExit, match=r"sasrec-1 was made with other settings \(sasrec\)"):
+        log_of(trials, monkeypatch, "--read")
+
+
 def test_another_training_rule_or_split_is_judged_again(trials, monkeypatch):
     before = log_of(trials, monkeypatch, "--model", "sasrec")["trials"]
     trials.trials.TRIALS["sasrec"][1] = ["sasrec.epochs=3", "sasrec.learning_rate=0.1"]
