@@ -56,7 +56,7 @@ def pieces(
         None, "--split", metavar="DIR", help="Split artifact: how often items are used [default: the one beside]."
     ),
     equal: bool = typer.Option(False, "--equal", help="sentencepiece: every item counts once; needs no split."),
-    seed: int = typer.Option(0, "--seed", help="Of the hash of tables that are too large."),
+    seed: int | None = typer.Option(None, "--seed", help="Of the hash of tables that are too large [default: 0]."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace an earlier export in --out."),
 ) -> None:
     """Write, for every item, the rows of an embedding table whose sum is the item's vector in a ranking model.
@@ -74,7 +74,8 @@ def pieces(
 
     given = {"n": n, "max_rows": max_rows, "model": model, "n_longer": n_longer, "max_length": max_length}
     settings = None if like is not None else _settings(kind, given)
-    if like is not None and (kind is not None or equal or any(value is not None for value in given.values())):
+    idle = kind is not None or equal or seed is not None or any(value is not None for value in given.values())
+    if like is not None and idle:
         raise ConfigError("--like: the earlier export has the settings", hint="leave --kind and its options out")
     folder, codes = _codes(path)
     items = _catalog(catalog, folder, codes)
@@ -87,7 +88,7 @@ def pieces(
                 "sentencepiece learns from how often items are used in training: no split beside the codes",
                 hint="give --split DIR, or --equal to count every item once",
             )
-        made: Pieces = learn_pieces(codes, settings, counts=counts, seed=seed)
+        made: Pieces = learn_pieces(codes, settings, counts=counts, seed=seed or 0)
     else:
         assert like is not None
         made = load_pieces(like)

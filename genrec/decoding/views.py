@@ -51,7 +51,8 @@ def fuse_views(items_VUP: npt.ArrayLike, top_k: int) -> FusedLists:
     rank = _within(table[:, 0] * max(n_views, 1) + table[:, 1])
     pair, of_pair = np.unique(table[:, [0, 2]], axis=0, return_inverse=True)
     of_pair = of_pair.ravel()
-    total = np.bincount(of_pair, weights=1 / np.log2(rank + 2), minlength=len(pair))
+    by_rank = np.argsort(rank, kind="stable")  # one order of additions, so that equal scores are equal to the last bit
+    total = np.bincount(of_pair[by_rank], weights=1 / np.log2(rank[by_rank] + 2), minlength=len(pair))
     best = np.full(len(pair), n_places * max(n_views, 1))
     np.minimum.at(best, of_pair, rank * n_views + table[:, 1])
     order = np.lexsort((best, -total, pair[:, 0]))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -98,9 +98,16 @@ def align(vectors: ItemEmbeddings, train: Histories, settings: AlignSettings) ->
     length. Items without events, and further rows behind them, change nothing for the others.
     """
     terms = terms_of(vectors, train, settings)
+    asked = any(len(term.pairs) >= 2 and term.name != "co_occurrence" for term in terms)
+    partners = _Partners.of(vectors.vectors, train, settings) if asked else None
+    terms = [_with_partners(term, partners) for term in terms]
+    for term in terms:
+        if len(term.pairs) < 2:
+            _log.warning("align: the term %s has fewer than two pairs and is left out", term.name)
+    terms = [term for term in terms if len(term.pairs) >= 2]
     if settings.epochs == 0 or not terms:
         return vectors
-    turn = _fit(vectors.vectors, terms, _Partners.of(vectors.vectors, train, settings), settings)
+    turn = _fit(vectors.vectors, terms, partners, settings)
     made = vectors.vectors.astype(np.float64) @ turn
     taught = np.unique(np.concatenate([_items(term) for term in terms]))
     before = float((vectors.vectors[taught].astype(np.float64) ** 2).sum())
@@ -110,7 +117,7 @@ def align(vectors: ItemEmbeddings, train: Histories, settings: AlignSettings) ->
 
 
 def terms_of(vectors: ItemEmbeddings, train: Histories, settings: AlignSettings) -> list[Term]:
-    """The terms with a weight and at least two pairs (internal)."""
+    """The terms with a weight (internal)."""
     known, n, found = vectors.known, vectors.n_items, []
     if settings.co_occurrence:
         pairs = pairs_of(train, known, settings.window)
@@ -123,7 +130,21 @@ def terms_of(vectors: ItemEmbeddings, train: Histories, settings: AlignSettings)
     if settings.user_item:
         pairs, width = clicks_of(train, known), max(len(train), 1)
         found.append(Term("user_item", settings.user_item, pairs, np.unique(pairs[:, 0] * width + pairs[:, 1]), width))
-    return [term for term in found if len(term.pairs) >= 2]
+    return found
+
+
+def _with_partners(term: Term, partners: _Partners | None) -> Term:
+    """The term without the pairs whose second end is a row of zeros: nothing can come near that."""
+    if partners is None or term.name == "co_occurrence" or not len(term.pairs):
+        return term
+    there = np.concatenate([partners.at(term, part).any(axis=1) for part in np.array_split(term.pairs, 64)])
+    if not there.all():
+        _log.warning(
+            "align: %s: %.1f %% of the pairs are left out, since nothing collaborative is known of their items",
+            term.name,
+            100 * (1 - there.mean()),
+        )
+    return replace(term, pairs=term.pairs[there])
 
 
 def pairs_of(train: Histories, known: npt.NDArray[np.bool_], window: int) -> Int64:

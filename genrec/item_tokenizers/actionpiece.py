@@ -87,12 +87,12 @@ class ActionPiece:
     the counts, so it learns other merges, some twice: numbers published with it are not those of this vocabulary.
     A rule is merged inside all items before it is merged between them, as its weights and the deterministic
     segmentation have it; the published code goes item by item. Every value of every feature has a token, whether or
-    not it occurs, so new items can be segmented. Padding has no number here: 40,000 tokens without it.
+    not it occurs. Padding has no number here: 40,000 tokens without it. Only items of the fit can be segmented so far.
     """
 
     Settings: ClassVar[type[Any]] = ActionPieceSettings
     gives: ClassVar[Literal["tokens"]] = "tokens"
-    can_encode_new: ClassVar[bool] = True
+    can_encode_new: ClassVar[bool] = False
 
     def __init__(self, settings: ActionPieceSettings | None = None) -> None:
         self.settings = settings or ActionPieceSettings()

@@ -71,12 +71,13 @@ class PieceFeatures:
     """Rows of an embedding table for every item: item n has ``rows[offsets[n]:offsets[n + 1]]`` (experimental).
 
     offsets: int64 ``[N + 1]``. rows: int32 ``[P]``, 0 .. n_rows - 1. n_rows: rows of the whole table. ``rows`` and
-    ``offsets[:-1]`` are the two inputs of ``torch.nn.EmbeddingBag``.
+    ``offsets[:-1]`` are the two inputs of ``torch.nn.EmbeddingBag``. catalog: fingerprint, "" where it is not known.
     """
 
     offsets: npt.NDArray[np.int64]
     rows: npt.NDArray[np.int32]
     n_rows: int
+    catalog: str = ""
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -178,7 +179,7 @@ class SpanPieces:
             rows_NT[:, at] = self._index(codes, table) + table.offset
         offsets = np.zeros(len(codes) + 1, dtype=np.int64)
         np.cumsum(has_NT.sum(axis=1), out=offsets[1:])
-        return PieceFeatures(offsets, rows_NT[has_NT], self.n_rows)
+        return PieceFeatures(offsets, rows_NT[has_NT], self.n_rows, codes.catalog)
 
     def details(self, codes: ItemCodes, features: PieceFeatures) -> dict[str, Any]:
         """For each table how many different groups these items have, and how many of them share a row (internal)."""

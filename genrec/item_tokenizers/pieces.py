@@ -21,7 +21,7 @@ from genrec import artifacts
 from genrec.data.catalog import ItemCatalog
 from genrec.data.histories import Histories
 from genrec.errors import ConfigError, DataError
-from genrec.item_tokenizers.codes import ItemCodes
+from genrec.item_tokenizers.codes import ItemCodes, check_catalog
 from genrec.item_tokenizers.piece_tables import (
     LearnedOn,
     NgramSettings,
@@ -133,6 +133,8 @@ def save_pieces(
     if (features is None) != (items is None) or (features and items and len(features) != len(items)):
         got = [None if given is None else len(given) for given in (items, features)]
         raise DataError(f"items: expected one for each row of features, got {got[0]} for {got[1]}")
+    if features is not None and items is not None and features.catalog:
+        check_catalog("rows of pieces", features.catalog, items.fingerprint)
     tables = [asdict(table) for table in pieces.tables]
     about = {"n_rows": pieces.n_rows, "tables": tables, "settings": asdict(pieces.settings)}
     with artifacts.write(

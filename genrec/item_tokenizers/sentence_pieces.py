@@ -99,7 +99,7 @@ class SentencePieces:
         np.cumsum(np.fromiter(map(len, found), np.int64, len(codes)), out=offsets[1:])
         ids = np.fromiter(chain.from_iterable(found), np.int32, int(offsets[-1]))
         assert len(ids) == 0 or ids.min() > 0, "a symbol is unknown to the pieces"
-        return PieceFeatures(offsets, ids - 1, self.n_rows)
+        return PieceFeatures(offsets, ids - 1, self.n_rows, codes.catalog)
 
     def decode(self, features: PieceFeatures) -> npt.NDArray[np.int32]:
         """The codes that the pieces stand for, int32 ``[N, L]``, -1 beyond the length of short identifiers."""

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from genrec.data.catalog import ItemCatalog
 from genrec.errors import DataError, FingerprintMismatch
 from genrec.item_tokenizers.base import SlotTokenizer, TokenizerSource
+from genrec.item_tokenizers.quantizers.kmeans import first_equal
 from genrec.item_tokenizers.slots import ItemSlots
 
 Ints = npt.NDArray[np.int64]
@@ -182,12 +183,14 @@ def _in_conflict(group: npt.NDArray[np.int32], retired_N: Flags, unique: bool) -
 def _other_codes(both: ItemSlots, n: int, rows: Ints, ids: list[str]) -> ItemSlots:
     """The new items' slots with the nearest free set at ``rows`` (of the new items)."""
     assert both.codes is not None
-    codes_Mn = both.codes[n:].astype(np.int64)
+    published_Nn = both.first_codes(both.codes[:n]).astype(np.int64)
+    codes_Mn = both.first_codes(both.codes[n:]).astype(np.int64)
+    asked_Mn = both.codes[n:].astype(np.int64)
     weight = np.cumprod(np.array([1, *both.slot_sizes[:-1]], dtype=np.uint64), dtype=np.uint64)
     # the number of a set; where they do not fit into 64 bits two may be equal: then a free set is passed over
     kept_M = np.ones(len(codes_Mn), dtype=bool)
     kept_M[rows] = False
-    taken = np.unique(np.concatenate([both.codes[:n].astype(np.int64), codes_Mn[kept_M]]).astype(np.uint64) @ weight)
+    taken = np.unique(np.concatenate([published_Nn, codes_Mn[kept_M]]).astype(np.uint64) @ weight)
     given = np.zeros(0, dtype=np.uint64)
     _, first, kind = np.unique(codes_Mn[rows], axis=0, return_index=True, return_inverse=True)
     for group in np.argsort(first).tolist():  # sets in the order in which they are first asked for
@@ -205,8 +208,9 @@ def _other_codes(both: ItemSlots, n: int, rows: Ints, ids: list[str]) -> ItemSlo
             )
         free = free[: len(members)]
         codes_Mn[members, slot_C[free]] = code_C[free]
+        asked_Mn[members] = codes_Mn[members]
         given = np.concatenate([given, number_C[free]])
-    return ItemSlots.of_codes(codes_Mn, both.codebooks, both.names, both.catalog)
+    return ItemSlots.of_codes(asked_Mn, both.codebooks, both.names, both.catalog)
 
 
 def _alternatives(slots: ItemSlots, codes_n: Ints) -> tuple[Ints, Ints]:
@@ -214,7 +218,8 @@ def _alternatives(slots: ItemSlots, codes_n: Ints) -> tuple[Ints, Ints]:
     slot, code, cost = [], [], []
     for at, book in enumerate(slots.codebooks):
         own = book[codes_n[at]].astype(np.float64)
-        others = np.flatnonzero(book.any(axis=1) & own.any() & (np.arange(len(book)) != codes_n[at]))
+        first = first_equal(book) == np.arange(len(book))
+        others = np.flatnonzero(book.any(axis=1) & own.any() & first & (np.arange(len(book)) != codes_n[at]))
         slot.append(np.full(len(others), at))
         code.append(others)
         cost.append(((book[others] - own) ** 2).sum(axis=1))

@@ -172,12 +172,17 @@ class ItemSlots:
     def collision_ids(self) -> npt.NDArray[np.int32]:
         """Dense number of every item's set, int32 ``[N]``: equal exactly where all slots are equal.
 
-        Discrete identifiers are equal where their codes are, others where their vectors are, to the last bit.
+        Discrete identifiers are equal where their codewords are, others where their vectors are, to the last bit.
         """
         if self.codes is not None:
-            return row_numbers(self.codes)
+            return row_numbers(self.first_codes(self.codes))
         first = _first_equal_item(self.vectors.reshape(len(self), self.n_slots * self.dim))
         return np.unique(first, return_inverse=True)[1].astype(np.int32)
+
+    def first_codes(self, codes_Nn: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The same sets with the first of equal codewords in place of each code: what a model can tell apart."""
+        columns = [first_equal(book)[codes_Nn[:, at]] for at, book in enumerate(self.codebooks)]
+        return np.stack(columns, axis=1).astype(codes_Nn.dtype)
 
     def collisions(self) -> list[npt.NDArray[np.int32]]:
         """Groups of two or more items that share one set: int32 item numbers, each ascending.

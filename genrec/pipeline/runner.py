@@ -152,6 +152,9 @@ def difference(stage: Stage, line: dict[str, Any], done: dict[str, dict[str, str
     """Why the key is another one: the settings that differ, else the input."""
     old, new = _leaves(line.get("recipe", {})), _leaves(stage.recipe)
     names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+    with contextlib.suppress(ConfigError):  # options that it lacks and that stand at their defaults are no difference
+        before, after = (_leaves(stage.with_defaults(part)) for part in (line.get("recipe", {}), stage.recipe))
+        names = [name for name in names if before.get(name) != after.get(name)] if "recipe" in line else names
     if names and "recipe" in line:  # ledgers of older versions have none
         first = names[0]
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""

@@ -50,3 +50,16 @@ def test_what_makes_no_sense_is_refused():
         fuse_views([[1, 2]], 2)
     with pytest.raises(DataError, match="top_k"):
         fuse_views([[[1, 2]]], 0)
+
+
+def test_equal_sums_are_ties_whatever_the_order_of_the_views():
+    """The same three ranks in another order: the item with the earlier best rank first, not the one rounded up."""
+    found = []
+    for order in ((7, 0, 6), (6, 7, 0)):
+        items = np.full((3, 1, 9), -1)
+        for view, rank in enumerate(order):
+            items[view, 0, :rank] = 100 + np.arange(rank)  # fillers
+            items[view, 0, rank] = 1
+        found.append(fuse_views(items, 50))
+    scores = [float(each.scores[0][each.items[0] == 1][0]) for each in found]
+    assert scores[0] == scores[1]

@@ -352,7 +352,11 @@ def test_new_items_do_not_change_what_was_learned(chosen, ragged):
 
 @pytest.mark.parametrize("chosen", ALL)
 def test_an_artifact_gives_the_same_rows(chosen, tmp_path):
-    codes, items = random_codes(50), catalog(50)
+    items = catalog(50)
+    with pytest.raises(FingerprintMismatch, match="rows of pieces"):
+        save_pieces(tmp_path / "x", learn_pieces(random_codes(50), chosen), items=items,
+                    features=learn_pieces(random_codes(50), chosen).encode(random_codes(50)))  # fmt: skip
+    codes = replace(random_codes(50), catalog=items.fingerprint)
     pieces = learn_pieces(codes, chosen, seed=4)
     found = pieces.encode(codes)
     for name in ("a", "b"):

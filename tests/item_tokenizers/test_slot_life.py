@@ -14,7 +14,7 @@ from genrec.embeddings.base import ItemEmbeddings
 from genrec.errors import DataError, FingerprintMismatch
 from genrec.item_tokenizers.base import TokenizerSource
 from genrec.item_tokenizers.sets import SetRec, SetRecSettings
-from genrec.item_tokenizers.slot_life import append_slots, moved_sets, retire_slots, slot_drift
+from genrec.item_tokenizers.slot_life import _alternatives, append_slots, moved_sets, retire_slots, slot_drift
 from genrec.item_tokenizers.slots import ItemSlots
 
 NAMES = ("collaborative", "semantic 1")
@@ -195,3 +195,13 @@ def test_what_does_not_fit_is_refused():
         retire_slots(published, gone, ["i0", "i1"])
     with pytest.raises(DataError):
         retire_slots(published, catalog, ["nobody"])
+
+
+def test_equal_codewords_are_one_set():
+    """A codebook with a repeated codeword: codes differ, vectors do not, so the retired set is not given again."""
+    book = np.array([[1, 0], [1, 0], [0, 1]], dtype=np.float32)
+    slots = ItemSlots.of_codes(np.array([[0, 0], [1, 0], [2, 2]]), (book, book), ("a", "b"), "c")
+    ids = slots.collision_ids()
+    assert ids[0] == ids[1] != ids[2]
+    slot, code = _alternatives(slots, np.array([0, 0]))
+    assert all((book[k] != book[0]).any() for k in code.tolist()) and len(slot) == 2
