@@ -25,6 +25,7 @@ ORDERED: dict[str, Callable[[Any, Any], Any]] = {
     ">": operator.gt,
 }
 OPERATORS = ("=", "!=", *ORDERED, "in", "has")
+_REST = re.compile(r"\s*(<=|>=|!=|=|<|>|in\b|has\b)\s*(.*?)\s*$")
 _TEXT = re.compile(r"\s*([^<>=!]+?)\s*(<=|>=|!=|=|<|>|\bin\b|\bhas\b)\s*(.*?)\s*$")
 
 
@@ -46,8 +47,7 @@ class Condition:
             raise ConfigError(f"operator: expected one of {', '.join(OPERATORS)}, got {self.operator!r}")
         if self.operator == "in" and not isinstance(self.value, list | tuple | set):
             raise ConfigError(f"{self.field} in: expected a list of values, got {self.value!r}")
-        number = isinstance(self.value, int | float) and not isinstance(self.value, bool)
-        if self.operator in ORDERED and not number:
+        if self.operator in ORDERED and not _is_number(self.value):
             raise ConfigError(f"{self.field} {self.operator}: expected a number, got {self.value!r}")
 
     @classmethod
@@ -59,7 +59,10 @@ class Condition:
                 f"expected FIELD OPERATOR VALUE, got {text!r}",
                 hint=f"for example 'price < 20'; operators: {', '.join(OPERATORS)}",
             )
-        field, how, value = found.groups()
+        return cls._read(*found.groups())
+
+    @classmethod
+    def _read(cls, field: str, how: str, value: str) -> Condition:
         if how == "in":
             return cls(field, how, [part.strip() for part in value.split(",")])
         return cls(field, how, _number(value) if how in ORDERED else value)
@@ -77,7 +80,7 @@ class Attributes:
 
         Raises ConfigError for a field that the catalog lacks, or a condition that does not suit its type.
         """
-        wanted = Condition.parse(condition) if isinstance(condition, str) else condition
+        wanted = self._parsed(condition) if isinstance(condition, str) else condition
         column = self._column(wanted.field)
         kind, how = column["kind"], wanted.operator
         if (how == "has") != (kind == "list") or (how in ORDERED and kind != "number"):
@@ -87,10 +90,22 @@ class Attributes:
             )
         if how in ORDERED:
             with np.errstate(invalid="ignore"):
-                return np.asarray(ORDERED[how](column["values"], wanted.value), dtype=np.bool_)
-        values = wanted.value if how == "in" else [wanted.value]
+                met = np.asarray(ORDERED[how](column["values"], wanted.value), dtype=np.bool_)
+            return np.asarray(met & ~column["missing"], dtype=np.bool_)
+        values = list(wanted.value) if how == "in" else [wanted.value]
+        for value in values:
+            if not _suits(value, kind):
+                raise ConfigError(f"{wanted.field} {how}: expected a {kind}, got {value!r}")
         met = self._equal(column, values)
         return ~met & ~column["missing"] if how == "!=" else met
+
+    def _parsed(self, text: str) -> Condition:
+        """A condition whose field is one of the catalog's, which may have an operator's word in its name."""
+        for name in sorted(self._catalog.fields, key=len, reverse=True):
+            rest = _REST.match(text.strip()[len(name) :]) if text.strip().startswith(name) else None
+            if rest is not None:
+                return Condition._read(name, *rest.groups())
+        return Condition.parse(text)
 
     def _equal(self, column: dict[str, Any], values: Any) -> Mask:
         """Items of which one value is among ``values``; columns hold codes of distinct values."""
@@ -127,7 +142,8 @@ def _read(name: str, values: list[Any]) -> dict[str, Any]:
     )
     found = {"kind": kind, "code": distinct, "values": coded, "rows": rows, "missing": coded < 0}
     if kind == "number":
-        numbers = np.array([np.nan if each is None else each for each in values], dtype=np.float64)
+        whole = all(each is None or isinstance(each, int) for each in values)  # exact beyond 2 ** 53
+        numbers = np.array([0 if each is None else each for each in values], dtype=np.int64 if whole else np.float64)
         found |= {"values": numbers, "coded": coded}
     return found
 
@@ -135,14 +151,31 @@ def _read(name: str, values: list[Any]) -> dict[str, Any]:
 def _key(value: Any, kind: str) -> Any:
     """What two equal values share, whatever they were written as."""
     if kind == "number":
-        return _number(value) if isinstance(value, str) else float(value)
+        found = _number(value) if isinstance(value, str) else value
+        return int(found) if isinstance(found, float) and found.is_integer() else found
     if kind == "bool" and isinstance(value, str):
         return {"true": True, "false": False}.get(value.lower(), value)
     return value
 
 
+def _is_number(value: Any) -> bool:
+    """A number that can be compared: no bool, not nan."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == value
+
+
+def _suits(value: Any, kind: str) -> bool:
+    """Whether a value can be one of a column's of this kind."""
+    if kind == "number":
+        return _is_number(_number(value) if isinstance(value, str) else value)
+    if kind == "bool":
+        return isinstance(value, bool) or (isinstance(value, str) and value.lower() in ("true", "false"))
+    return kind == "empty" or isinstance(value, str)
+
+
 def _number(text: str) -> Any:
-    try:
-        return float(text)
-    except ValueError:
-        return text
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

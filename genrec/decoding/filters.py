@@ -103,7 +103,7 @@ class RankFilter:
     """An :class:`ItemFilter` over the ranks of one index: "how many allowed items below this node?" in O(1).
 
     words: uint64 ``[ceil(R / 64)]``, a bit per rank. before: int64 ``[words + 1]``, allowed ranks before each word.
-    12 bytes per 64 items. Internal.
+    16 bytes per 64 items. Internal.
     """
 
     words: Words

@@ -75,6 +75,8 @@ class DiskVectors:
             start, stop, step = rows.indices(len(self))
             assert step == 1
             return self._checked(start, max(stop, start))
+        if np.asarray(rows).dtype == np.bool_:
+            raise IndexError("rows: expected row numbers or a slice, got a mask; np.flatnonzero(mask) has the numbers")
         numbers, inverse = np.unique(np.asarray(rows, dtype=np.int64), return_inverse=True)
         if len(numbers) and not 0 <= numbers[0] <= numbers[-1] < len(self):
             raise IndexError(f"rows: expected 0..{len(self) - 1}, got {numbers[0]} .. {numbers[-1]}")

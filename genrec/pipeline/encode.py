@@ -6,6 +6,7 @@ Axes: N items, L levels, D width.
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy.typing as npt
 from genrec import artifacts, disk, recipes
 from genrec.data.catalog import ItemCatalog, fingerprint
 from genrec.embeddings.parquet_rows import ParquetVectors, RowGroup, column_types, row_groups, vector_column_of
-from genrec.errors import ConfigError, DataError
+from genrec.errors import ArtifactError, ConfigError, DataError
 from genrec.item_tokenizers import registry
 from genrec.item_tokenizers.base import ItemTokenizer
 from genrec.item_tokenizers.codes import ItemCodes
@@ -34,6 +35,7 @@ from genrec.pipeline.encode_shards import (
     file_states,
     missing,
     read_shard,
+    shard_file,
 )
 from genrec.pipeline.encode_steps import fitted, settle
 from genrec.seeding import id_hash
@@ -132,9 +134,7 @@ def encode_items(
     disk.make_folders(out)
     with disk.claimed(out, "genrec encode"):
         job = _Job(out, settings, tuple(groups), progress or (lambda name, done, total: None))
-        if overwrite:
-            _clear(out)
-        return job.run()
+        return job.run(overwrite=overwrite)
 
 
 @dataclass(frozen=True)
@@ -144,10 +144,13 @@ class _Job:
     groups: tuple[RowGroup, ...]
     progress: Callable[[str, int, int], object]
 
-    def run(self) -> Encoded:
-        work = self._work()
+    def run(self, *, overwrite: bool) -> Encoded:
+        self._check_places()
+        work, files = self._work(), file_states(self.groups)
         ids = read_ids(self.groups, self.settings.id_column)
         check_ids(ids, self.groups)
+        if overwrite:  # not before it is known that the new work can begin
+            _clear(self.out)
         keys, catalog = id_hash(ids, self.settings.seed), fingerprint(ids)
         groups = self.groups
         if self.settings.text and self.settings.fit is not None:
@@ -167,6 +170,7 @@ class _Job:
         )
         reused = self._pass("shards", Plan(work, groups))
         raw, width = self._collect(groups, ids, catalog)
+        check_same_files(files, file_states(self.groups))  # a file that was written again meanwhile
         place = self.out / "shards" if work.keep_vectors else None
         table = _table(groups, work, place) if policy == "reassign" else None
         found = settle(tokenizer, raw, keys, table, width, policy=policy, limit=limit)
@@ -174,6 +178,14 @@ class _Job:
         ItemCatalog(tuple(ids), {"title": titles}).save(self.out / "catalog", overwrite=True)
         found.codes.save(self.out / "codes", recipe={**own, "collisions": policy}, overwrite=True)
         return Encoded(found.codes, {"raw": raw.report(), "collisions": found.report}, reused)
+
+    def _check_places(self) -> None:
+        """Raise ConfigError for an input that lies where this job writes."""
+        for name in ("shards", "vectors"):
+            own = (self.out / name).resolve()
+            lost = [group.file for group in self.groups if group.file.resolve().is_relative_to(own)]
+            if lost:
+                raise ConfigError(f"{lost[0]}: the input lies in {own}, where shards are written", hint="other --out")
 
     def _work(self) -> Work:
         """What is read of each item; raises for a column that is not there."""
@@ -215,14 +227,19 @@ class _Job:
         folder, given = self.out / "item_tokenizer", self.settings
         if given.tokenizer is not None:
             tokenizer = registry.load_tokenizer(_artifact(given.tokenizer))
+            self._check_begun_with(tokenizer)
             tokenizer.save(folder, overwrite=True)
+            (self.out / FITTED).unlink(missing_ok=True)
             return tokenizer
+        read: dict[str, Any] = {"id_column": work.id_column, "vector_column": work.vector_column}
+        read |= {"text": list(given.text), "model": given.model}
         wanted = {"settings": recipes.to_json(given.fit), "seed": given.seed, "sample": given.sample, "items": catalog}
+        wanted["read"] = read
         note, files = self.out / FITTED, file_states(groups)
         if note.exists() and artifacts.exists(folder):
             then = artifacts.load_json(note)
             check_same_files(then["files"], files)
-            if then != {**wanted, "files": then["files"]}:
+            if then != {**wanted, "files": then["files"], "digest": artifacts.read(folder).digest}:
                 raise ConfigError(
                     f"{self.out}: holds an item tokenizer that was fitted otherwise, or on other items",
                     hint="give another --out, or --overwrite to start over",
@@ -230,14 +247,34 @@ class _Job:
             return registry.load_tokenizer(folder)
         tokenizer = fitted(given.fit, _table(groups, work, None), keys, catalog, seed=given.seed, sample=given.sample)
         tokenizer.save(folder, overwrite=True)
-        artifacts.atomic_write_bytes(note, json.dumps({**wanted, "files": files}, indent=1).encode())
+        said = {**wanted, "files": files, "digest": artifacts.read(folder).digest}
+        artifacts.atomic_write_bytes(note, json.dumps(said, indent=1).encode())
         return tokenizer
+
+    def _check_begun_with(self, tokenizer: ItemTokenizer) -> None:
+        """Raise ConfigError, before anything is replaced, where shards were begun with another item tokenizer."""
+        plan = self.out / "shards" / PLAN
+        if not plan.exists():
+            return
+        with tempfile.TemporaryDirectory(dir=self.out) as place:
+            tokenizer.save(Path(place) / "item_tokenizer")
+            digest = artifacts.read(Path(place) / "item_tokenizer").digest
+        then = str(artifacts.load_json(plan)["work"]["digest"])
+        if then != digest:
+            raise ConfigError(
+                f"{plan.parent}: begun with another item tokenizer ({then[:8]}, now {digest[:8]})",
+                hint="give another --out, or --overwrite starts over (overwrite=True in Python)",
+            )
 
     def _collect(self, groups: Sequence[RowGroup], ids: Sequence[str], catalog: str) -> tuple[ItemCodes, int]:
         """The raw codes of all shards, after a check that every item is in them once, and the vectors' width."""
         parts, at, meta = [], 0, {}
         for number, group in enumerate(groups):
-            shard = read_shard(self.out / "shards", number)
+            try:
+                shard = read_shard(self.out / "shards", number)
+            except ArtifactError as error:
+                hint = "delete this file: the same command makes it again"
+                raise ArtifactError(f"{shard_file(self.out / 'shards', number)}: {error}", hint=hint) from error
             if shard.codes is None or shard.ids != list(ids[at : at + group.n_rows]):
                 raise DataError(f"shard {number} does not hold the items of {group}", hint="--overwrite starts over")
             parts.append(shard.codes)
@@ -265,6 +302,6 @@ def _artifact(path: Path) -> Path:
 def _clear(out: Path) -> None:
     """Remove what an earlier job left; its artifacts are replaced later."""
     for name in ("vectors", "shards"):
-        for file in [*(out / name).glob("[0-9]*.parquet"), out / name / PLAN]:
+        for file in [*(out / name).glob("[0-9]" * 8 + ".parquet"), out / name / PLAN]:
             file.unlink(missing_ok=True)
     (out / FITTED).unlink(missing_ok=True)

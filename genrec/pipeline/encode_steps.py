@@ -33,7 +33,9 @@ def fitted(
     rows that they fit on.
     """
     registry.check_gives_codes(settings.kind)
-    tokenizer = registry.build(settings)
+    # the policy is applied at the end, over the codes of all items
+    raw = replace(settings, collisions="shared") if hasattr(settings, "collisions") else settings
+    tokenizer: Any = registry.build(raw)
     if not tokenizer.can_encode_new:
         raise ConfigError(
             f"an item tokenizer of kind {settings.kind!r} cannot encode items by themselves",
@@ -44,7 +46,9 @@ def fitted(
         rows = np.sort(rng(seed, "encode", "sample").choice(len(table), size=sample, replace=False))
         source = TokenizerSource(catalog, keys[rows], ItemEmbeddings(table[rows], catalog))
     getattr(tokenizer, "learn", tokenizer.fit)(source, seed=seed)
-    return tokenizer
+    tokenizer.settings = settings
+    found: ItemTokenizer = tokenizer
+    return found
 
 
 def settle(

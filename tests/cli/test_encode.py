@@ -342,3 +342,71 @@ def test_rqkmeans_learns_without_encoding(shop):
     learned.learn(source, seed=0)
     assert [b.tobytes() for b in learned.codebooks] == [b.tobytes() for b in fitted.codebooks]
     assert learned.report == {}
+
+
+def test_an_input_where_shards_are_written_is_refused_and_kept(shop, tmp_path):
+    file = tmp_path / "data" / "shards" / "00000000.parquet"
+    file.parent.mkdir(parents=True)
+    pq.write_table(table_of(shop), file)
+    before = file.read_bytes()
+    for overwrite in (False, True):
+        with pytest.raises(ConfigError, match="the input lies in"):
+            encode_items(file.parent, tmp_path / "data", EncodeSettings(fit=SMALL), overwrite=overwrite)
+    assert file.read_bytes() == before
+
+
+def test_a_refused_call_changes_nothing(shop, items, tmp_path):
+    """Another item tokenizer, and a job that cannot begin although it may overwrite."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    made = encode_items(items, one, EncodeSettings(fit=SMALL))
+    encode_items(items, two, EncodeSettings(fit=replace(SMALL, level_size=9)))
+    before = {file: file.read_bytes() for file in one.rglob("*") if file.is_file()}
+    with pytest.raises(ConfigError, match="begun with another item tokenizer"):
+        encode_items(items, one, EncodeSettings(tokenizer=two / "item_tokenizer"))
+    with pytest.raises(DataError, match="nope"):
+        encode_items(items, one, EncodeSettings(fit=SMALL, vector_column="nope"), overwrite=True)
+    assert {file: file.read_bytes() for file in one.rglob("*") if file.is_file()} == before
+    again = encode_items(items, one, EncodeSettings(fit=SMALL))
+    assert again.reused > 0 and np.array_equal(again.codes.codes, made.codes.codes)
+
+
+def test_a_tokenizer_fitted_on_another_column_is_not_gone_on_with(shop, tmp_path):
+    table = table_of(shop)
+    table = table.append_column("other", pa.FixedSizeListArray.from_arrays(pa.array(-(shop[1].reshape(-1) ** 3)), D))
+    pq.write_table(table, tmp_path / "items.parquet")
+    encode_items(tmp_path / "items.parquet", tmp_path / "out", EncodeSettings(fit=SMALL, vector_column="vector"))
+    shutil.rmtree(tmp_path / "out" / "shards")  # as if it had stopped before the first shard
+    with pytest.raises(ConfigError, match="fitted otherwise"):
+        encode_items(tmp_path / "items.parquet", tmp_path / "out", EncodeSettings(fit=SMALL, vector_column="other"))
+
+
+def test_an_input_written_again_meanwhile_is_an_error(shop, items, tmp_path, monkeypatch):
+    written = []
+    real = encode_shards.ShardEncoder.do
+
+    def do(self, number):
+        rows = real(self, number)
+        if not written:
+            written.append(number)
+            for file in [items] if items.is_file() else sorted(items.glob("*.parquet")):
+                pq.write_table(
+                    pq.read_table(file), file, row_group_size=pq.ParquetFile(file).metadata.row_group(0).num_rows
+                )
+        return rows
+
+    monkeypatch.setattr(encode_shards.ShardEncoder, "do", do)
+    with pytest.raises(DataError, match="changed since"):
+        encode_items(items, tmp_path / "out", EncodeSettings(fit=SMALL))
+    assert not (tmp_path / "out" / "codes").exists()
+
+
+def test_the_policy_of_the_call_counts_while_fitting_too(tmp_path):
+    """Three hundred equal items, a suffix level of 256: a tokenizer without `learn` must not apply its own policy."""
+    x = np.random.default_rng(0).normal(size=(400, D)).astype(np.float32)
+    x[100:] = x[0]
+    rows = pa.FixedSizeListArray.from_arrays(pa.array(x.reshape(-1)), D)
+    pq.write_table(pa.table({"item_id": [f"i{n}" for n in range(400)], "vector": rows}), tmp_path / "items.parquet")
+    settings = EncodeSettings(fit=ProductSettings(n_levels=2, level_size=8), collisions="shared")
+    found = encode_items(tmp_path / "items.parquet", tmp_path / "out", settings)
+    assert found.codes.n_levels == 2 and len(found.codes) == 400
+    assert load_tokenizer(tmp_path / "out" / "item_tokenizer").settings == settings.fit

@@ -90,6 +90,25 @@ def test_what_cannot_be_meant_is_refused(text, message):
         Attributes(catalog([(1, "a", ["x"], True)])).where(text)
 
 
+def test_large_numbers_are_exact():
+    ids = [1789234567890123456, 1789234567890123457, 1789234567890123500, None, 5]
+    found = Attributes(ItemCatalog(tuple("abcde"), {"title": [""] * 5, "seller": ids, "made in": list("xyxyx")}))
+    assert found.where("seller = 1789234567890123456").tolist() == [True, False, False, False, False]
+    assert found.where("seller <= 1789234567890123456").tolist() == [True, False, False, False, True]
+    assert found.where("seller in 5,1789234567890123457").tolist() == [False, True, False, False, True]
+    assert found.where("made in = x").tolist() == [True, False, True, False, True]  # a field with a word of ours in it
+
+
+@pytest.mark.parametrize(
+    ("field", "how", "value"),
+    [("price", "!=", "cheap"), ("sold", "!=", "yes"), ("price", "=", None), ("price", "in", [None]),
+     ("brand", "=", ["x"]), ("price", "<", float("nan"))],
+)  # fmt: skip
+def test_a_value_that_cannot_be_meant_is_refused_also_by_not_equal(field, how, value):
+    with pytest.raises(ConfigError, match="expected a"):
+        Attributes(catalog([(1, "a", ["x"], True)])).where(Condition(field, how, value))
+
+
 def test_other_operators_are_refused():
     with pytest.raises(ConfigError, match="operator: expected one of"):
         Condition("price", "~", 3)

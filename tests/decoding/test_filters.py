@@ -88,6 +88,21 @@ def test_nodes_are_alive_where_an_allowed_item_lies_below(data):
         assert alive[1].all()
 
 
+@pytest.mark.parametrize("n", [63, 64, 65, 127, 128, 129, 200])
+def test_nodes_are_alive_beyond_one_word(n):
+    """Two levels; words end inside and at the ends of nodes."""
+    codes = ItemCodes.from_int(np.stack([np.arange(n) // 16, np.arange(n) % 16], axis=1), (13, 16), "c")
+    index = build(codes)
+    device = DeviceIndex(index, CPU)
+    for seed in range(6):
+        mask = np.random.default_rng(seed).random(n) < (0.02, 0.1, 0.9)[seed % 3]
+        filters = device.filters(RowFilters.of([RankFilter.of(ItemFilter.of_mask(mask), index)]))
+        for depth in (1, 2):
+            alive = filters.alive(device, depth, torch.arange(index.n_nodes(depth))[None])
+            expected = [bool(mask[index.items_below(depth, node)].any()) for node in range(index.n_nodes(depth))]
+            assert alive[0].tolist() == expected
+
+
 @settings(max_examples=80, deadline=None)
 @given(st.data())
 def test_with_enough_beams_lists_are_those_of_brute_force_on_the_allowed_items(data):
