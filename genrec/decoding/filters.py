@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -116,8 +115,7 @@ class RankFilter:
         words = _packed(allowed.mask[index.items])
         return cls(words, np.concatenate([[0], np.cumsum(np.bitwise_count(words), dtype=np.int64)]))
 
-    @cached_property
-    def n_allowed(self) -> int:
+    def __len__(self) -> int:
         """Number of indexed items that are allowed."""
         return int(self.before[-1])
 

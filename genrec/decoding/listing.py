@@ -5,6 +5,9 @@ Axes: U users (rows), P identifiers of a row, R item ranks, k list length.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -72,6 +75,34 @@ def list_items(
         normalize=normalize,
         n_identifiers=(leaves >= 0).sum(axis=1).astype(np.int32),
         certified=None if pruned is None else _certified(out_scores, pruned, top_k, margin),
+    )
+
+
+def joined_lists(
+    found: Sequence[Recommendations], order: Sequence[npt.NDArray[np.int64]], *, width: int, normalize: str
+) -> Recommendations:
+    """The lists of batches in the order of the request; ``order``: the row numbers of each batch (internal).
+
+    width: of the lists where there is no batch; lists of batches are padded to the widest.
+    """
+    back = np.argsort(np.concatenate(order)) if order else np.zeros(0, dtype=np.int64)
+    width = max([each.items.shape[1] for each in found], default=width)
+
+    def whole(name: str, padding: float, dtype: type[np.generic]) -> npt.NDArray[Any]:
+        parts = [getattr(each, name) for each in found]
+        parts = [np.pad(p, ((0, 0), (0, width - p.shape[1])), constant_values=padding) for p in parts]
+        return np.concatenate([np.zeros((0, width), dtype), *parts]).astype(dtype)[back]
+
+    def flat(name: str, dtype: type[np.generic]) -> npt.NDArray[Any]:
+        return np.concatenate([np.zeros(0, dtype), *(getattr(each, name) for each in found)]).astype(dtype)[back]
+
+    return Recommendations(
+        items=whole("items", -1, np.int32),
+        scores=whole("scores", -np.inf, np.float32),
+        ranks=whole("ranks", np.inf, np.float32),
+        normalize=normalize,
+        n_identifiers=flat("n_identifiers", np.int32),
+        certified=flat("certified", np.bool_),
     )
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from genrec.data.histories import Histories
 from genrec.decoding.beam import Found, beam_search
-from genrec.decoding.filters import RankFilter, RowFilters
+from genrec.decoding.filters import ItemFilter, RankFilter, RowFilters
 from genrec.decoding.interface import Normalize, SearchOptions
 from genrec.decoding.listing import CERTIFICATE_MARGIN, list_items
 from genrec.decoding.scorer import Prompts, Scorer
@@ -24,9 +24,10 @@ WIDER = 4
 """How many times more beams a search that proved nothing is repeated with."""
 
 
-def is_small(filters: Sequence[RankFilter | None]) -> npt.NDArray[np.bool_]:
+def is_small(filters: Sequence[ItemFilter | RankFilter | None]) -> npt.NDArray[np.bool_]:
     """Which rows are allowed so few items that all of them are scored, bool ``[B]`` (internal)."""
-    return np.array([each is not None and each.n_allowed <= SMALL_SET for each in filters], dtype=np.bool_)
+    size = {id(each): len(each) for each in filters if each is not None}
+    return np.array([each is not None and size[id(each)] <= SMALL_SET for each in filters], dtype=np.bool_)
 
 
 def search(

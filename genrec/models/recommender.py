@@ -20,14 +20,13 @@ import torch
 from transformers import PreTrainedModel
 
 from genrec.data.histories import Histories
-from genrec.decoding.beam import Found
 from genrec.decoding.exact import score_items
-from genrec.decoding.filters import Filters, ItemFilter, RankFilter, RowFilters, by_row
+from genrec.decoding.filters import ItemFilter, RankFilter, RowFilters, by_row
 from genrec.decoding.index import CatalogIndex
 from genrec.decoding.interface import Normalize, Recommendations, SearchOptions
-from genrec.decoding.listing import CERTIFICATE_MARGIN, HALF_MARGIN, list_items
+from genrec.decoding.listing import CERTIFICATE_MARGIN, HALF_MARGIN, joined_lists, list_items
 from genrec.decoding.scorer import Prompts, Scorer, check_normalize
-from genrec.decoding.search import is_small, joined, search
+from genrec.decoding.search import is_small, search
 from genrec.decoding.select import DeviceIndex
 from genrec.errors import ConfigError, DataError, FingerprintMismatch
 from genrec.item_tokenizers.codes import ItemCodes
@@ -167,38 +166,40 @@ class GenerativeRecommender:
         normalize = self._normalize(wanted.normalize)
         rows = self._histories(histories)
         deny = rows if wanted.exclude_seen else None
-        filters = self._filters(wanted.filter, len(rows))
+        filters = by_row(wanted.filter, len(rows))
         margin = CERTIFICATE_MARGIN if self.model.dtype == torch.float32 else HALF_MARGIN
-        found: list[Found] = []
+        found: list[Recommendations] = []
         order: list[npt.NDArray[np.int64]] = []
         with evaluating(self.model):
             for batch, prompts in self._batches(rows, users, apart=is_small(filters)):
+                denied = None if deny is None else deny.take(batch)
+                allowed = self._rank_filters_of([filters[row] for row in batch.tolist()])
+                each = search(
+                    self._scorer,
+                    self._on_device(),
+                    prompts,
+                    wanted,
+                    n_beams=n_beams,
+                    normalize=normalize,
+                    deny=denied,
+                    filters=allowed,
+                    margin=margin,
+                )
                 found.append(
-                    search(
-                        self._scorer,
-                        self._on_device(),
-                        prompts,
-                        wanted,
-                        n_beams=n_beams,
+                    list_items(
+                        self.index,
+                        each.leaves,
+                        each.scores,
+                        top_k=wanted.top_k,
                         normalize=normalize,
-                        deny=None if deny is None else deny.take(batch),
-                        filters=[filters[row] for row in batch],
+                        deny=denied,
+                        filters=RowFilters.of(allowed),
+                        pruned=each.pruned,
                         margin=margin,
                     )
                 )
                 order.append(batch)
-        whole = joined(found, order)
-        return list_items(
-            self.index,
-            whole.leaves,
-            whole.scores,
-            top_k=wanted.top_k,
-            normalize=normalize,
-            deny=deny,
-            filters=RowFilters.of(filters),
-            pruned=whole.pruned,
-            margin=margin,
-        )
+        return joined_lists(found, order, width=wanted.top_k or 0, normalize=normalize)
 
     def score(
         self,
@@ -237,14 +238,12 @@ class GenerativeRecommender:
             )
         return check_normalize(chosen)
 
-    def _filters(self, asked: Filters, n_rows: int) -> list[RankFilter | None]:
+    def _rank_filters_of(self, filters: Sequence[ItemFilter | None]) -> list[RankFilter | None]:
         """The filter of every row over the ranks of the index; kept as long as the caller keeps his."""
-        found: list[RankFilter | None] = []
-        for each in by_row(asked, n_rows):
+        for each in filters:
             if each is not None and each not in self._rank_filters:
                 self._rank_filters[each] = RankFilter.of(each, self.index)
-            found.append(None if each is None else self._rank_filters[each])
-        return found
+        return [None if each is None else self._rank_filters[each] for each in filters]
 
     def _batches(
         self,
