@@ -1,4 +1,4 @@
-"""CPU time until the RQ-VAE describes the vectors as well as the usual public recipe does at its end.
+"""CPU time until the RQ-VAE describes the vectors as well as the usual public recipe does at its best.
 
 Both see the same standardised vectors, architecture, batch size and learning rate, one thread; every fifth epoch the
 whole catalog is encoded, outside the clock. Public recipe: codebooks from k-means on the outputs of the untrained
@@ -30,7 +30,7 @@ Curve = list[dict[str, float]]
 
 
 def time_to_error(options: Options) -> Measured:
-    """Ours over the public recipe: CPU seconds to the error and the usage that the public recipe ends with."""
+    """Ours over the public recipe: CPU seconds to the least error of the public one, and to its usage there."""
     if options.data is None:
         sys.exit("this needs real data: give --data FOLDER or set GENREC_DATA")
     run = bring_up_to_date(options.data, "beauty.yaml", "amazon-beauty-2014", "table/beauty", "seed=0", until="embed")
