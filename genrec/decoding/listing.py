@@ -89,8 +89,7 @@ def joined_lists(
     width = max([each.items.shape[1] for each in found], default=width)
 
     def whole(name: str, padding: float, dtype: type[np.generic]) -> npt.NDArray[Any]:
-        parts = [getattr(each, name) for each in found]
-        parts = [np.pad(p, ((0, 0), (0, width - p.shape[1])), constant_values=padding) for p in parts]
+        parts = [widened(getattr(each, name), width, padding) for each in found]
         return np.concatenate([np.zeros((0, width), dtype), *parts]).astype(dtype)[back]
 
     def flat(name: str, dtype: type[np.generic]) -> npt.NDArray[Any]:
@@ -104,6 +103,11 @@ def joined_lists(
         n_identifiers=flat("n_identifiers", np.int32),
         certified=flat("certified", np.bool_),
     )
+
+
+def widened(values: npt.NDArray[Any], width: int, padding: float) -> npt.NDArray[Any]:
+    """``[B, P]`` with ``padding`` behind, up to ``[B, width]``; always a copy (internal)."""
+    return np.pad(values, ((0, 0), (0, width - values.shape[1])), constant_values=padding)
 
 
 def _expanded(

@@ -6,7 +6,6 @@ Axes: B rows of a batch, P identifiers of a row.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +14,7 @@ from genrec.data.histories import Histories
 from genrec.decoding.beam import Found, beam_search
 from genrec.decoding.filters import ItemFilter, RankFilter, RowFilters
 from genrec.decoding.interface import Normalize, SearchOptions
-from genrec.decoding.listing import CERTIFICATE_MARGIN, list_items
+from genrec.decoding.listing import CERTIFICATE_MARGIN, list_items, widened
 from genrec.decoding.scorer import Prompts, Scorer
 from genrec.decoding.select import DeviceIndex
 from genrec.decoding.small import SMALL_SET, score_allowed
@@ -78,26 +77,15 @@ def search(
     return found
 
 
-def joined(found: Sequence[Found], order: Sequence[npt.NDArray[np.int64]]) -> Found:
-    """Batches below each other; ``order``: the row numbers of each batch (internal)."""
-    if not found:
-        nothing = np.zeros((0, 0))
-        return Found(nothing.astype(np.int64), nothing.astype(np.float32), np.zeros(0, dtype=np.float32))
-    width = max(each.leaves.shape[1] for each in found)
-    back = np.argsort(np.concatenate(order))
-    return Found(
-        np.concatenate([_widened(each.leaves, width, -1) for each in found])[back],
-        np.concatenate([_widened(each.scores, width, -np.inf) for each in found])[back],
-        np.concatenate([each.pruned for each in found])[back],
-    )
-
-
 def _replaced(found: Found, rows: npt.NDArray[np.int64], again: Found) -> Found:
     """``found`` with other rows at ``rows``."""
-    rest = np.setdiff1d(np.arange(len(found.pruned)), rows)
-    kept = Found(found.leaves[rest], found.scores[rest], found.pruned[rest])
-    return joined([kept, again], [rest, rows])
-
-
-def _widened(values: npt.NDArray[Any], width: int, padding: float) -> npt.NDArray[Any]:
-    return np.pad(values, ((0, 0), (0, width - values.shape[1])), constant_values=padding)
+    width = max(found.leaves.shape[1], again.leaves.shape[1])
+    leaves, scores, pruned = (
+        widened(found.leaves, width, -1),
+        widened(found.scores, width, -np.inf),
+        found.pruned.copy(),
+    )
+    leaves[rows] = widened(again.leaves, width, -1)
+    scores[rows] = widened(again.scores, width, -np.inf)
+    pruned[rows] = again.pruned
+    return Found(leaves, scores, pruned)
