@@ -110,7 +110,7 @@ class Attributes:
     def _equal(self, column: dict[str, Any], values: Any) -> Mask:
         """Items of which one value is among ``values``; columns hold codes of distinct values."""
         codes = [column["code"][key] for each in values if (key := _key(each, column["kind"])) in column["code"]]
-        met = np.isin(column["values"] if column["kind"] != "number" else column["coded"], codes)
+        met = np.isin(column["coded"], codes)
         if column["kind"] != "list":
             return met
         out = np.zeros(len(self._catalog), dtype=np.bool_)
@@ -140,11 +140,11 @@ def _read(name: str, values: list[Any]) -> dict[str, Any]:
     coded = np.array(
         [-1 if each is None else distinct.setdefault(_key(each, kind), len(distinct)) for each in flat], dtype=np.int64
     )
-    found = {"kind": kind, "code": distinct, "values": coded, "rows": rows, "missing": coded < 0}
+    found = {"kind": kind, "code": distinct, "coded": coded, "rows": rows, "missing": coded < 0}
     if kind == "number":
         whole = all(each is None or isinstance(each, int) for each in values)  # exact beyond 2 ** 53
         numbers = np.array([0 if each is None else each for each in values], dtype=np.int64 if whole else np.float64)
-        found |= {"values": numbers, "coded": coded}
+        found["values"] = numbers
     return found
 
 
