@@ -95,9 +95,9 @@ def beam_search(
     broken = torch.zeros(len(prompts), dtype=torch.bool, device=index.device)
     for level in range(host.depth):
         first = level == 0
-        logp = scorer.step(state, None if first else running.parent, None if first else running.code)
-        broken |= logp.sum((1, 2)).isnan()
-        candidates = expand(index, level, running.node, running.score, logp, renormalise=normalize == "children")
+        found = scorer.step(state, None if first else running.parent, None if first else running.code)
+        broken |= found.values_BWS.sum((1, 2)).isnan()
+        candidates = expand(index, level, running.node, running.score, found, renormalise=normalize == "children")
         if (dead_here := dead[level]) is not None:
             kill(index, level, running.node, candidates, dead_here)
         if allowed is not None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from genrec.decoding.interface import Normalize
-from genrec.decoding.scorer import Prompts, Scorer
+from genrec.decoding.scorer import Prompts, Scorer, StepScores
 from genrec.decoding.select import DeviceIndex, children_total
 from genrec.errors import DataError
 
@@ -44,11 +44,11 @@ def score_items(
     beam = torch.arange(items.shape[1], device=index.device).expand(items.shape)
     for level in range(host.depth):
         code = code_BML[..., level]
-        logp = _step(scorer, state, level, beam, code_BML, host.level_sizes)
-        picked = logp.expand(*items.shape, -1).gather(-1, code.clamp(max=logp.shape[-1] - 1)[..., None])
-        picked = picked.squeeze(-1)
-        if normalize == "children":
-            picked = picked - children_total(index, level, node, logp)
+        found = _step(scorer, state, level, beam, code_BML, host.level_sizes)
+        values = found.values_BWS
+        picked = values.expand(*items.shape, -1).gather(-1, code.clamp(max=values.shape[-1] - 1)[..., None])
+        total_BW = children_total(index, level, node, values) if normalize == "children" else found.total_BW
+        picked = picked.squeeze(-1) - (values.logsumexp(-1) if total_BW is None else total_BW)
         passed = host.ragged and code == host.pass_code(level)
         total = total + (torch.where(passed, 0.0, picked) if isinstance(passed, Tensor) else picked)
         node = path[..., level]
@@ -65,7 +65,7 @@ def _step(
     beam: Tensor,
     code_BML: Tensor,
     level_sizes: tuple[int, ...],
-) -> Tensor:
+) -> StepScores:
     if level == 0:
         return scorer.step(state, None, None)
     before = code_BML[..., level - 1]

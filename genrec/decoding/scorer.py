@@ -32,6 +32,25 @@ class Prompts:
         return len(self.tokens_BT)
 
 
+@dataclass(frozen=True, eq=False)
+class StepScores:
+    """What a model says of the next code of every beam.
+
+    values_BWS: float32, any device; log-probabilities up to one constant per beam (logits will do). total_BW: float32,
+    that constant's log-normaliser, so that ``values - total`` are the log-probabilities; None = the search normalises,
+    over all S symbols ("level") or over the children that the index has ("children", whatever ``total_BW`` says).
+    Stability: experimental.
+    """
+
+    values_BWS: torch.Tensor
+    total_BW: torch.Tensor | None = None
+
+    def logp(self) -> torch.Tensor:
+        """Log-probabilities, float32 ``[B, W, S]``, normalised over the S symbols where no total is given."""
+        total = self.values_BWS.logsumexp(-1) if self.total_BW is None else self.total_BW
+        return self.values_BWS - total[..., None]
+
+
 class Scorer(Protocol):
     """Scores continuations of prompts by codes; models implement it, and so can a remote engine.
 
@@ -47,13 +66,12 @@ class Scorer(Protocol):
     def start(self, prompts: Prompts, normalize: Normalize) -> Any:
         """State before the first code: whatever is computed once per row and shared by its beams.
 
-        normalize: what ``step`` returns. ``"vocab"``: log-softmax over the whole vocabulary (as in Hugging
-        Face ``generate``). ``"level"``: log-softmax over the S symbols of the level. ``"children"``: values
-        equal to log-probabilities up to a constant per beam; the search normalises over the children in the index.
+        normalize: what ``step`` returns. ``"vocab"``: values with the total over the whole vocabulary (as in Hugging
+        Face ``generate``). ``"level"``, ``"children"``: values alone; the search normalises them.
         """
 
-    def step(self, state: Any, parents_BW: torch.Tensor | None, codes_BW: torch.Tensor | None) -> torch.Tensor:
-        """Log-probabilities of the symbols of the next level, float32 ``[B, W, S]``.
+    def step(self, state: Any, parents_BW: torch.Tensor | None, codes_BW: torch.Tensor | None) -> StepScores:
+        """Scores of the symbols of the next level, values float32 ``[B, W, S]``.
 
         parents_BW: int64, which beam of the step before each beam continues; codes_BW: int64, by which code
         of the level before (never by its end). Both None in the first step, which has one beam per row. Beams

@@ -17,6 +17,7 @@ from torch import Tensor
 from genrec.decoding.deny import DeadNodes
 from genrec.decoding.filters import RowFilters
 from genrec.decoding.index import CatalogIndex
+from genrec.decoding.scorer import StepScores
 
 NEG_INF = float("-inf")
 _LOW32 = (1 << 32) - 1
@@ -91,31 +92,33 @@ class Candidates:
 
 
 def expand(
-    index: DeviceIndex, level: int, node_BW: Tensor, score_BW: Tensor, logp_BWS: Tensor, *, renormalise: bool
+    index: DeviceIndex, level: int, node_BW: Tensor, score_BW: Tensor, found: StepScores, *, renormalise: bool
 ) -> Candidates:
     """Score the children of every beam.
 
-        for each beam w, for each child (code, node) of it:  score = score_BW[b, w] + logp_BWS[b, w, code]
+        for each beam w, for each child (code, node) of it:  score = score_BW[b, w] + (value[b, w, code] - total[b, w])
 
     K is the largest number of children at the level, known when the index was built, so shapes do not depend
     on the data. A beam with fewer children (node -1: none) has padding of score -inf behind them.
 
-    renormalise: first make the probabilities of each beam's children sum to one. The order of the sum is
-    the one of Hugging Face: beam score plus log-softmax.
+    renormalise: the total is over the beam's children. The order of the sum is the one of Hugging Face: beam score
+    plus log-softmax.
     """
     code, child, real = children(index, level, node_BW)
-    logp = torch.where(real, logp_BWS.gather(-1, code.clamp(max=logp_BWS.shape[-1] - 1)), NEG_INF)
-    if renormalise:
-        logp = torch.where(real, logp - logp.logsumexp(-1, keepdim=True), NEG_INF)
-    score = score_BW[..., None] + logp
+    values_BWS = found.values_BWS
+    value = torch.where(real, values_BWS.gather(-1, code.clamp(max=values_BWS.shape[-1] - 1)), NEG_INF)
+    total = value.logsumexp(-1) if renormalise else found.total_BW
+    if total is None:
+        total = values_BWS.logsumexp(-1)
+    score = torch.where(real, score_BW[..., None] + (value - total[..., None]), NEG_INF)
     return Candidates(score.flatten(1), code.flatten(1), child.flatten(1), index.host.branching[level])
 
 
-def children_total(index: DeviceIndex, level: int, node_BW: Tensor, logp_BWS: Tensor) -> Tensor:
-    """Log of the summed probabilities of the children of each node, ``[B, W]``; every node must be live."""
+def children_total(index: DeviceIndex, level: int, node_BW: Tensor, values_BWS: Tensor) -> Tensor:
+    """Log of the summed exponentials of the children of each node, ``[B, W]``; every node must be live."""
     code, _, real = children(index, level, node_BW)
-    logp = logp_BWS.expand(*node_BW.shape, -1).gather(-1, code.clamp(max=logp_BWS.shape[-1] - 1))
-    return torch.where(real, logp, NEG_INF).logsumexp(-1)
+    value = values_BWS.expand(*node_BW.shape, -1).gather(-1, code.clamp(max=values_BWS.shape[-1] - 1))
+    return torch.where(real, value, NEG_INF).logsumexp(-1)
 
 
 def children(index: DeviceIndex, level: int, node_BW: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from genrec.decoding.interface import Normalize
-from genrec.decoding.scorer import Prompts
+from genrec.decoding.scorer import Prompts, StepScores
 from genrec.errors import ConfigError
 from genrec.models.head import OutputHead
 from genrec.vocab.token_map import TokenMap
@@ -90,13 +90,13 @@ class DecoderScorer:
             ancestors_BWA=torch.zeros((batch, 1, 0), dtype=torch.bool, device=self.device),
         )
 
-    def step(self, state: DecoderState, parents_BW: Tensor | None, codes_BW: Tensor | None) -> Tensor:
+    def step(self, state: DecoderState, parents_BW: Tensor | None, codes_BW: Tensor | None) -> StepScores:
         """Feed the last code of every beam; see the protocol."""
         if parents_BW is not None and codes_BW is not None:
             self._feed(state, parents_BW, codes_BW)
-        logp = self._head.logp(state.hidden, state.level, state.normalize)
+        scores = self._head.scores(state.hidden, state.level, state.normalize)
         state.level += 1
-        return logp
+        return scores
 
     def _feed(self, state: DecoderState, parents_BW: Tensor, codes_BW: Tensor) -> None:
         batch, beams = codes_BW.shape

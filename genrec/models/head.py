@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genrec.decoding.interface import Normalize
+from genrec.decoding.scorer import StepScores
 from genrec.errors import ConfigError, FingerprintMismatch
 from genrec.vocab.token_map import TokenMap
 
@@ -74,8 +75,8 @@ class OutputHead:
         """Token ids of codes of a level."""
         return codes + self._token_map.level_offset[level]
 
-    def logp(self, hidden_BWD: Tensor, level: int, normalize: Normalize) -> Tensor:
-        """Float32 ``[B, W, S]`` as :meth:`genrec.decoding.scorer.Scorer.step` promises.
+    def scores(self, hidden_BWD: Tensor, level: int, normalize: Normalize) -> StepScores:
+        """What :meth:`genrec.decoding.scorer.Scorer.step` promises.
 
         Only "vocab" computes all V rows; the others need the S rows of the level.
         """
@@ -83,9 +84,8 @@ class OutputHead:
         weight = self._model.get_output_embeddings().weight
         if normalize == "vocab":
             logits = F.linear(hidden, weight).float()
-            return self._take(logits.log_softmax(-1), level, dim=-1)
-        logits = F.linear(hidden, self._take(weight, level, dim=0)).float()
-        return logits.log_softmax(-1) if normalize == "level" else logits
+            return StepScores(self._take(logits, level, dim=-1), logits.logsumexp(-1))
+        return StepScores(F.linear(hidden, self._take(weight, level, dim=0)).float())
 
     def _take(self, values: Tensor, level: int, dim: int) -> Tensor:
         """The codes of the level, and the end when ragged, along one axis."""

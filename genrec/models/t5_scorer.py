@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from genrec.decoding.interface import Normalize
-from genrec.decoding.scorer import Prompts
+from genrec.decoding.scorer import Prompts, StepScores
 from genrec.errors import ConfigError
 from genrec.models.head import OutputHead
 from genrec.vocab.token_map import TokenMap
@@ -77,7 +77,7 @@ class T5Scorer:
             own=[],
         )
 
-    def step(self, state: T5State, parents_BW: Tensor | None, codes_BW: Tensor | None) -> Tensor:
+    def step(self, state: T5State, parents_BW: Tensor | None, codes_BW: Tensor | None) -> StepScores:
         """Feed the last code of every beam; see the protocol."""
         level = len(state.own)
         batch = state.cross[0][0].shape[0]
@@ -94,7 +94,7 @@ class T5Scorer:
             x = x + self._cross_attention(state, number, block.layer[1], x)
             x = block.layer[-1](x)
         x = _norm(self._model.decoder.final_layer_norm, x)
-        return self._head.logp(x, level, state.normalize)
+        return self._head.scores(x, level, state.normalize)
 
     def _self_attention(self, state: T5State, layer: Any, x_BWD: Tensor) -> Tensor:
         attention = layer.SelfAttention

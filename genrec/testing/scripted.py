@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from genrec.decoding.interface import Normalize
-from genrec.decoding.scorer import Prompts
+from genrec.decoding.scorer import Prompts, StepScores
 from genrec.seeding import rng
 
 LogProbs = Callable[[int, tuple[int, ...]], npt.NDArray[np.float64]]
@@ -60,12 +60,10 @@ class ScriptedScorer:
         return torch.device("cpu")
 
     def start(self, prompts: Prompts, normalize: Normalize) -> ScriptedState:
-        """Only the row numbers; values are returned as they are under every ``normalize``."""
+        """Only the row numbers; values count as log-probabilities of the vocabulary and of the level alike."""
         return ScriptedState([int(t) for t in prompts.tokens_BT[:, 0]])
 
-    def step(
-        self, state: ScriptedState, parents_BW: torch.Tensor | None, codes_BW: torch.Tensor | None
-    ) -> torch.Tensor:
+    def step(self, state: ScriptedState, parents_BW: torch.Tensor | None, codes_BW: torch.Tensor | None) -> StepScores:
         """Follow the parents, append the codes, look up."""
         if parents_BW is None or codes_BW is None:
             state.prefixes = [[()] for _ in state.rows]
@@ -78,7 +76,8 @@ class ScriptedScorer:
         values = [
             [self.logp(row, prefix) for prefix in beams] for row, beams in zip(state.rows, state.prefixes, strict=True)
         ]
-        return torch.tensor(np.array(values), dtype=torch.float32)
+        scores = torch.tensor(np.array(values), dtype=torch.float32)
+        return StepScores(scores, torch.zeros(scores.shape[:2]))
 
 
 def row_prompts(rows: Sequence[int]) -> Prompts:

@@ -67,7 +67,7 @@ def walk_and_compare(model, token_map, prompts, *, normalize, atol, n_beams=4, s
     parents = codes = None
     with torch.inference_mode():
         for level in range(token_map.n_tokens_per_item):
-            logp = scorer.step(state, parents, codes)
+            logp = scorer.step(state, parents, codes).logp()
             if normalize == "children":  # only defined up to a constant per beam
                 logp = logp.log_softmax(-1)
             assert logp.dtype == torch.float32
