@@ -29,6 +29,7 @@ RESULTS = HERE / "results"
 SUITES = {
     "spine": "the two commands: demo, imports, tokenizer fit, crash safety, padding",
     "quality": "recall on Amazon Beauty and Games, item-exact (data folder: --data or GENREC_DATA)",
+    "decoding": "index, constrained search, filters, against transformers' generate",
     "tokenizers": "item tokenizers: a million items beside faiss, the RQ-VAE's step, collisions, append",
 }
 MODULES = {"tokenizers": "item_tokenizers"}  # a file tokenizers.py here would hide Hugging Face's package

@@ -1,0 +1,11 @@
+"""The decoder: index, constrained select, filters, whole searches beside `generate`, cold items.
+
+One thread and process CPU time; candidates interleaved A B A B; ratios of medians. The grids are frozen in the
+modules below.
+"""
+
+from __future__ import annotations
+
+from run import Figure
+
+FIGURES: list[Figure] = []
