@@ -47,3 +47,15 @@ def id_hash(ids: Iterable[str], seed: int = 0) -> npt.NDArray[np.uint64]:
     key = seed.to_bytes(8, "little", signed=True)
     digests = b"".join(hashlib.blake2b(i.encode(), digest_size=8, key=key).digest() for i in ids)
     return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
+
+
+def number_hash(numbers: npt.NDArray[np.integer], seed: int = 0) -> npt.NDArray[np.uint64]:
+    """Seeded hash of item numbers, uint64 of their shape: an order computed where it is needed, never stored (stable).
+
+    An item's number is fixed for ever, and its hash says nothing of the place in a file. The finaliser of SplitMix64
+    (Steele, Lea, Flood 2014) is a bijection, so no two numbers share a hash.
+    """
+    x = np.atleast_1d(numbers).astype(np.uint64) + np.uint64(derive(seed, "item numbers"))
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return (x ^ (x >> np.uint64(31))).reshape(np.shape(numbers))

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genrec.seeding import derive, id_hash, rng
+from genrec.seeding import derive, id_hash, number_hash, rng
 
 FROZEN = (4246866556266386882, 4160540126451267397, [8338604520775125359, 7871025087400228694], 476425424)
+FROZEN_NUMBERS = [9042716665088487532, 16887544187022139004, 16129667533680671872]
 
 
 def test_the_numbers_are_frozen():
@@ -17,6 +18,15 @@ def test_the_numbers_are_frozen():
     assert derive(7, "split", 3) == FROZEN[1]
     assert id_hash(["a", "B0009"], seed=-3).tolist() == FROZEN[2]
     assert rng(0, "init").integers(1 << 30) == FROZEN[3]
+    assert number_hash(np.array([0, 1, 10**8]), seed=3).tolist() == FROZEN_NUMBERS
+
+
+def test_no_two_numbers_share_a_hash_and_its_order_is_not_theirs():
+    hashed = number_hash(np.arange(100_000))
+    assert len(np.unique(hashed)) == 100_000
+    place = np.argsort(np.argsort(hashed))
+    assert abs(np.corrcoef(place, np.arange(100_000))[0, 1]) < 0.02
+    assert number_hash(np.array(7)).shape == () and number_hash(np.zeros((2, 0), np.int32)).shape == (2, 0)
 
 
 @given(st.integers(-(2**63), 2**63 - 1), st.lists(st.text() | st.integers(), max_size=3))

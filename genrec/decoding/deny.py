@@ -49,12 +49,12 @@ def dead_nodes(index: CatalogIndex, deny: Histories, filters: RowFilters | None 
     if filters is not None:
         counted = filters.allows(rows, ranks)
         rows, ranks = rows[counted], ranks[counted]
-    path = index.path[ranks]
+    path = index.nodes_of(ranks)
     parent_dead = np.zeros(len(rows), dtype=bool)
     parent = np.zeros(len(rows), dtype=np.int64)
     found: list[DeadNodes | None] = []
     for level in range(index.depth):
-        node = path[:, level].astype(np.int64)
+        node = path[:, level]
         fresh = np.ones(len(rows), dtype=bool)
         fresh[1:] = (rows[1:] != rows[:-1]) | (node[1:] != node[:-1])
         group = np.cumsum(fresh) - 1

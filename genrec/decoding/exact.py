@@ -37,7 +37,7 @@ def score_items(
     padding = items < 0
     known = np.where(padding, host.items[0], items)
     code_BML = torch.from_numpy(host.path_codes(known)).to(index.device)  # checks that all are in the index
-    path = torch.from_numpy(host.path[host.rank_of[known]].astype(np.int64)).to(index.device)
+    path = torch.from_numpy(host.nodes_of(host.rank_of[known])).to(index.device)
     state = scorer.start(prompts, normalize)
     total = torch.zeros(items.shape, device=index.device)
     node = torch.zeros(items.shape, dtype=torch.int64, device=index.device)

@@ -6,7 +6,7 @@ Axes: N items, L levels, K codes of a level, E edges of a level, S nodes of a le
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from genrec.decoding.csr import csr, edge_codes, packed_keys
-from genrec.decoding.mapped import load_mapped
-from genrec.errors import ArtifactError, DataError, FingerprintMismatch
-from genrec.item_tokenizers.codes import ItemCodes, check_catalog
-
-KIND = "index"
-SCHEMA = 1
+from genrec.decoding.csr import (
+    csr,
+    in_leaf_order,
+    n_edge_codes,
+    parts,
+    row_blocks,
+    sorted_blocks,
+    sorted_items,
+    step_range,
+)
+from genrec.decoding.index_files import load_fields, save_index
+from genrec.decoding.namespaces import Namespace, check_namespaces
+from genrec.errors import DataError
+from genrec.item_tokenizers.codes import ItemCodes
 
 Ints = npt.NDArray[Any]
+Int64 = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,16 +52,18 @@ class CatalogIndex:
     Prefixes of ``l`` codes are the *nodes* of depth ``l``, numbered 0.. in lexicographic order (depth 0: the
     root). The edges of level ``l`` go from depth ``l`` to ``l + 1``; edge number = child node, so no child
     pointers exist. Items in lexicographic order of their codes have *ranks*; every node owns a contiguous
-    range of ranks. Items that share an identifier share a leaf, in the order of ``item_keys``.
+    range of ranks. Items that share an identifier share a leaf, in the order of
+    :func:`genrec.seeding.number_hash`, which carries no information.
 
     Identifiers of unequal length (``ragged``) end with a real, scored end edge whose code is the size of its
     level (``end_code``); a full one has it at level L, so the depth is L + 1. Below its end an identifier
     passes through the remaining levels along a single edge each (``pass_code``), which costs nothing.
 
     tokens: per level the code of every edge, unsigned ``[E]``. pointers: per level ``[S + 1]``, the first
-    edge of every node. leaf_ranks: ``[leaves + 1]``, the first rank of every leaf. items: int32 ``[R]``, the
-    item number of a rank (R < N when items were left out). order: int32 ``[R]``, the place of a rank's item
-    in the order of ``item_keys``, which carries no information. catalog, codes: fingerprints.
+    edge of every node. shared: ``[C]``, the leaves with several items, ascending; extra: ``[C + 1]``, how many items
+    beyond the first all leaves before each of them have. items: int32 ``[R]``, the item number of a rank (R < N when
+    items were left out). catalog, codes: fingerprints. namespaces: domains, see :mod:`genrec.decoding.namespaces`.
+    branching: largest number of children of one node, per level.
 
     Raises DataError if the arrays are no such index (a node without children, for example).
     Stability: stable.
@@ -61,57 +71,97 @@ class CatalogIndex:
 
     tokens: tuple[Ints, ...]
     pointers: tuple[Ints, ...]
-    leaf_ranks: Ints
+    shared: Ints
+    extra: Ints
     items: npt.NDArray[np.int32]
-    order: npt.NDArray[np.int32]
     level_sizes: tuple[int, ...]
     ragged: bool
     n_items: int
     catalog: str
     codes: str
+    namespaces: tuple[Namespace, ...] = ()
+    branching: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        n_nodes = 1
+        n_nodes, branching = 1, []
         for level, (tokens, pointers) in enumerate(zip(self.tokens, self.pointers, strict=True)):
-            _check_pointers(f"level {level}", pointers, n_nodes, len(tokens))
+            branching.append(_check_pointers(f"level {level}", pointers, n_nodes, len(tokens)))
             n_nodes = len(tokens)
-        _check_pointers("leaves", self.leaf_ranks, n_nodes, len(self.items))
+        if len(self.shared):
+            _check_pointers("shared leaves", self.extra, len(self.shared), len(self.items) - n_nodes)
+            apart = len(self.shared) == 1 or step_range(self.shared)[0] > 0
+        else:
+            apart = len(self.extra) == 1 and n_nodes == len(self.items)
+        if not apart or not all(0 <= leaf < n_nodes for leaf in (*self.shared[:1], *self.shared[-1:])):
+            raise DataError("index is corrupt (shared leaves): they disagree with the number of items")
+        object.__setattr__(self, "branching", tuple(branching))
+        check_namespaces(self.namespaces, self.n_symbols(0))
 
     @classmethod
     def build(
         cls,
         codes: ItemCodes,
-        item_keys: npt.NDArray[np.uint64],
         *,
         keep: npt.NDArray[np.bool_] | None = None,
+        namespaces: tuple[Namespace, ...] = (),
     ) -> CatalogIndex:
         """Index all items, or those where ``keep`` (bool ``[N]``, e.g. not retired) is true.
 
-        item_keys: uint64 ``[N]``, a seeded hash of the item ids: the order of items that share an identifier.
         Under the normaliser "children", items left out here give their probability to their siblings; items that a
-        request denies do not. Raises DataError for no items or arrays of another length.
+        request denies do not. Raises DataError for no items or flags of another length.
         """
         n = codes.n_items
-        if len(item_keys) != n or (keep is not None and keep.shape != (n,)):
-            raise DataError(f"index: expected {n} item keys (and keep flags), got {len(item_keys)}")
+        if keep is not None and keep.shape != (n,):
+            raise DataError(f"index: expected {n} keep flags, got shape {keep.shape}")
         chosen = np.arange(n) if keep is None else np.flatnonzero(keep)
         if not len(chosen):
             raise DataError("index: there is no item to index", hint="check the catalog and its tombstones")
-        symbols = edge_codes(codes)
-        by_key = chosen[np.argsort(item_keys[chosen], kind="stable")]
-        ranked = np.lexsort(packed_keys(symbols[by_key], codes.level_sizes))
-        tokens, pointers, leaf_ranks = csr(symbols[by_key[ranked]])
+        ranked = sorted_items(codes, chosen)
+        found = csr(row_blocks(codes, ranked), n_edge_codes(codes.level_sizes, codes.ragged))
         return cls(
-            tokens=tokens,
-            pointers=pointers,
-            leaf_ranks=leaf_ranks,
-            items=by_key[ranked].astype(np.int32),
-            order=ranked.astype(np.int32),
+            **vars(found),
+            items=in_leaf_order(ranked, found),
             level_sizes=codes.level_sizes,
             ragged=codes.ragged,
             n_items=n,
             catalog=codes.catalog,
             codes=codes.fingerprint,
+            namespaces=namespaces,
+        )
+
+    @classmethod
+    def from_sorted(
+        cls,
+        rows: Ints,
+        level_sizes: tuple[int, ...],
+        *,
+        items: npt.ArrayLike | None = None,
+        n_items: int | None = None,
+        catalog: str = "",
+        codes: str = "",
+    ) -> CatalogIndex:
+        """Index rows that are sorted already, for catalogs that are large: nothing is sorted or copied as a whole.
+
+        rows: unsigned ``[R, L]`` codes in lexicographic order, equal rows allowed; best a ``np.memmap``, which is read
+        once, in blocks. items: int ``[R]``, the item number of each row; None = row r is item r. n_items: N of the
+        catalog, None = one more than the largest item number. Identifiers of equal length only. Raises DataError,
+        naming the row, for rows out of order, codes out of range, and item numbers that repeat or do not exist.
+        """
+        if rows.ndim != 2 or rows.shape[1] != len(level_sizes) or rows.dtype.kind != "u" or not len(rows):
+            raise DataError(f"rows: expected unsigned [R, {len(level_sizes)}], got {rows.dtype} {rows.shape}")
+        found = csr(sorted_blocks(rows), n_edge_codes(level_sizes, ragged=False))
+        of_rank = np.arange(len(rows), dtype=np.int32) if items is None else np.asarray(items)
+        n = n_items if n_items is not None else int(of_rank.max()) + 1
+        if items is not None or n < len(rows):
+            _check_items(of_rank, len(rows), n)
+        return cls(
+            **vars(found),
+            items=in_leaf_order(of_rank.astype(np.int32, copy=False), found),
+            level_sizes=tuple(int(size) for size in level_sizes),
+            ragged=False,
+            n_items=n,
+            catalog=catalog,
+            codes=codes,
         )
 
     @property
@@ -130,11 +180,6 @@ class CatalogIndex:
     def n_symbols(self, level: int) -> int:
         """Number of scored symbols of a level: its codes, and the end when ragged."""
         return self.end_code(level) + int(self.ragged)
-
-    @cached_property
-    def branching(self) -> tuple[int, ...]:
-        """Largest number of children of one node, per level."""
-        return tuple(int(np.diff(p).max()) for p in self.pointers)
 
     def n_nodes(self, depth: int) -> int:
         """Number of distinct prefixes at a depth, 1 at depth 0."""
@@ -158,7 +203,7 @@ class CatalogIndex:
         child = np.arange(offsets[-1]) + np.repeat(start - offsets[:-1], counts)
         return Children(offsets, self.tokens[level][child].astype(np.int64), child)
 
-    def step(self, level: int, nodes: npt.ArrayLike, codes: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    def step(self, level: int, nodes: npt.ArrayLike, codes: npt.ArrayLike) -> Int64:
         """The node reached from each node at depth ``level`` by a code, -1 if there is none.
 
         nodes, codes: int ``[M]``; node -1 stays -1. Bisection, all rows at once.
@@ -179,13 +224,45 @@ class CatalogIndex:
         found = (low < end) & (tokens[np.minimum(low, len(tokens) - 1)] == code) & ~dead
         return np.where(found, low, -1)
 
-    def rank_range(self, depth: int, nodes: npt.ArrayLike) -> tuple[npt.NDArray[np.int64], ...]:
+    def rank_range(self, depth: int, nodes: npt.ArrayLike) -> tuple[Int64, ...]:
         """First rank and end rank of the items below nodes of a depth, two int64 ``[M]``."""
         at = self._checked(depth, nodes)
         low, high = at, at + 1
-        for pointers in (*self.pointers[depth:], self.leaf_ranks):
+        for pointers in self.pointers[depth:]:
             low, high = pointers[low].astype(np.int64), pointers[high].astype(np.int64)
-        return low, high
+        return self.first_rank(low), self.first_rank(high)
+
+    def first_rank(self, leaves: Int64) -> Int64:
+        """The first rank of each leaf (of one behind the last: R), int64 of the shape of ``leaves``."""
+        before = np.searchsorted(self.shared, leaves.astype(self.shared.dtype))
+        return np.asarray(leaves + self.extra[before], dtype=np.int64)
+
+    @property
+    def leaf_ranks(self) -> Ints:
+        """The first rank of every leaf, and R behind them, ``[leaves + 1]``; made anew at every call."""
+        steps = np.diff(self.shared, prepend=-1, append=self.n_identifiers)
+        ranks = np.arange(self.n_identifiers + 1, dtype=self.extra.dtype)
+        ranks += np.repeat(self.extra, steps)
+        return ranks
+
+    def nodes_of(self, ranks: npt.ArrayLike) -> Int64:
+        """The node of each rank at depths 1..depth, int64 ``[..., depth]``: upwards from its leaf, by bisection."""
+        rank = np.asarray(ranks, dtype=np.int64)
+        begun, leaf_of_begun = self._begun
+        at = np.searchsorted(begun, rank.astype(begun.dtype), side="right")
+        # a rank less the extra items up to it is its leaf; inside a shared leaf they are not all before it
+        node = np.maximum(rank - self.extra[at], leaf_of_begun[at])
+        out = np.empty((*rank.shape, self.depth), dtype=np.int64)
+        for level in range(self.depth - 1, -1, -1):
+            out[..., level] = node
+            pointers = self.pointers[level]
+            node = np.searchsorted(pointers, node.astype(pointers.dtype), side="right") - 1
+        return out
+
+    @cached_property
+    def _begun(self) -> tuple[Ints, Ints]:
+        """First ranks of the shared leaves, ``[C]``, and these leaves behind a -1, ``[C + 1]``."""
+        return self.shared + self.extra[:-1], np.concatenate([[-1], self.shared])
 
     def items_below(self, depth: int, node: int) -> npt.NDArray[np.int32]:
         """Item numbers below one node, int32, in rank order."""
@@ -196,21 +273,11 @@ class CatalogIndex:
     def rank_of(self) -> npt.NDArray[np.int32]:
         """Rank of every item number, int32 ``[N]``; -1 for items that are not indexed."""
         out = np.full(self.n_items, -1, dtype=np.int32)
-        out[self.items] = np.arange(len(self.items), dtype=np.int32)
+        for part in parts(len(self.items)):
+            out[self.items[part]] = np.arange(part.start, part.stop, dtype=np.int32)
         return out
 
-    @cached_property
-    def path(self) -> npt.NDArray[np.int32]:
-        """The node of every rank at depths 1..depth, int32 ``[R, depth]``; never falls along R."""
-        out = np.empty((len(self.items), self.depth), dtype=np.int32)
-        node = np.repeat(np.arange(self.n_identifiers), np.diff(self.leaf_ranks))
-        for level in range(self.depth - 1, -1, -1):
-            out[:, level] = node
-            parent = np.repeat(np.arange(self.n_nodes(level)), np.diff(self.pointers[level]))
-            node = parent[node]
-        return out
-
-    def path_codes(self, items: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    def path_codes(self, items: npt.ArrayLike) -> Int64:
         """Edge codes of items, int64 ``[..., depth]``, end and pass edges included.
 
         Raises DataError for an item that is not indexed.
@@ -220,41 +287,23 @@ class CatalogIndex:
         ranks = np.where(known, self.rank_of[np.where(known, wanted, 0)], -1)
         if (ranks < 0).any():
             raise DataError(f"item {int(wanted[ranks < 0][0])} is not in the index")
-        path = self.path[ranks]
+        path = self.nodes_of(ranks)
         codes = [tokens[path[..., level]].astype(np.int64) for level, tokens in enumerate(self.tokens)]
         return np.stack(codes, axis=-1)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the stored arrays (what a memory-mapped index reads from)."""
-        return sum(a.nbytes for a in self._arrays().values())
+        return sum(a.nbytes for a in self.arrays().values())
 
     @property
     def bytes_per_item(self) -> float:
-        """:attr:`nbytes` per indexed item; the rank → item and order tables are 8 of them."""
+        """:attr:`nbytes` per indexed item; the map from ranks to items is 4 of them."""
         return self.nbytes / len(self.items)
 
     def save(self, path: str | Path, *, parents: dict[str, str] | None = None, overwrite: bool = False) -> None:
         """Write an ``index`` artifact; arrays are uncompressed, so loading maps them from the file."""
-        from genrec import artifacts
-
-        meta = {
-            "level_sizes": list(self.level_sizes),
-            "ragged": self.ragged,
-            "n_items": self.n_items,
-            "codes": self.codes,
-            "bytes_per_item": round(self.bytes_per_item, 3),
-        }
-        with artifacts.write(
-            Path(path),
-            kind=KIND,
-            schema=SCHEMA,
-            catalog=self.catalog,
-            parents=parents,
-            meta=meta,
-            overwrite=overwrite,
-        ) as draft:
-            artifacts.save_arrays(draft.dir / "index.safetensors", self._arrays())
+        save_index(Path(path), self, parents=parents, overwrite=overwrite)
 
     @classmethod
     def load(cls, path: str | Path, *, codes: ItemCodes | None = None) -> CatalogIndex:
@@ -262,44 +311,18 @@ class CatalogIndex:
 
         codes: what the index must have been built from; FingerprintMismatch is raised when it was not.
         """
-        from genrec import artifacts
+        return cls(**load_fields(Path(path), codes))
 
-        manifest = artifacts.read(Path(path), kind=KIND, schema=SCHEMA)
-        meta = manifest.meta
-        if codes is not None:
-            check_catalog("index", manifest.catalog or "", codes.catalog)
-            if meta["codes"] != codes.fingerprint:
-                raise FingerprintMismatch(
-                    f"index was built from codes {meta['codes'][:8]}, got codes {codes.fingerprint[:8]}",
-                    hint="build the index again with CatalogIndex.build",
-                )
-        arrays = load_mapped(manifest.path / "index.safetensors")
-        depth = len(meta["level_sizes"]) + int(meta["ragged"])
-        try:
-            return cls(
-                tokens=tuple(arrays[f"tokens.{level}"] for level in range(depth)),
-                pointers=tuple(arrays[f"pointers.{level}"] for level in range(depth)),
-                leaf_ranks=arrays["leaf_ranks"],
-                items=arrays["items"],
-                order=arrays["order"],
-                level_sizes=tuple(meta["level_sizes"]),
-                ragged=bool(meta["ragged"]),
-                n_items=int(meta["n_items"]),
-                catalog=manifest.catalog or "",
-                codes=meta["codes"],
-            )
-        except KeyError as error:
-            raise ArtifactError(f"{path}: the index has no array {error}") from error
-
-    def _arrays(self) -> dict[str, Ints]:
+    def arrays(self) -> dict[str, Ints]:
+        """The stored arrays by name (internal)."""
         levels: Iterator[tuple[str, Ints]] = (
             (f"{name}.{level}", array)
             for name, arrays in (("tokens", self.tokens), ("pointers", self.pointers))
             for level, array in enumerate(arrays)
         )
-        return {**dict(levels), "leaf_ranks": self.leaf_ranks, "items": self.items, "order": self.order}
+        return {**dict(levels), "shared": self.shared, "extra": self.extra, "items": self.items}
 
-    def _checked(self, depth: int, nodes: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    def _checked(self, depth: int, nodes: npt.ArrayLike) -> Int64:
         at = np.asarray(nodes, dtype=np.int64)
         if at.size and (at.min() < 0 or at.max() >= self.n_nodes(depth)):
             raise DataError(
@@ -308,7 +331,21 @@ class CatalogIndex:
         return at
 
 
-def _check_pointers(what: str, pointers: Ints, n_nodes: int, n_edges: int) -> None:
+def _check_pointers(what: str, pointers: Ints, n_nodes: int, n_edges: int) -> int:
+    """The largest number of edges of a node; DataError unless every node has one."""
     fits = len(pointers) == n_nodes + 1 and pointers[0] == 0 and pointers[-1] == n_edges
-    if not fits or not (pointers[1:] > pointers[:-1]).all():
+    fewest, most = step_range(pointers) if fits else (0, 0)
+    if fewest < 1:
         raise DataError(f"index is corrupt ({what}): some node has no child, or the sizes disagree")
+    return most
+
+
+def _check_items(items: Ints, n_rows: int, n_items: int) -> None:
+    if items.shape != (n_rows,) or items.dtype.kind not in "iu":
+        raise DataError(f"items: expected one item number for each of {n_rows} rows, got {items.dtype} {items.shape}")
+    if not 0 <= int(items.min()) <= int(items.max()) < n_items:
+        raise DataError(f"items: expected numbers 0..{n_items - 1}, got {items.min()} .. {items.max()}")
+    seen = np.zeros(n_items, dtype=np.bool_)
+    seen[items] = True
+    if (n_seen := np.count_nonzero(seen)) < n_rows:
+        raise DataError(f"items: {n_rows - n_seen} of {n_rows} rows repeat an item number")

@@ -16,6 +16,7 @@ from genrec.decoding.deny import denied_ranks
 from genrec.decoding.filters import RowFilters
 from genrec.decoding.index import CatalogIndex
 from genrec.decoding.interface import Recommendations
+from genrec.seeding import number_hash
 
 # a proof by comparing float32 sums needs more than their rounding error
 CERTIFICATE_MARGIN = 1e-4
@@ -38,7 +39,7 @@ def list_items(
     """The items of the identifiers found, best first.
 
     Items that share an identifier share its score, and any items of equal score are listed in the order of
-    the index's item keys; ``ranks`` gives all of them the mean rank of their block, counted over everything
+    the seeded hash of their numbers; ``ranks`` gives all of them the mean rank of their block, counted over everything
     found, listed or not. Denied items, and those that the row's filter does not allow, are left out of lists and ranks.
 
     leaves: int64 ``[U, P]``, -1 = padding. scores: float32 ``[U, P]``. top_k: None = all items found.
@@ -54,8 +55,9 @@ def list_items(
         size = len(index.items)
         allowed = ~np.isin(rows * size + ranks, denied_rows * size + denied, assume_unique=True)
         rows, ranks, score = rows[allowed], ranks[allowed], score[allowed]
-    order = np.lexsort((index.order[ranks], -score, rows))
-    rows, ranks, score = rows[order], ranks[order], score[order]
+    found = index.items[ranks]
+    order = np.lexsort((number_hash(found), -score, rows))
+    rows, found, score = rows[order], found[order], score[order]
     counts = np.bincount(rows, minlength=len(leaves))
     place = np.arange(len(rows)) - (np.cumsum(counts) - counts)[rows]
     width = int(counts.max(initial=0)) if top_k is None else top_k
@@ -65,7 +67,7 @@ def list_items(
     out_scores = np.full(shape, -np.inf, dtype=np.float32)
     out_ranks = np.full(shape, np.inf, dtype=np.float32)
     at = (rows[kept], place[kept])
-    items[at] = index.items[ranks[kept]]
+    items[at] = found[kept]
     out_scores[at] = score[kept]
     out_ranks[at] = _expected_ranks(rows, score, place)[kept]
     return Recommendations(
@@ -116,8 +118,8 @@ def _expanded(
     """Row, rank and score of every item of every leaf."""
     row, column = np.nonzero(leaves >= 0)
     leaf = leaves[row, column]
-    first = index.leaf_ranks[leaf].astype(np.int64)
-    size = index.leaf_ranks[leaf + 1].astype(np.int64) - first
+    first = index.first_rank(leaf)
+    size = index.first_rank(leaf + 1) - first
     ends = np.cumsum(size)
     ranks = np.arange(ends[-1] if len(ends) else 0) + np.repeat(first - (ends - size), size)
     return np.repeat(row, size), ranks, np.repeat(scores[row, column], size)

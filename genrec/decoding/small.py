@@ -34,12 +34,12 @@ def score_allowed(
     Memory grows with the largest filter. Raises DataError if the model returns NaN.
     """
     host = index.host
-    below = {id(each): np.unique(host.path[each.ranks, -1]) for each in filters}
+    below = {id(each): np.unique(host.nodes_of(each.ranks)[:, -1]) for each in filters}
     width = max([len(leaves) for leaves in below.values()] + [1])
     leaves = np.full((len(filters), width), -1, dtype=np.int64)
     for row, each in enumerate(filters):
         leaves[row, : len(below[id(each)])] = below[id(each)]
-    first = host.items[host.leaf_ranks[np.maximum(leaves, 0)].astype(np.int64)]
+    first = host.items[host.first_rank(np.maximum(leaves, 0))]
     scores = score_items(scorer, index, prompts, np.where(leaves < 0, -1, first), normalize=normalize)
     order = np.argsort(-scores, axis=1, kind="stable")
     return Found(

@@ -77,7 +77,7 @@ def append_items(
         assert not len(changed.moved), "a published identifier moved"
         child.save(draft / "catalog", meta={"appended": len(items)})
         made.save(draft / "embeddings")
-        _write_version(run, draft, child, found.codes, {"kind": "append", **found.report}, recipe.seed)
+        _write_version(run, draft, child, found.codes, {"kind": "append", **found.report})
         origin.save(draft, out)
         return _finished(draft, out, child, changed, found.report)
 
@@ -91,7 +91,8 @@ def retire_items(run: str | Path, ids: Sequence[str], out: str | Path) -> Versio
     id, and for an item that is retired already.
     """
     run, out = Path(run), Path(out)
-    recipe, old, codes = recipe_of(run), ItemCatalog.load(run / "catalog"), ItemCodes.load(run / "codes")
+    recipe_of(run)  # only run folders have versions
+    old, codes = ItemCatalog.load(run / "catalog"), ItemCodes.load(run / "codes")
     if old.retired is not None and (twice := [i for i in dict.fromkeys(ids) if old.retired[old.numbers([i])[0]]]):
         raise DataError(f"{len(twice)} of these items are retired already, first {twice[:3]}")
     now = old.retire(ids)
@@ -102,7 +103,7 @@ def retire_items(run: str | Path, ids: Sequence[str], out: str | Path) -> Versio
         for name in ("embeddings", *_KEPT):
             if artifacts.exists(run / name):
                 shutil.copytree(run / name, draft / name)
-        _write_version(run, draft, now, codes, report, recipe.seed)
+        _write_version(run, draft, now, codes, report)
         Origin.of(run, len(old)).save(draft, out)
         return _finished(draft, out, now, changed, report)
 
@@ -140,14 +141,12 @@ def new_folder(out: Path) -> Iterator[Path]:
         disk.release(lock)
 
 
-def _write_version(
-    run: Path, draft: Path, catalog: ItemCatalog, codes: ItemCodes, report: dict[str, Any], seed: int
-) -> None:
+def _write_version(run: Path, draft: Path, catalog: ItemCatalog, codes: ItemCodes, report: dict[str, Any]) -> None:
     """Codes, index, item tokenizer, recipe and, if there is one, the bundle."""
     parents = {name: artifacts.read(run / name).digest for name in ("codes", "item_tokenizer")}
     codes.save(draft / "codes", recipe=report, parents=parents)
     keep = ~_gone(catalog)
-    index = CatalogIndex.build(codes, catalog.order_keys(seed), keep=keep)
+    index = CatalogIndex.build(codes, keep=keep)
     index.save(draft / "index", parents={"codes": artifacts.read(draft / "codes").digest})
     shutil.copytree(run / "item_tokenizer", draft / "item_tokenizer")
     shutil.copy(run / "recipe.json", draft / "recipe.json")

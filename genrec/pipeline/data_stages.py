@@ -232,7 +232,7 @@ def tokenize(folder: Path, recipe: PipelineRecipe) -> None:
     tokenizer.save(folder / "item_tokenizer", overwrite=True)
     codes.save(folder / "codes", overwrite=True)
     keep = None if catalog.retired is None else ~catalog.retired
-    CatalogIndex.build(codes, source.item_keys, keep=keep).save(folder / "index", overwrite=True)
+    CatalogIndex.build(codes, keep=keep).save(folder / "index", overwrite=True)
     log.info("%s", describe_codes(codes))
     if told := oversized(codes):
         log.warning("identifiers: %s: take a smaller tokenizer.level_size, or fewer levels", "; ".join(told))

@@ -33,7 +33,7 @@ class Collator:
 
     def __init__(self, data: TrainingData, layout: Layout, decoder_start: int = 0) -> None:
         codes = data.codes
-        index = CatalogIndex.build(codes, np.zeros(codes.n_items, dtype=np.uint64))
+        index = CatalogIndex.build(codes)
         self.data, self.layout, self._start = data, layout, decoder_start
         self._tokens_NM = item_tokens(codes, data.token_map)
         users = range(len(data.histories))

@@ -33,9 +33,8 @@ def level_symbols(token_map: TokenMap) -> list[Tensor]:
 
 def parent_nodes(index: CatalogIndex) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
     """The index node that precedes each symbol of each item, int64 ``[N, depth]`` (internal)."""
-    rank = index.rank_of
     nodes = np.zeros((index.n_items, index.depth), dtype=np.int64)
-    nodes[:, 1:] = index.path[rank][:, :-1]
+    nodes[:, 1:] = index.nodes_of(index.rank_of)[:, :-1]
     return nodes
 
 
@@ -66,7 +65,7 @@ class CodeLoss(nn.Module):
             self.register_buffer(f"symbols_{level}", symbols, persistent=False)
         if softmax == "children":
             assert codes is not None
-            self._add_children(CatalogIndex.build(codes, np.zeros(codes.n_items, dtype=np.uint64)))
+            self._add_children(CatalogIndex.build(codes))
 
     def _add_children(self, index: CatalogIndex) -> None:
         """Edges of the index as buffers; the children of node n are ``edges[first[n]:first[n + 1]]``."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from genrec.decoding.index import CatalogIndex
 from genrec.evaluation.run import evaluate
 from genrec.evaluation.settings import EvalSettings
@@ -32,7 +30,7 @@ def validator(data: TrainingData, settings: TrainSettings) -> Evaluate:
     """
     assert data.valid is not None
     sample = data.valid.sample(settings.eval_users, settings.seed)
-    index = CatalogIndex.build(data.codes, np.zeros(data.codes.n_items, dtype=np.uint64))
+    index = CatalogIndex.build(data.codes)
     rule = EvalSettings(ks=(10,), n_beams=settings.eval_beams, normalize=settings.softmax, n_bootstrap=0)
 
     def run(model: Any) -> dict[str, float]:

@@ -50,7 +50,7 @@ def prepared(tmp_path):
     items[-1] = N_ITEMS - 1  # a cold target, in the last piece only
     Split(items, offsets, offsets[1:] - 2, offsets[1:] - 1, N_ITEMS, codes.catalog).save(folder / "split")
     codes.save(folder / "codes")
-    CatalogIndex.build(codes, np.arange(N_ITEMS, dtype=np.uint64)).save(folder / "index")
+    CatalogIndex.build(codes).save(folder / "index")
     settings = {
         "data": {"synthetic": {}},
         "model": {"kind": "decoder", "hidden_size": 16, "n_layers": 1, "n_heads": 2, "d_ff": 16},

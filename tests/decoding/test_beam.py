@@ -19,8 +19,7 @@ CPU = torch.device("cpu")
 
 
 def build(codes, keep=None):
-    item_keys = np.random.default_rng(0).integers(0, 2**63, codes.n_items).astype(np.uint64)
-    return CatalogIndex.build(codes, item_keys, keep=keep)
+    return CatalogIndex.build(codes, keep=keep)
 
 
 @st.composite

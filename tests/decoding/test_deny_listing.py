@@ -9,13 +9,13 @@ from genrec.decoding.deny import dead_nodes
 from genrec.decoding.index import CatalogIndex
 from genrec.decoding.listing import list_items
 from genrec.item_tokenizers.codes import ItemCodes
+from genrec.seeding import number_hash
 from genrec.testing.oracles import expected_ranks
 
 
-def build(rows, sizes, seed=0, keep=None):
+def build(rows, sizes, keep=None):
     codes = ItemCodes.from_int(np.array(rows), sizes, "c")
-    item_keys = np.random.default_rng(seed).integers(0, 2**63, len(rows)).astype(np.uint64)
-    return CatalogIndex.build(codes, item_keys, keep=keep)
+    return CatalogIndex.build(codes, keep=keep)
 
 
 def slow_dead(index, denied):
@@ -68,12 +68,12 @@ def test_denied_items_outside_the_index_are_ignored():
 
 
 def leaves_of(index, wanted):
-    return np.array([[index.path[index.rank_of[i], -1] if i >= 0 else -1 for i in row] for row in wanted])
+    return np.array([[index.nodes_of(index.rank_of[i])[-1] if i >= 0 else -1 for i in row] for row in wanted])
 
 
 def test_shared_identifiers_share_score_and_expected_rank():
     # items 0, 2, 3 share an identifier; item 1 and item 4 have their own
-    index = build([[0, 0], [0, 1], [0, 0], [0, 0], [1, 1]], (2, 2), seed=5)
+    index = build([[0, 0], [0, 1], [0, 0], [0, 0], [1, 1]], (2, 2))
     leaves = leaves_of(index, [[4, 0, 1]])
     scores = np.array([[-0.5, -1.0, -2.0]], dtype=np.float32)
     full = list_items(index, leaves, scores, top_k=None, normalize="vocab")
@@ -85,13 +85,12 @@ def test_shared_identifiers_share_score_and_expected_rank():
     assert cut.items.tolist() == [[4, block[0]]] and cut.ranks.tolist() == [[1, 3]]
 
 
-def test_ties_between_identifiers_are_listed_in_key_order_not_code_order():
+def test_ties_between_identifiers_are_listed_in_hash_order_not_code_order():
     rows = np.stack(np.unravel_index(np.arange(64), (8, 8)), axis=1)
-    index = build(rows, (8, 8), seed=1)
+    index = build(rows, (8, 8))
     leaves = np.arange(64)[None]
     got = list_items(index, leaves, np.full((1, 64), -3.0, np.float32), top_k=None, normalize="vocab")
-    item_keys = np.random.default_rng(1).integers(0, 2**63, 64).astype(np.uint64)
-    assert got.items[0].tolist() == np.argsort(item_keys).tolist()
+    assert got.items[0].tolist() == np.argsort(number_hash(np.arange(64))).tolist()
     assert (got.ranks == 32.5).all()
 
 
@@ -144,7 +143,7 @@ def test_a_list_is_certified_only_above_everything_pruned(top_k, pruned, expecte
 
 
 def test_lists_as_item_ids_leave_the_padding_out():
-    index = CatalogIndex.build(ItemCodes.from_int([[0], [1], [2]], (3,), "c"), np.arange(3, dtype=np.uint64))
+    index = CatalogIndex.build(ItemCodes.from_int([[0], [1], [2]], (3,), "c"))
     leaves, scores = np.array([[2, 0], [-1, -1]]), np.array([[-1.0, -2.0], [-np.inf, -np.inf]], dtype=np.float32)
     listed = list_items(index, leaves, scores, top_k=3, normalize="vocab")
     catalog = ItemCatalog(("x", "y", "z"), {"title": ["X", "Y", "Z"]})

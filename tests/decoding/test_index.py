@@ -1,13 +1,23 @@
+import dataclasses
+import importlib.util
+from pathlib import Path
+from unittest import mock
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from genrec.decoding import csr
 from genrec.decoding.index import CatalogIndex
+from genrec.decoding.listing import list_items
 from genrec.decoding.mapped import load_mapped
 from genrec.errors import ArtifactError, DataError, FingerprintMismatch
 from genrec.item_tokenizers.codes import ItemCodes
+from genrec.seeding import number_hash
 from genrec.testing.oracles import END, ITEMS, dict_trie, items_below, walk
+
+GOLDEN = Path(__file__).parent.parent / "golden"
 
 
 @st.composite
@@ -22,10 +32,6 @@ def item_codes(draw, max_items=14):
     return ItemCodes.from_int(rows, sizes, "catalog")
 
 
-def keys(n, seed=0):
-    return np.random.default_rng(seed).integers(0, 2**63, n).astype(np.uint64)
-
-
 def prefixes(trie, before=()):
     yield before, trie
     for code, below in trie.items():
@@ -36,7 +42,7 @@ def prefixes(trie, before=()):
 @settings(max_examples=60, deadline=None)
 @given(item_codes())
 def test_index_is_the_dict_trie(codes):
-    index = CatalogIndex.build(codes, keys(codes.n_items))
+    index = CatalogIndex.build(codes)
     trie = dict_trie(codes.as_int(), ragged=codes.ragged)
     for prefix, below in prefixes(trie):
         node = np.zeros(1, dtype=np.int64)
@@ -61,14 +67,14 @@ def test_index_is_the_dict_trie(codes):
 @settings(max_examples=40, deadline=None)
 @given(item_codes())
 def test_paths_lead_to_the_items_and_end_edges_pass_through(codes):
-    index = CatalogIndex.build(codes, keys(codes.n_items))
+    index = CatalogIndex.build(codes)
     assert index.depth == codes.n_levels + codes.ragged
     path_codes = index.path_codes(np.arange(codes.n_items))
     node = np.zeros(codes.n_items, dtype=np.int64)
     for level in range(index.depth):
         node = index.step(level, node, path_codes[:, level])
-        assert (node == index.path[index.rank_of, level]).all()
-        assert (np.diff(index.path[:, level]) >= 0).all()
+        assert (node == index.nodes_of(index.rank_of)[:, level]).all()
+        assert (np.diff(index.nodes_of(np.arange(len(index.items)))[:, level]) >= 0).all()
     for item, row in enumerate(codes.as_int()):
         length = int((row >= 0).sum())
         assert path_codes[item, :length].tolist() == row[:length].tolist()
@@ -78,34 +84,110 @@ def test_paths_lead_to_the_items_and_end_edges_pass_through(codes):
     assert index.n_identifiers == len(np.unique(codes.collision_ids()))
 
 
-def test_items_that_share_an_identifier_stand_in_key_order():
-    codes = ItemCodes.from_int(np.zeros((5, 2), dtype=int), (2, 2), "c")
-    order = np.array([30, 10, 50, 20, 40], dtype=np.uint64)
-    index = CatalogIndex.build(codes, order)
-    assert index.items.tolist() == [1, 3, 0, 4, 2]
-    assert index.order.tolist() == [0, 1, 2, 3, 4]
+def test_items_that_share_an_identifier_stand_in_the_order_of_their_hash():
+    rows = np.array([[1, 1], [0, 0]])[np.arange(40) % 2]
+    index = CatalogIndex.build(ItemCodes.from_int(rows, (2, 2), "c"))
+    by_hash = np.argsort(number_hash(np.arange(40)))
+    assert index.items.tolist() == [*by_hash[by_hash % 2 == 1], *by_hash[by_hash % 2 == 0]]
+    assert index.items.tolist() != sorted(index.items.tolist())
+
+
+@settings(max_examples=40, deadline=None)
+@given(item_codes())
+def test_ranks_of_leaves_are_counted(codes):
+    index = CatalogIndex.build(codes)
+    below = [index.items_below(index.depth, leaf) for leaf in range(index.n_identifiers)]
+    firsts = np.cumsum([0, *map(len, below)])
+    assert index.leaf_ranks.tolist() == firsts.tolist()
+    assert index.first_rank(np.arange(len(below) + 1)).tolist() == firsts.tolist()
+    assert index.nodes_of(np.arange(len(index.items)))[:, -1].tolist() == [n for n, b in enumerate(below) for _ in b]
+    assert np.concatenate(below).tolist() == index.items.tolist()
+    for each in below:
+        assert each.tolist() == sorted(each.tolist(), key=lambda item: number_hash(np.array(item)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_sorted_rows_build_the_same_index(data):
+    sizes = tuple(data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=3)))
+    n = data.draw(st.integers(1, 30))
+    rows = np.array(data.draw(st.lists(st.tuples(*(st.integers(0, k - 1) for k in sizes)), min_size=n, max_size=n)))
+    built = CatalogIndex.build(ItemCodes.from_int(rows, sizes, "c"))
+    order = np.lexsort(rows.T[::-1])
+    with mock.patch.object(csr, "BLOCK", data.draw(st.integers(1, 7))):
+        found = CatalogIndex.from_sorted(rows[order].astype(np.uint16), sizes, items=order, catalog="c")
+    for name, array in built.arrays().items():
+        np.testing.assert_array_equal(found.arrays()[name], array)
+        assert found.arrays()[name].dtype == array.dtype
+    assert (found.branching, found.n_items, found.catalog) == (built.branching, n, "c")
+    if n > 1 and (rows[order[0]] != rows[order[-1]]).any():
+        with mock.patch.object(csr, "BLOCK", data.draw(st.integers(1, 7))), pytest.raises(DataError, match="order"):
+            CatalogIndex.from_sorted(rows[order[::-1]].astype(np.uint8), sizes)
+
+
+def test_sorted_rows_are_read_from_a_file(tmp_path):
+    rows = np.unique(np.random.default_rng(0).integers(0, 50, (2000, 3)).astype(np.uint8), axis=0)
+    rows.tofile(tmp_path / "rows")
+    mapped = np.memmap(tmp_path / "rows", dtype=np.uint8, mode="r", shape=rows.shape)
+    found = CatalogIndex.from_sorted(mapped, (50, 50, 50), n_items=len(rows) + 5)
+    assert found.items.tolist() == list(range(len(rows))) and found.rank_of[-5:].tolist() == [-1] * 5
+    assert (found.path_codes(np.arange(len(rows))) == rows).all()
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "message"),
+    [
+        ([[0, 1], [0, 0]], {}, "rows 0 and 1 are out of order at level 1"),
+        ([[0, 1], [1, 2]], {}, "row 1: a code of level 1 is not in 0..1"),
+        ([[0, 1, 0]], {}, "expected unsigned"),
+        ([[0, 1], [1, 1]], {"items": [3, 3]}, "1 of 2 rows repeat"),
+        ([[0, 1], [1, 1]], {"items": [0]}, "one item number for each of 2 rows"),
+        ([[0, 1], [1, 1]], {"items": [0, 2], "n_items": 2}, "numbers 0..1"),
+        ([[0, 1], [1, 1]], {"n_items": 1}, "numbers 0..0"),
+    ],
+)
+def test_sorted_rows_are_checked(rows, options, message):
+    with pytest.raises(DataError, match=message):
+        CatalogIndex.from_sorted(np.array(rows, dtype=np.uint8), (2, 2), **options)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_index_of_every_schema_loads(version):
+    spec = importlib.util.spec_from_file_location("make_index", GOLDEN / "make_index.py")
+    make_index = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make_index)
+    codes = make_index.codes()
+    found, built = CatalogIndex.load(GOLDEN / f"index_v{version}", codes=codes), CatalogIndex.build(codes)
+    for name, array in built.arrays().items():
+        if name != "items":  # schema 1 had another order within a leaf
+            np.testing.assert_array_equal(found.arrays()[name], array)
+    for leaf in range(built.n_identifiers):
+        assert sorted(found.items_below(3, leaf)) == sorted(built.items_below(3, leaf))
+    leaves, scores = np.array([[1, 0, 2]]), np.array([[-1.0, -1.0, -2.0]], dtype=np.float32)
+    listed = [list_items(each, leaves, scores, top_k=6, normalize="level").items.tolist() for each in (found, built)]
+    assert listed[0] == listed[1]
 
 
 def test_left_out_items_are_gone_with_their_prefixes():
     codes = ItemCodes.from_int([[0, 1], [1, 1], [1, 2]], (2, 3), "c")
-    index = CatalogIndex.build(codes, keys(3), keep=np.array([False, True, True]))
+    index = CatalogIndex.build(codes, keep=np.array([False, True, True]))
     assert index.children(0, [0]).codes.tolist() == [1]
     assert index.rank_of.tolist()[0] == -1
     with pytest.raises(DataError, match="item 0"):
         index.path_codes([1, 0])
     with pytest.raises(DataError, match="no item"):
-        CatalogIndex.build(codes, keys(3), keep=np.zeros(3, dtype=bool))
+        CatalogIndex.build(codes, keep=np.zeros(3, dtype=bool))
 
 
 @pytest.mark.parametrize("node", [-1, 2])
 def test_a_node_that_does_not_exist_is_an_error_not_an_empty_set(node):
-    index = CatalogIndex.build(ItemCodes.from_int([[0, 1], [1, 1]], (2, 2), "c"), keys(2))
+    index = CatalogIndex.build(ItemCodes.from_int([[0, 1], [1, 1]], (2, 2), "c"))
     with pytest.raises(DataError, match="nodes of depth 1"):
         index.children(1, [node])
 
 
 def test_dead_nodes_stay_dead():
-    index = CatalogIndex.build(ItemCodes.from_int([[0, 1], [1, 1]], (2, 2), "c"), keys(2))
+    index = CatalogIndex.build(ItemCodes.from_int([[0, 1], [1, 1]], (2, 2), "c"))
     assert index.step(1, [-1, 0, 1], [1, 1, 0]).tolist() == [-1, 0, -1]
 
 
@@ -113,7 +195,7 @@ def test_many_levels_sort_as_their_tuples():
     random = np.random.default_rng(3)
     rows = random.integers(0, 1000, (300, 9)) // random.integers(1, 900, (1, 9))
     codes = ItemCodes.from_int(rows, (1000,) * 9, "c")
-    index = CatalogIndex.build(codes, keys(300))
+    index = CatalogIndex.build(codes)
     assert rows[index.items].tolist() == sorted(rows.tolist())
 
 
@@ -123,12 +205,12 @@ def test_saved_index_is_mapped_and_equal(tmp_path, ragged):
     if ragged:
         rows[::3, 2] = -1
     codes = ItemCodes.from_int(rows, (300, 300, 300), "c")
-    index = CatalogIndex.build(codes, keys(200))
+    index = CatalogIndex.build(codes)
     index.save(tmp_path / "index")
     loaded = CatalogIndex.load(tmp_path / "index", codes=codes)
-    for name, array in index._arrays().items():
-        assert (loaded._arrays()[name] == array).all()
-        assert loaded._arrays()[name].dtype == array.dtype
+    for name, array in index.arrays().items():
+        assert (loaded.arrays()[name] == array).all()
+        assert loaded.arrays()[name].dtype == array.dtype
     assert isinstance(loaded.items.base, np.ndarray) and not loaded.items.flags.writeable
     assert (loaded.children(0, [0]).codes == index.children(0, [0]).codes).all()
     other = ItemCodes.from_int(np.roll(rows, 1, axis=0), (300, 300, 300), "c")
@@ -140,14 +222,22 @@ def test_saved_index_is_mapped_and_equal(tmp_path, ragged):
 
 
 def test_corrupt_pointers_are_refused():
-    index = CatalogIndex.build(ItemCodes.from_int([[0, 1], [1, 1]], (2, 2), "c"), keys(2))
-    fields = {f: getattr(index, f) for f in index.__dataclass_fields__}
-    with pytest.raises(DataError, match="corrupt"):
-        CatalogIndex(**{**fields, "pointers": (index.pointers[0], np.array([0, 0, 2]))})
+    index = CatalogIndex.build(ItemCodes.from_int([[0, 1], [1, 1]], (2, 2), "c"))
+    fields = {f.name: getattr(index, f.name) for f in dataclasses.fields(index) if f.init}
+    assert CatalogIndex(**fields).branching == (2, 1)
+    for wrong in (
+        {"pointers": (index.pointers[0], np.array([0, 0, 2]))},
+        {"pointers": (index.pointers[0], np.array([0, 2]))},
+        {"items": np.arange(3, dtype=np.int32)},
+        {"shared": np.array([0]), "extra": np.array([0, 1])},
+        {"shared": np.array([2]), "extra": np.array([0, 1]), "items": np.arange(3, dtype=np.int32)},
+    ):
+        with pytest.raises(DataError, match="corrupt"):
+            CatalogIndex(**{**fields, **wrong})
 
 
 def test_mapped_file_that_is_cut_short_is_refused(tmp_path):
-    index = CatalogIndex.build(ItemCodes.from_int([[0, 1], [1, 1]], (2, 2), "c"), keys(2))
+    index = CatalogIndex.build(ItemCodes.from_int([[0, 1], [1, 1]], (2, 2), "c"))
     index.save(tmp_path / "index")
     file = tmp_path / "cut.safetensors"
     raw = (tmp_path / "index" / "index.safetensors").read_bytes()
@@ -159,8 +249,8 @@ def test_mapped_file_that_is_cut_short_is_refused(tmp_path):
 
 def test_bytes_per_item_of_dense_codes():
     rows = np.stack(np.unravel_index(np.arange(4096), (16, 16, 16)), axis=1)
-    index = CatalogIndex.build(ItemCodes.from_int(rows, (16, 16, 16), "c"), keys(4096))
-    # per item one byte of token and four of leaf, item and order each; and the upper levels
-    upper = (16 + 256) + 4 * (2 + 17 + 257 + 1)
-    assert index.bytes_per_item == pytest.approx(13 + upper / 4096)
+    index = CatalogIndex.build(ItemCodes.from_int(rows, (16, 16, 16), "c"))
+    # per item one byte of token and four of item; and the upper levels, and where no leaf is shared
+    upper = (16 + 256) + 4 * (2 + 17 + 257) + 4
+    assert index.bytes_per_item == pytest.approx(5 + upper / 4096)
     assert walk(dict_trie(rows, ragged=False), (3, 2, 1)) == {ITEMS: [3 * 256 + 2 * 16 + 1]}

@@ -460,7 +460,7 @@ def test_retired_items_leave_the_index_and_keep_their_identifier():
     assert freed not in codes.codes[[0, 2, 3, 4]].tolist()
     retired = child.fields().retired
     assert retired.tolist() == [False, True, False, False, False]
-    index = CatalogIndex.build(codes, child.item_keys, keep=~retired)
+    index = CatalogIndex.build(codes, keep=~retired)
     assert sorted(index.items.tolist()) == [0, 2, 3, 4]
     node = index.step(0, [0], [freed[0]])
     assert index.step(1, node, [freed[1]]).tolist() == [-1]

@@ -47,7 +47,7 @@ def make_case(kind, ragged, seed=0):
     if kind == "decoder":  # weights of the usual small size predict almost uniformly
         for parameter in model.parameters():
             parameter.data *= 2.5
-    index = CatalogIndex.build(codes, random.integers(0, 2**63, N).astype(np.uint64))
+    index = CatalogIndex.build(codes)
     histories = Histories.from_lists([random.integers(0, N, length) for length in (3, 0, 7, 1, 5)])
     return Case(codes, token_map, index, model, histories)
 

@@ -38,7 +38,7 @@ def catalog():
 @pytest.fixture
 def recommender(case, catalog):
     codes = replace(case.codes, catalog=catalog.fingerprint)
-    index = CatalogIndex.build(codes, catalog.order_keys(0))
+    index = CatalogIndex.build(codes)
     settings = DecodingSettings(n_beams=12, loss="level", max_items=5, batch_size=3)
     return GenerativeRecommender(case.model, case.token_map, codes, index, settings)
 

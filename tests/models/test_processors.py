@@ -25,7 +25,7 @@ def test_mask_is_the_dict_trie_for_any_prefix(data):
         rows[:: data.draw(st.integers(1, 3)), 1:] = -1
     codes = ItemCodes.from_int(rows, (3, 3, 3), "c")
     tokens = TokenMap.of(codes)
-    index = CatalogIndex.build(codes, np.arange(n, dtype=np.uint64))
+    index = CatalogIndex.build(codes)
     processor = CatalogLogitsProcessor(index, tokens, prompt_length=2)
     level = data.draw(st.integers(0, 2))
     prefixes = data.draw(st.lists(st.tuples(*[st.integers(0, 2)] * level), min_size=1, max_size=5))

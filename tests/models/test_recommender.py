@@ -212,7 +212,7 @@ def test_parts_that_do_not_belong_together_are_refused(fixed_case):
     with pytest.raises(FingerprintMismatch, match="index was built"):
         GenerativeRecommender(case.model, case.token_map, other, case.index)
     wider = ItemCodes(case.codes.codes, (4, 3, 6), case.codes.catalog)
-    index = CatalogIndex.build(wider, np.arange(40, dtype=np.uint64))
+    index = CatalogIndex.build(wider)
     with pytest.raises(FingerprintMismatch, match="levels"):
         GenerativeRecommender(case.model, case.token_map, wider, index)
 
@@ -220,7 +220,7 @@ def test_parts_that_do_not_belong_together_are_refused(fixed_case):
 def test_a_model_understands_only_the_identifiers_it_was_trained_on(fixed_case):
     case, model = fixed_case, deepcopy(fixed_case.model)
     dealt = case.codes.take(np.roll(np.arange(40), 1))  # the same sizes, on other items
-    index = CatalogIndex.build(dealt, np.arange(40, dtype=np.uint64))
+    index = CatalogIndex.build(dealt)
     GenerativeRecommender(model, case.token_map, dealt, index)  # no training says otherwise
     model.config.genrec_codes = case.codes.fingerprint
     GenerativeRecommender(model, case.token_map, case.codes, case.index)

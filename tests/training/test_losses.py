@@ -32,7 +32,7 @@ def positions(codes, items):
 
 def inputs(codes, token_map, items, width=7):
     places = positions(codes, items)
-    index = CatalogIndex.build(codes, np.zeros(len(codes), np.uint64))
+    index = CatalogIndex.build(codes)
     nodes = parent_nodes(index)
     torch.manual_seed(0)
     hidden = torch.randn(len(places), width, requires_grad=True)
@@ -103,7 +103,7 @@ def test_extreme_logits_give_finite_loss_and_gradients():
 def test_level_symbols_are_what_the_search_scores():
     for rows in (FIXED, RAGGED):
         codes = ItemCodes.from_int(np.array(rows), SIZES, "c")
-        index = CatalogIndex.build(codes, np.zeros(len(codes), np.uint64))
+        index = CatalogIndex.build(codes)
         token_map = TokenMap.of(codes)
         symbols = level_symbols(token_map)
         assert [len(s) for s in symbols] == [index.n_symbols(level) for level in range(index.depth)]

@@ -63,7 +63,7 @@ def test_loss_is_minus_the_score_of_the_search(kind, softmax, ragged):
     """The loss of one (history, item) is minus the log-probability by which the recommender ranks it."""
     data, samples, collate, module = prepared(kind, softmax, ragged)
     samples = samples.take(np.arange(4))
-    index = CatalogIndex.build(data.codes, np.arange(data.codes.n_items, dtype=np.uint64))
+    index = CatalogIndex.build(data.codes)
     device_index = DeviceIndex(index, torch.device("cpu"))
     layout = CUT[kind][0]
     tokens = item_tokens(data.codes, data.token_map)

@@ -37,7 +37,7 @@ def run_folder(tmp_path):
     items = np.concatenate([(s + np.arange(n)) % N_ITEMS for s, n in enumerate(lengths)]).astype(np.int32)
     Split(items, offsets, offsets[1:] - 2, offsets[1:] - 1, N_ITEMS, codes.catalog).save(folder / "split")
     codes.save(folder / "codes")
-    CatalogIndex.build(codes, np.arange(N_ITEMS, dtype=np.uint64)).save(folder / "index")
+    CatalogIndex.build(codes).save(folder / "index")
     recipe = {
         "data": {"synthetic": {}},
         "model": {"kind": "decoder", "hidden_size": 16, "n_layers": 1, "n_heads": 2, "d_ff": 16},
