@@ -67,6 +67,7 @@ def beam_search(
     normalize: Normalize,
     deny: Histories | None = None,
     filters: RowFilters | None = None,
+    above: npt.NDArray[np.float32] | None = None,
 ) -> Found:
     """The identifiers of highest summed log-probability, by beam search inside the catalog.
 
@@ -82,6 +83,8 @@ def beam_search(
 
     deny: items per row that must not be found. filters: the only items that each row may get. A prefix with nothing
     allowed below it takes no beam, so as many identifiers are found as there are, up to ``n_beams``.
+    above: float32 ``[B]``: nothing that scores less or the same is followed. Then every step has as many beams as its
+    neediest row, ``n_beams`` at most, and waits for the device to know how many.
     Equal scores go to the earlier beam, then the lower code. Raises DataError if the model returns NaN.
     """
     host = index.host
@@ -93,6 +96,8 @@ def beam_search(
     ended: _Beams | None = None
     pruned = torch.full((len(prompts),), NEG_INF, device=index.device)
     broken = torch.zeros(len(prompts), dtype=torch.bool, device=index.device)
+    floor = None if above is None else torch.from_numpy(above).to(index.device)
+    most = n_beams
     for level in range(host.depth):
         first = level == 0
         found = scorer.step(state, None if first else running.parent, None if first else running.code)
@@ -103,12 +108,17 @@ def beam_search(
         if allowed is not None:
             alive = allowed.alive(index, level + 1, candidates.node_BC)
             candidates.score_BC = torch.where(alive, candidates.score_BC, NEG_INF)
+        if floor is not None:
+            candidates.score_BC = torch.where(candidates.score_BC > floor[:, None], candidates.score_BC, NEG_INF)
+            n_beams = min(most, _most_alive(candidates.score_BC, ended))
         fresh = _as_beams(candidates)
         if host.ragged:
             running, ended, left = _split_ended(index, level, fresh, ended, n_beams)
         else:
             running, left = fresh.keep(min(n_beams, host.n_nodes(level + 1)))
         pruned = torch.maximum(pruned, left)
+    if floor is not None:
+        pruned = torch.maximum(pruned, floor)
     final = ended if ended is not None else running
     return _to_host(final, pruned, broken)
 
@@ -117,6 +127,14 @@ def _as_beams(found: Candidates) -> _Beams:
     column = torch.arange(found.score_BC.shape[1], device=found.score_BC.device)
     parent = (column // found.width).expand_as(found.node_BC)
     return _Beams(found.node_BC, found.score_BC, parent, found.code_BC)
+
+
+def _most_alive(score_BC: Tensor, ended: _Beams | None) -> int:
+    """The largest number of live candidates and ended beams of a row, 1 or more."""
+    alive = (score_BC > NEG_INF).sum(1)
+    if ended is not None:
+        alive = alive + (ended.score > NEG_INF).sum(1)
+    return max(1, int(alive.max()))
 
 
 def _split_ended(

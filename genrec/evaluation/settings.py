@@ -17,7 +17,8 @@ class EvalSettings:
     ks: list lengths. exclude_seen: items of the history are taken out of the ranking; a target that is itself
     in the history is then a miss. history_cap: the model sees only the last so many events (None = all);
     exclusion always uses the entire history. batch_size: queries at a time. method: "dense" ranks by
-    ``score_all``, "list" by ``recommend`` (everything found); "auto" = dense where the model can.
+    ``score_all``, "list" by ``recommend`` (everything found); "auto" = dense where the model can. In a pipeline "dense"
+    scores the whole catalog with the generative model instead of searching it.
     n_beams, normalize: for models that search. n_bootstrap: resamples for the intervals, 0 = none.
     seed: of the resamples. Raises ConfigError. Stability: stable.
     """

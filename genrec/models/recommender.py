@@ -21,12 +21,12 @@ from transformers import PreTrainedModel
 
 from genrec.data.histories import Histories
 from genrec.decoding.exact import score_items
-from genrec.decoding.filters import ItemFilter, RankFilter, RowFilters, by_row
+from genrec.decoding.filters import ItemFilter, RankFilter, by_row
 from genrec.decoding.index import CatalogIndex
 from genrec.decoding.interface import Normalize, Recommendations, SearchOptions
-from genrec.decoding.listing import CERTIFICATE_MARGIN, HALF_MARGIN, joined_lists, list_items
+from genrec.decoding.listing import CERTIFICATE_MARGIN, HALF_MARGIN, joined_lists
 from genrec.decoding.scorer import Prompts, Scorer, check_normalize
-from genrec.decoding.search import is_small, search
+from genrec.decoding.search import Batch, Search
 from genrec.decoding.select import DeviceIndex
 from genrec.errors import ConfigError, DataError, FingerprintMismatch
 from genrec.item_tokenizers.codes import ItemCodes
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SCORED_AT_ONCE = 256
 DEFAULT_TOP_K = 10
 
 
@@ -165,67 +164,46 @@ class GenerativeRecommender:
         n_beams = wanted.n_beams or max(self.settings.n_beams, wanted.top_k or 0)
         normalize = self._normalize(wanted.normalize)
         rows = self._histories(histories)
-        deny = rows if wanted.exclude_seen else None
         filters = by_row(wanted.filter, len(rows))
         margin = CERTIFICATE_MARGIN if self.model.dtype == torch.float32 else HALF_MARGIN
+        search = Search(self._scorer, self._on_device(), wanted, n_beams, normalize, margin)
         found: list[Recommendations] = []
         order: list[npt.NDArray[np.int64]] = []
         with evaluating(self.model):
-            for batch, prompts in self._batches(rows, users, apart=is_small(filters)):
-                denied = None if deny is None else deny.take(batch)
+            for batch, prompts in self._batches(rows, users):
+                deny = rows.take(batch) if wanted.exclude_seen else None
                 allowed = self._rank_filters_of([filters[row] for row in batch.tolist()])
-                each = search(
-                    self._scorer,
-                    self._on_device(),
-                    prompts,
-                    wanted,
-                    n_beams=n_beams,
-                    normalize=normalize,
-                    deny=denied,
-                    filters=allowed,
-                    margin=margin,
-                )
-                found.append(
-                    list_items(
-                        self.index,
-                        each.leaves,
-                        each.scores,
-                        top_k=wanted.top_k,
-                        normalize=normalize,
-                        deny=denied,
-                        filters=RowFilters.of(allowed),
-                        pruned=each.pruned,
-                        margin=margin,
-                    )
-                )
+                found.append(search(Batch(prompts, deny, allowed)))
                 order.append(batch)
         return joined_lists(found, order, width=wanted.top_k or 0, normalize=normalize)
 
     def score(
         self,
         histories: Histories | Sequence[Sequence[int]],
-        items: npt.ArrayLike,
+        items: npt.ArrayLike | None = None,
         users: npt.ArrayLike | Sequence[str] | None = None,
         *,
         normalize: Normalize | None = None,
     ) -> npt.NDArray[np.float32]:
         """Log-probability of given items after each history, float32 ``[U, M]``.
 
-        items: int ``[U, M]`` (-1 = padding, scored -inf), or ``[M]`` for the same items for everyone. Seen
-        items are scored like others. Equal to the scores of :meth:`recommend` where both exist. Prompts are run
-        once for every 256 items.
+        items: int ``[U, M]`` (-1 = padding, scored -inf); ``[M]`` for the same items for everyone; None = all N items
+        of the catalog, -inf for those that are not indexed. Seen items are scored like others. Equal to the scores of
+        :meth:`recommend` where both exist. The model sees each distinct prefix of a user's items once, in blocks of
+        bounded memory (:func:`genrec.decoding.exact.score_items`). Raises DataError for an item that does not exist
+        or is not indexed, and for another number of rows.
         """
         rows = self._histories(histories)
-        asked = np.broadcast_to(np.asarray(items, dtype=np.int64), (len(rows), np.shape(items)[-1]))
+        asked = None if items is None else np.asarray(items, dtype=np.int64)
+        if asked is not None and asked.shape[:-1] not in ((), (len(rows),)):
+            raise DataError(f"items: expected [{len(rows)}, M] or [M], got {list(asked.shape)}")
         how = self._normalize(normalize)
-        out = np.full(asked.shape, -np.inf, dtype=np.float32)
+        width = self.n_items if asked is None else asked.shape[-1]
+        out = np.full((len(rows), width), -np.inf, dtype=np.float32)
         with evaluating(self.model):
             for batch, prompts in self._batches(rows, users):
-                for start in range(0, asked.shape[1], SCORED_AT_ONCE):
-                    part = slice(start, start + SCORED_AT_ONCE)
-                    out[batch, part] = score_items(
-                        self._scorer, self._on_device(), prompts, asked[batch, part], normalize=how
-                    )
+                some = asked if asked is None or asked.ndim == 1 else asked[batch]
+                out[batch] = score_items(self._scorer, self._on_device(), prompts, some, normalize=how)
         return out
 
     def _normalize(self, asked: Normalize | None) -> Normalize:
@@ -246,19 +224,15 @@ class GenerativeRecommender:
         return [None if each is None else self._rank_filters[each] for each in filters]
 
     def _batches(
-        self,
-        histories: Histories,
-        users: npt.ArrayLike | Sequence[str] | None,
-        apart: npt.NDArray[np.bool_] | None = None,
+        self, histories: Histories, users: npt.ArrayLike | Sequence[str] | None
     ) -> Iterator[tuple[npt.NDArray[np.int64], Prompts]]:
-        """Row numbers and prompts of users with prompts of like length; no batch has rows of both kinds in it."""
+        """Row numbers and prompts of users with prompts of like length."""
         if users is not None and len(np.asarray(users)) != len(histories):
             raise DataError(f"users: expected {len(histories)}, one per history, got {len(np.asarray(users))}")
         of_user = None if users is None else user_tokens(self.token_map, users, self.user_ids)
         recent = histories.last(self.settings.max_items)
         order, size = np.argsort(recent.lengths, kind="stable"), self.settings.batch_size
-        kinds = [order] if apart is None else [order[~apart[order]], order[apart[order]]]
-        for batch in (kind[start : start + size] for kind in kinds for start in range(0, len(kind), size)):
+        for batch in (order[start : start + size] for start in range(0, len(order), size)):
             yield (
                 batch,
                 build_prompts(

@@ -22,6 +22,7 @@ from genrec.item_tokenizers.codes import ItemCodes
 from genrec.models.backbone import build
 from genrec.models.bundle import load_bundle, save_bundle
 from genrec.models.recommender import DecodingSettings, GenerativeRecommender
+from genrec.models.whole_catalog import WholeCatalog
 from genrec.pipeline.baseline_stages import context
 from genrec.pipeline.recipe import PipelineRecipe, seeded
 from genrec.pipeline.runner import same_catalog
@@ -169,8 +170,9 @@ def evaluate_model(folder: Path, recipe: PipelineRecipe) -> None:
     cut = Split.load(folder / "split")
     same_catalog(folder, cut.catalog, "bundle", *_of_users(recipe))
     bundle = load_bundle(folder / "bundle", device=_device(), user_ids=user_ids(folder, recipe))
+    dense = recipe.evaluate.method == "dense"
     report = evaluate(
-        bundle.recommender,
+        WholeCatalog(bundle.recommender, recipe.evaluate.normalize) if dense else bundle.recommender,
         cut.queries("test"),
         settings=recipe.evaluate,
         train=cut.train(),

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genrec.data.histories import Histories
+from genrec.decoding import small
 from genrec.decoding.beam import beam_search
 from genrec.decoding.filters import ItemFilter, RankFilter, RowFilters, by_row
 from genrec.decoding.index import CatalogIndex
@@ -161,6 +162,20 @@ def test_few_allowed_items_are_all_scored(data):
         expected = np.sort(slow[np.isfinite(slow)])[::-1][:3]
         np.testing.assert_allclose(listed.scores[row][: len(expected)], expected, atol=1e-5)
         assert (listed.items[row][len(expected) :] == -1).all() and listed.certified[row]
+
+
+def test_what_counts_as_few_are_the_prefixes_that_are_read(monkeypatch):
+    """300 items below 2 prefixes are few, 10 items below 10 are not, when 3 is few."""
+    rows = np.stack(np.unravel_index(np.arange(3000), (20, 150)), axis=1)
+    index = build(ItemCodes.from_int(rows, (20, 150), "c"))
+    monkeypatch.setattr(small, "SMALL_SET", 3)
+    monkeypatch.setattr(small, "MOST_ITEMS", 500)
+
+    def ranked(items):
+        return RankFilter.of(ItemFilter.of_items(items, 3000), index)
+
+    filters = [ranked(np.arange(300)), ranked(np.arange(10) * 150), None, ranked([7]), ranked([]), ranked(range(600))]
+    assert small.is_small(index, filters).tolist() == [True, False, False, True, True, False]
 
 
 def test_items_left_out_of_the_index_do_not_count():

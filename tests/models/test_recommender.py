@@ -7,16 +7,21 @@ import pytest
 import torch
 
 from genrec.data.histories import Histories
+from genrec.data.splits import EvalSet
 from genrec.decoding import search as search_module
+from genrec.decoding import small as small_module
 from genrec.decoding.beam import beam_search
 from genrec.decoding.filters import ItemFilter
 from genrec.decoding.index import CatalogIndex
-from genrec.decoding.interface import Recommender, SearchOptions
+from genrec.decoding.interface import DenseRecommender, Recommender, SearchOptions
 from genrec.errors import ConfigError, DataError, FingerprintMismatch
+from genrec.evaluation.run import evaluate
+from genrec.evaluation.settings import EvalSettings
 from genrec.item_tokenizers.codes import ItemCodes
 from genrec.models.backbone import T5Settings, build, layout_of
 from genrec.models.prompting import build_prompts, item_tokens
 from genrec.models.recommender import DecodingSettings, GenerativeRecommender
+from genrec.models.whole_catalog import WholeCatalog
 from genrec.testing.oracles import dict_trie, exhaustive_scores, expected_ranks
 from genrec.training.module import TrainingModule
 from genrec.vocab.token_map import TokenMap
@@ -116,6 +121,34 @@ def test_scores_equal_those_of_the_lists(case):
     everyone = recommender.score(case.histories, np.arange(40))
     assert everyone.shape == (5, 40)
     np.testing.assert_allclose(everyone[2][lists.items[2]], lists.scores[2], atol=1e-5)
+    np.testing.assert_allclose(case.recommender(batch_size=2).score(case.histories), everyone, atol=1e-5)
+    with pytest.raises(DataError, match=r"items: expected \[5, M\] or \[M\], got \[2, 3\]"):
+        recommender.score(case.histories, np.zeros((2, 3)))
+
+
+@pytest.mark.parametrize("normalize", ["vocab", "level", "children"])
+def test_scores_equal_whole_forwards_of_the_model(case, normalize):
+    recommender = case.recommender(loss=normalize)
+    got = recommender.score(case.histories)
+    for row in range(3):
+        np.testing.assert_allclose(got[row], exhaustive(case, row, normalize), atol=1e-5)
+
+
+def test_scoring_the_whole_catalog_shows_what_the_search_misses(fixed_case):
+    model, n = fixed_case.recommender(), fixed_case.codes.n_items
+    whole = WholeCatalog(model)
+    assert isinstance(whole, DenseRecommender) and whole.n_items == n and whole.history_cap == model.history_cap
+    assert not isinstance(model, DenseRecommender)  # evaluation searches unless it is told otherwise
+    targets = Histories.from_lists([[row] for row in range(len(fixed_case.histories))])
+    queries = EvalSet(np.arange(5, dtype=np.int32), fixed_case.histories, targets)
+    exact = evaluate(whole, queries, settings=EvalSettings(n_bootstrap=0), progress=False)
+    wide = evaluate(model, queries, settings=EvalSettings(n_bootstrap=0, n_beams=n), progress=False)
+    np.testing.assert_allclose(exact.ranks, wide.ranks)
+    assert exact.history_cap == model.history_cap
+    part = np.arange(n) != 5
+    left_out = CatalogIndex.build(fixed_case.codes, keep=part)
+    smaller = GenerativeRecommender(fixed_case.model, fixed_case.token_map, fixed_case.codes, left_out)
+    assert np.isneginf(WholeCatalog(smaller).score_all(fixed_case.histories)[:, 5]).all()
 
 
 def test_the_limit_of_the_prompt_is_told(fixed_case):
@@ -258,7 +291,7 @@ def test_impossible_settings_are_refused(values):
 @pytest.mark.parametrize("small", [0, 256])
 def test_a_filter_gives_the_best_of_the_allowed_items(case, small, monkeypatch):
     """Searched or scored one by one, alone or in a batch with other filters: the same as ranking everything."""
-    monkeypatch.setattr(search_module, "SMALL_SET", small)
+    monkeypatch.setattr(small_module, "SMALL_SET", small)
     model, n = case.recommender(), case.codes.n_items
     every = model.recommend(case.histories, SearchOptions(top_k=None, n_beams=40))
     even = ItemFilter.of_mask(np.arange(n) % 2 == 0, case.codes.catalog)
@@ -274,7 +307,7 @@ def test_a_filter_gives_the_best_of_the_allowed_items(case, small, monkeypatch):
 
 
 def test_few_beams_still_fill_the_list_under_a_filter(fixed_case, monkeypatch):
-    monkeypatch.setattr(search_module, "SMALL_SET", 0)
+    monkeypatch.setattr(small_module, "SMALL_SET", 0)
     allowed = ItemFilter.of_mask(np.arange(fixed_case.codes.n_items) % 3 == 0)
     options = SearchOptions(top_k=5, n_beams=5, exclude_seen=True, filter=allowed)
     got = fixed_case.recommender().recommend(fixed_case.histories, options)
@@ -298,7 +331,8 @@ def test_an_exact_search_proves_every_list(case, monkeypatch):
     got = model.recommend(rows, SearchOptions(top_k=3, n_beams=1, exact=True))
     assert got.certified.all() and got.items.tolist() == every.items.tolist()
     np.testing.assert_allclose(got.scores, every.scores, atol=1e-5)
-    assert {1, 4} <= set(widths) <= {1, 4, 16, 40} and max(widths) <= model.index.n_identifiers
+    # wider until three items are found, then as wide as the proof needs, which is at most every identifier
+    assert widths[0] == 1 and set(widths) <= {1, 4, 16, model.index.n_identifiers}
     capped = model.recommend(rows, SearchOptions(top_k=3, n_beams=1, exact=True, max_beams=2))
     assert not capped.certified.all()  # the budget ended before the proof
 
