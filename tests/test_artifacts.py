@@ -620,3 +620,29 @@ def test_importing_artifacts_is_cheap():
     code = "import sys, genrec.artifacts; print([m for m in ('torch', 'numpy', 'pyarrow') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_every_file_is_on_the_disk_before_it_counts(tmp_path, monkeypatch):
+    """Files, then the manifest, then folders, then the rename: what a power cut leaves is the old or the new."""
+    seen = []
+    flush, move = os.fsync, os.rename
+
+    def fsync(fd):
+        flush(fd)
+        seen.append(("fsync", Path(f"/proc/self/fd/{fd}").readlink().name))
+
+    def rename(old, new, **more):
+        move(old, new, **more)
+        seen.append(("rename", Path(new).name))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "rename", rename)
+    with artifacts.write(tmp_path / "thing", kind="k") as draft:
+        artifacts.save_json(draft.dir / "a.json", 1)
+        (draft.dir / "inner").mkdir()
+        artifacts.save_json(draft.dir / "inner" / "b.json", 2)
+    published = seen.index(("rename", "thing"))
+    order = [seen.index(("fsync", name)) for name in ("a.json", "b.json", "genrec.json")]
+    assert max(order[:2]) < order[2] < seen.index(("fsync", "inner")) < published
+    assert ("fsync", disk.CONTENT) in seen[order[2] : published]
+    assert ("fsync", tmp_path.name) in seen[published:]

@@ -208,13 +208,16 @@ class SasRec:
     @classmethod
     def load(cls, path: Path | str) -> SasRec:
         """Read what :meth:`save` wrote. Raises ArtifactError if it is missing or damaged."""
-        manifest = artifacts.read(path, kind="sasrec")
-        settings, meta = SasRecSettings(**manifest.recipe), manifest.meta
-        encoder = SasRecEncoder(meta["n_items"], settings)
-        encoder.load_state_dict(as_tensors(artifacts.load_arrays(Path(path) / "sasrec.safetensors")))
-        encoder.eval()
-        seconds = meta.get("wall_seconds"), meta.get("cpu_seconds")
-        return cls(encoder, settings, meta["n_items"], meta["log"], *seconds)
+
+        def loaded(manifest: artifacts.Manifest) -> SasRec:
+            settings, meta = SasRecSettings(**manifest.recipe), manifest.meta
+            encoder = SasRecEncoder(meta["n_items"], settings)
+            encoder.load_state_dict(as_tensors(artifacts.load_arrays(manifest.path / "sasrec.safetensors")))
+            encoder.eval()
+            seconds = meta.get("wall_seconds"), meta.get("cpu_seconds")
+            return cls(encoder, settings, meta["n_items"], meta["log"], *seconds)
+
+        return artifacts.load(path, loaded, kind="sasrec")
 
 
 def _check_items(train: Histories, n_items: int) -> None:

@@ -14,6 +14,14 @@ from genrec.decoding.interface import DenseRecommender, Recommendations, SearchO
 from genrec.metrics.ranking import tied_ranks
 from genrec.seeding import rng
 
+CELLS_AT_ONCE = 2**26
+"""Scores of so many (user, item) pairs are held together: about 1 GiB with what ranking them takes."""
+
+
+def rows_at_once(n_items: int, batch_size: int) -> int:
+    """How many users are scored together: ``batch_size``, or fewer where the catalog is large (internal)."""
+    return max(1, min(batch_size, CELLS_AT_ONCE // max(n_items, 1)))
+
 
 def mask_seen(scores_BN: npt.NDArray[np.float32], histories: Histories) -> None:
     """Set the score of every item of each row's history to -inf, in place."""
@@ -80,7 +88,8 @@ def recommend_dense(
     *,
     batch_size: int = 256,
 ) -> Recommendations:
-    """Lists from ``model.score_all``, ``batch_size`` users at a time. Same answer for any batch size."""
+    """Lists from ``model.score_all``, at most ``batch_size`` users at a time. Same answer for any batch size."""
+    batch_size = rows_at_once(model.n_items, batch_size)
     order_N = neutral_order(model.n_items)
     filters = by_row(options.filter, len(histories))
     parts = []

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from genrec.data.histories import Histories
 from genrec.data.splits import EvalSet
-from genrec.decoding.dense import mask_seen, neutral_order, top_k_dense
+from genrec.decoding.dense import mask_seen, neutral_order, rows_at_once, top_k_dense
 from genrec.decoding.interface import DenseRecommender, Recommendations, Recommender
 from genrec.errors import ConfigError, DataError
 from genrec.evaluation.settings import EvalSettings
@@ -52,10 +52,10 @@ def ranked_batches(
     dense = settings.method == "dense" or (settings.method == "auto" and isinstance(model, DenseRecommender))
     if not isinstance(model, DenseRecommender if dense else Recommender):
         raise ConfigError(f"method: {type(model).__name__} has no {'score_all' if dense else 'recommend'}")
-    n = len(evalset)
+    n, size = len(evalset), rows_at_once(model.n_items, settings.batch_size) if dense else settings.batch_size
     with tqdm(total=n, unit="query", delay=2, disable=None if progress else True) as bar:
-        for start in range(0, n, settings.batch_size):
-            stop = min(start + settings.batch_size, n)
+        for start in range(0, n, size):
+            stop = min(start + size, n)
             batch = evalset.take(np.arange(start, stop))
             own = slice(*np.searchsorted(rows, [start, stop]))
             asked = (rows[own] - start, targets[own])

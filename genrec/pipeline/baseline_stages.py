@@ -95,7 +95,7 @@ def evaluate_baseline(folder: Path, recipe: PipelineRecipe, name: str) -> None:
     report = evaluate(
         baseline(name, folder, cut, recipe),
         cut.queries("test"),
-        settings=recipe.evaluate,
+        settings=seeded(recipe.evaluate, recipe.seed),
         train=cut.train(),
         name=name,
         catalog=cut.catalog,

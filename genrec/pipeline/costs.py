@@ -11,6 +11,7 @@ from pathlib import Path
 
 from genrec import artifacts
 from genrec.data.readers import source_files
+from genrec.decoding.dense import rows_at_once
 from genrec.errors import DataError
 from genrec.models.backbone import T5Settings
 from genrec.pipeline.recipe import PipelineRecipe
@@ -142,7 +143,7 @@ class Costs:
     def dense(self) -> Estimate:
         """Scores of every item for every user."""
         items, users, _ = self.sizes
-        return Estimate(0.5 + users * items * 3e-8, BASE + 24.0 * 256 * items)
+        return Estimate(0.5 + users * items * 3e-8, BASE + 24.0 * rows_at_once(items, 256) * items)
 
     def report(self) -> Estimate:
         """Tables and pictures."""

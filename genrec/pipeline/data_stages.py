@@ -110,10 +110,7 @@ def _cut(events: Interactions, settings: SplitSettings, seed: int) -> Split:
 
 
 def embed(folder: Path, recipe: PipelineRecipe) -> None:
-    """Item vectors from every block, fused: artifact ``embeddings``.
-
-    Where a content baseline needs them, the vectors of the first text block alone: ``text_embeddings``.
-    """
+    """Item vectors from every block, fused: artifact ``embeddings``."""
     catalog = ItemCatalog.load(folder / "catalog")
     cut = Split.load(folder / "split")
     from_sasrec = ["sasrec"] if any(block.sasrec for block in recipe.embeddings) else []
@@ -125,11 +122,16 @@ def embed(folder: Path, recipe: PipelineRecipe) -> None:
     else:
         made = fused(blocks, recipe.embeddings)
     made.save(folder / "embeddings", overwrite=True)
-    if recipe.needs_text_vectors:
-        # content and nothing else
-        text = replace(recipe.embeddings[recipe.text_block], align=None, neighbours=0, graph=None)
-        shaped(raw[recipe.text_block], text, cut.train(), recipe.seed).save(folder / "text_embeddings", overwrite=True)
     log.info("item vectors: %d x %d", *made.vectors.shape)
+
+
+def content(folder: Path, recipe: PipelineRecipe) -> None:
+    """The vectors of the first text block, content and nothing else, for content-kNN: artifact ``text_embeddings``."""
+    catalog, cut = ItemCatalog.load(folder / "catalog"), Split.load(folder / "split")
+    same_catalog(folder, catalog.fingerprint, "split")
+    block = replace(recipe.embeddings[recipe.text_block], align=None, neighbours=0, graph=None)
+    made = shaped(_vectors(block, catalog, cut, folder, recipe.seed), block, cut.train(), recipe.seed)
+    made.save(folder / "text_embeddings", overwrite=True)
 
 
 def shaped(vectors: ItemEmbeddings, block: Block, train: Histories, seed: int) -> ItemEmbeddings:

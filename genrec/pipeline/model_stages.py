@@ -67,7 +67,7 @@ def train(folder: Path, recipe: PipelineRecipe) -> None:
         )
     if not result.main_process:
         return
-    _save_training(folder, recipe, result)
+    _save_training(folder, recipe, result, key)
     search = decoding_settings(settings, n_beams=DecodingSettings().n_beams)
     save_bundle(
         folder / "bundle",
@@ -117,11 +117,12 @@ def training_key(folder: Path, recipe: PipelineRecipe) -> str:
 def trained(folder: Path, recipe: PipelineRecipe) -> bool:
     """Whether the folder holds the finished, undamaged training of exactly this recipe on these artifacts."""
     try:
-        artifacts.read(folder / "training", kind="training")
-        found = artifacts.read(folder / "bundle", kind="bundle")
+        log_of = artifacts.read(folder / "training", kind="training").parents.get("training")
+        model_of = artifacts.read(folder / "bundle", kind="bundle").parents.get("training")
     except ArtifactError:
         return False
-    return found.parents.get("training") == training_key(folder, recipe)
+    # the log of older versions does not say what it is of
+    return model_of == training_key(folder, recipe) and log_of in (None, model_of)
 
 
 def _checkpoints(folder: Path, key: str) -> Path:
@@ -133,7 +134,7 @@ def _checkpoints(folder: Path, key: str) -> Path:
     return own
 
 
-def _save_training(folder: Path, recipe: PipelineRecipe, result: TrainResult) -> None:
+def _save_training(folder: Path, recipe: PipelineRecipe, result: TrainResult, key: str) -> None:
     """The curve and the cost of a training, as an artifact of kind "training"."""
     summary = {
         "status": result.status,
@@ -150,6 +151,7 @@ def _save_training(folder: Path, recipe: PipelineRecipe, result: TrainResult) ->
         folder / "training",
         kind="training",
         recipe=recipes.to_json(recipe.train),
+        parents={"training": key},
         meta=summary,
         overwrite=True,
     ) as draft:
@@ -174,7 +176,7 @@ def evaluate_model(folder: Path, recipe: PipelineRecipe) -> None:
     report = evaluate(
         WholeCatalog(bundle.recommender, recipe.evaluate.normalize) if dense else bundle.recommender,
         cut.queries("test"),
-        settings=recipe.evaluate,
+        settings=seeded(recipe.evaluate, recipe.seed),
         train=cut.train(),
         identifier_of=bundle.recommender.codes.collision_ids(),
         name=recipe.model.kind,

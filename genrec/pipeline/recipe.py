@@ -226,7 +226,14 @@ def as_used(recipe: PipelineRecipe) -> PipelineRecipe:
     train, sasrec = seeded(recipe.train, recipe.seed), seeded(recipe.sasrec, recipe.seed)
     collaborative = None if recipe.collaborative is None else own(recipe.collaborative)
     embeddings = tuple(map(own, recipe.embeddings))
-    return dataclasses.replace(recipe, embeddings=embeddings, collaborative=collaborative, train=train, sasrec=sasrec)
+    return dataclasses.replace(
+        recipe,
+        embeddings=embeddings,
+        collaborative=collaborative,
+        train=train,
+        sasrec=sasrec,
+        evaluate=seeded(recipe.evaluate, recipe.seed),
+    )
 
 
 def seeded(settings: T, seed: int) -> T:

@@ -103,15 +103,25 @@ def stages(recipe: PipelineRecipe, folder: Path) -> list[Stage]:
     ]  # fmt: skip
     from_sasrec = ("sasrec",) if any(block.sasrec for block in recipe.embeddings) else ()
     found += sasrec if recipe.vectors_from_sasrec else []
-    text = ("text_embeddings",) if recipe.needs_text_vectors else ()
     found += [
         Stage(
-            "embed", ("embeddings", *text), partial(data_stages.embed, recipe=recipe),
+            "embed", ("embeddings",), partial(data_stages.embed, recipe=recipe),
             recipe=part("embeddings", "seed"), needs=("prepare", "split", *from_sasrec),
-            inputs=_vector_files(recipe, folder), version=3, estimate=costs.embed,
+            inputs=_vector_files(recipe, folder, "embed"), version=3, estimate=costs.embed,
             about="item vectors", check=partial(_check_sources, recipe),
         ),
     ]  # fmt: skip
+    if recipe.needs_text_vectors:
+        content = part("embeddings", "seed")
+        content["embeddings"] = [content["embeddings"][recipe.text_block]]
+        found.append(
+            Stage(
+                "content", ("text_embeddings",), partial(data_stages.content, recipe=recipe),
+                recipe=content, needs=("prepare", "split"), inputs=_vector_files(recipe, folder, "content"),
+                estimate=costs.embed, about="vectors of the text alone, for content-kNN",
+                check=partial(_check_sources, recipe),
+            )
+        )  # fmt: skip
     block, beside = recipe.collaborative, []
     if block is not None:
         beside = ["collaborative"]
@@ -119,7 +129,7 @@ def stages(recipe: PipelineRecipe, folder: Path) -> list[Stage]:
             Stage(
                 "collaborative", ("collaborative",), partial(data_stages.collaborative, recipe=recipe),
                 recipe=part("collaborative", "seed"), needs=("prepare", "split", *["sasrec"] * block.sasrec),
-                inputs=_vector_files(recipe, folder), estimate=costs.embed,
+                inputs=_vector_files(recipe, folder, "collaborative"), estimate=costs.embed,
                 about="vectors of co-occurrence", check=partial(_check_sources, recipe),
             )
         )  # fmt: skip
@@ -210,7 +220,7 @@ class _Parts:
 def _baseline(name: str, recipe: PipelineRecipe, part: _Parts, costs: Costs) -> Stage:
     needs = ["split"]
     needs += ["sasrec"] if name == "sasrec" else []
-    needs += ["embed"] if name.startswith("content_knn") else []
+    needs += ["content"] if name.startswith("content_knn") else []
     needs += ["prepare"] if name in ("item_knn_larger_id", "oracle") else []
     own = part("evaluate", "split", "seed")
     for setting in ("n_beams", "normalize"):  # baselines score every item, they do not search
@@ -249,12 +259,12 @@ def _inputs(recipe: PipelineRecipe, folder: Path) -> dict[str, str]:
     return {str(file): file_digest(file) for file in files} or {str(path): "incomplete"}
 
 
-def _vector_files(recipe: PipelineRecipe, folder: Path) -> dict[str, str]:
-    """Digests of the vectors and encoders that lie in files; where they are gone, those of what was read before.
+def _vector_files(recipe: PipelineRecipe, folder: Path, stage: str) -> dict[str, str]:
+    """Digests of the vectors and encoders that lie in files; where they are gone, those of what the stage read before.
 
     A model of the hub is known by its name and ``revision`` only.
     """
-    before = read_ledger(folder).get("embed", {}).get("inputs", {})
+    before = read_ledger(folder).get(stage, {}).get("inputs", {})
     found = {}
     for _, block in _blocks(recipe):
         name = block.file or (block.sentence.model if block.sentence is not None else "")

@@ -367,7 +367,9 @@ def test_behaviour_shapes_the_vectors_of_text_but_not_of_the_content_baseline(pr
     before = ItemEmbeddings.load(prepared / "embeddings").vectors
     train = Split.load(prepared / "split").train()
     for options in ({"align": AlignSettings(epochs=1)}, {"neighbours": 2}, {"graph": SMALL_GRAPH}):
-        data_stages.embed(prepared, replace(plain, embeddings=(replace(plain.embeddings[0], **options),)))
+        shaped = replace(plain, embeddings=(replace(plain.embeddings[0], **options),))
+        data_stages.embed(prepared, shaped)
+        data_stages.content(prepared, shaped)
         assert (ItemEmbeddings.load(prepared / "text_embeddings").vectors == before).all()
         found = ItemEmbeddings.load(prepared / "embeddings").vectors
         assert (found != before).any(axis=1)[np.unique(train.items)].mean() > 0.9
@@ -562,3 +564,27 @@ def test_tokens_start_from_the_codebooks_where_there_are_some(prepared: Path, tm
     torch.testing.assert_close(rows["random"], rows["none"], atol=1e-6, rtol=0)
     assert not torch.allclose(rows["random"], rows["codebooks"], atol=1e-3)
     assert len(keys) == 3
+
+
+def test_a_further_baseline_runs_nothing_but_itself(tmp_path: Path) -> None:
+    few = stages_until(stages(RECIPE, tmp_path), "tokenize")
+    runner.run(tmp_path, few, lambda *_: None)
+    more = stages(replace(RECIPE, baselines=("popularity", "content_knn")), tmp_path)
+    wanted = [s for name in ("tokenize", "evaluate content_knn") for s in stages_until(more, name)]
+    unique = list({stage.name: stage for stage in more if stage in wanted}.values())
+    found = {each.stage.name: each.status for each in runner.plan(tmp_path, unique)}
+    assert found == {"prepare": "done", "split": "done", "embed": "done", "tokenize": "done"} | {
+        "content": "run",
+        "evaluate content_knn": "run",
+    }
+
+
+def test_a_log_of_another_training_beside_the_model_is_no_finished_training(prepared: Path) -> None:
+    """As after a kill between the two writes of another recipe's training."""
+    model_stages.train(prepared, RECIPE)
+    assert model_stages.trained(prepared, RECIPE)
+    shutil.copytree(prepared / "bundle", prepared / "kept")
+    model_stages.train(prepared, replace(RECIPE, train=replace(RECIPE.train, epochs=1)))
+    shutil.rmtree(prepared / "bundle")
+    (prepared / "kept").rename(prepared / "bundle")
+    assert not model_stages.trained(prepared, RECIPE)

@@ -6,7 +6,8 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,7 @@ class EventRows:
         self.users: list[str] = []
         self.items: list[str] = []
         self.times: list[int] = []
+        self.dated: bool | None = None  # whether times are dates, once one is known
         self.values: list[list[Any]] = [[] for _ in self.columns]
         self.names = {"user": "user_id", "item": "item_id", "time": "timestamp"}
 
@@ -99,13 +101,25 @@ class EventRows:
                 f"item {short(item_id)} is not in the items file",
                 "complete the items file, or set unknown_items='add'",
             )
-        stamp = timestamp(time, self.names["time"], self.scale) if self.timed else 0
+        stamp = self._stamp(time) if self.timed else 0
         checked = [_context(n, v) for n, v in zip(self.columns, values, strict=True)]
         self.users.append(user_id)
         self.items.append(item_id)
         self.times.append(stamp)
         for column, value in zip(self.values, checked, strict=True):
             column.append(value)
+
+    def _stamp(self, time: Any) -> int:
+        """A time in the form of those before: numbers (also 20200102) and dates in one column do not sort."""
+        stamp, dated = timestamp(time, self.names["time"], self.scale), is_date(time)
+        if self.dated is not None and dated != self.dated:
+            before, now = ("a date", "a number") if self.dated else ("a number", "a date")
+            raise RowError(
+                "mixed times", self.names["time"], f"expected {before} like the times before, got {now} {short(time)}",
+                "write all times in one form",
+            )  # fmt: skip
+        self.dated = dated
+        return stamp
 
     def interactions(self, catalog: ItemCatalog) -> Interactions:
         """The events, sorted, with the numbers of this catalog."""
@@ -145,15 +159,15 @@ def identifier(value: Any, field: str) -> str:
 
 
 def timestamp(value: Any, field: str, scale: float = 1.0) -> int:
-    """A time as int64 (internal): an ISO 8601 date (seconds, UTC), or a whole number.
+    """A time as int64 (internal): an ISO 8601 date or a date of a table (seconds, UTC), or a whole number.
 
     With a ``scale`` other than 1 any number, times the scale, rounded.
     """
-    if isinstance(value, str):
+    if is_date(value):
+        value = _seconds(value, field)
+    elif isinstance(value, str):
         if _INTEGER.fullmatch(value):
             value = int(value)
-        elif _DATE.match(value):
-            value = _seconds(value, field)
         else:
             try:
                 value = number(value, field)
@@ -161,17 +175,19 @@ def timestamp(value: Any, field: str, scale: float = 1.0) -> int:
                 if error.reason == "wrong type":
                     raise _no_time(value, field) from None
                 raise
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise RowError("wrong type", field, f"expected a number as time, got {type(value).__name__} {short(value)}")
+    if isinstance(value, bool) or not isinstance(value, int | float | Fraction):
+        raise RowError(
+            "wrong type", field, f"expected a number or a date as time, got {type(value).__name__} {short(value)}"
+        )
     if isinstance(value, float) and not math.isfinite(value):
         raise RowError("not finite", field, f"expected a finite time, got {value}")
-    stamp = value if scale == 1 else value * scale
-    if isinstance(stamp, float):
-        if scale == 1 and not stamp.is_integer():
+    stamp = value if scale == 1 else value * (Fraction(scale) if isinstance(value, Fraction) else scale)
+    if isinstance(stamp, float | Fraction):
+        if scale == 1 and (isinstance(stamp, Fraction) or not stamp.is_integer()):
             raise RowError(
                 "fractional time",
                 field,
-                f"expected whole units, got {value}",
+                f"expected whole units, got {value if isinstance(value, float) else float(value)}",
                 "set time_scale, for example to 1000",
             )
         stamp = round(stamp)
@@ -180,16 +196,24 @@ def timestamp(value: Any, field: str, scale: float = 1.0) -> int:
     return stamp
 
 
-def _seconds(text: str, field: str) -> int:
-    """Unix seconds of an ISO 8601 date or time; without a zone it is UTC."""
+def is_date(value: Any) -> bool:
+    """Whether a time is a date rather than a number (internal)."""
+    return isinstance(value, date) or (isinstance(value, str) and _DATE.match(value) is not None)
+
+
+def _seconds(value: str | date, field: str) -> int | Fraction:
+    """Unix seconds of a date or time, a fraction where it has one; without a zone it is UTC."""
     try:
-        moment = datetime.fromisoformat(text.strip())
+        moment = datetime.fromisoformat(value.strip() if isinstance(value, str) else value.isoformat())
     except ValueError:
-        raise _no_time(text, field) from None
-    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+        raise _no_time(value, field) from None
+    since = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - datetime(1970, 1, 1, tzinfo=UTC)
+    microseconds = since // timedelta(microseconds=1)
+    whole, rest = divmod(microseconds, 1_000_000)
+    return Fraction(microseconds, 1_000_000) if rest else whole
 
 
-def _no_time(text: str, field: str) -> RowError:
+def _no_time(text: Any, field: str) -> RowError:
     expected = "a number or an ISO date as time, such as 2020-11-03 or 2020-11-03T18:30:00"
     return RowError("wrong type", field, f"expected {expected}, got {short(text)}")
 
