@@ -7,15 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from genrec.decoding.index import CatalogIndex
-from genrec.errors import DataError, FingerprintMismatch
+from genrec.errors import ConfigError, DataError, FingerprintMismatch
+
+if TYPE_CHECKING:
+    from genrec.decoding.filter_set import FilterSet
 
 Words = npt.NDArray[np.uint64]
 Int64 = npt.NDArray[np.int64]
+_BLOCK = 1 << 18
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +28,9 @@ class ItemFilter:
     """A set of allowed items of one catalog: in stock, of a category, below a price, what a tenant sells.
 
     Filters compose: ``in_stock & shoes & ~adult``. Make one once and pass it to as many requests as you like; what
-    an index needs of it is kept beside it. words: uint64, one bit per item number, the lowest bit first.
+    an index needs of it is kept beside it. By name: :class:`genrec.decoding.filter_set.FilterSet`.
+
+    words: uint64, one bit per item number, the lowest bit first.
     Stability: experimental.
     """
 
@@ -85,16 +92,25 @@ class ItemFilter:
         return ItemFilter(words, self.n_items, self.catalog or other.catalog)
 
 
-Filters = ItemFilter | Sequence[ItemFilter | None] | None
-"""One filter for everyone, one (or None) for each row, or none."""
+Filters = ItemFilter | str | Sequence[ItemFilter | str | None] | None
+"""One filter for everyone, one (or None) for each row, or none. A text is an expression of names, for a recommender
+that knows them (:class:`genrec.decoding.snapshot.CatalogSnapshot`)."""
 
 
-def by_row(filters: Filters, n_rows: int) -> list[ItemFilter | None]:
-    """The filter of every row; DataError for another number of them."""
-    found = [filters] * n_rows if filters is None or isinstance(filters, ItemFilter) else list(filters)
+def by_row(filters: Filters, n_rows: int, named: FilterSet | None = None) -> list[ItemFilter | None]:
+    """The filter of every row; DataError for another number of them, ConfigError for names that are not known."""
+    one = filters is None or isinstance(filters, ItemFilter | str)
+    found = cast("list[ItemFilter | str | None]", [filters] * n_rows if one else list(cast("Sequence[str]", filters)))
     if len(found) != n_rows:
         raise DataError(f"filter: expected {n_rows}, one per history, got {len(found)}")
-    return found
+    if named is None and any(isinstance(each, str) for each in found):
+        raise ConfigError(
+            "filter: a name, and there are no named filters", hint="pass an ItemFilter, or swap in a snapshot"
+        )
+    return [
+        named[each] if named is not None and isinstance(each, str) else cast("ItemFilter | None", each)
+        for each in found
+    ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +128,14 @@ class RankFilter:
     def of(cls, allowed: ItemFilter, index: CatalogIndex) -> RankFilter:
         """The filter in the order of ``index``; items that are not indexed do not count."""
         allowed.check(index.n_items, index.catalog)
-        words = _packed(allowed.mask[index.items])
+        n = len(index.items)
+        of_item, of_rank = _as_bytes(allowed.words), np.zeros(_n_words(n) * 8, dtype=np.uint8)
+        for start in range(0, n, _BLOCK):
+            items = index.items[start : start + _BLOCK]
+            bits = (of_item[items >> 3] >> (items & 7).astype(np.uint8)) & 1
+            packed = np.packbits(bits, bitorder="little")
+            of_rank[start // 8 : start // 8 + len(packed)] = packed
+        words = of_rank.view("<u8").astype(np.uint64, copy=False)
         return cls(words, np.concatenate([[0], np.cumsum(np.bitwise_count(words), dtype=np.int64)]))
 
     def __len__(self) -> int:
@@ -170,11 +193,29 @@ class RowFilters:
         return np.asarray(self.before[which, word] + np.bitwise_count(masked), dtype=np.int64)
 
 
+def in_namespace(index: CatalogIndex, name: str) -> ItemFilter:
+    """The indexed items of one domain of a joint index, see :mod:`genrec.decoding.namespaces`.
+
+    They are one range of ranks. Raises ConfigError for an unknown name. Stability: experimental.
+    """
+    low, high = index.namespace_ranks(name)
+    return ItemFilter.of_items(index.items[low:high], index.n_items, index.catalog)
+
+
+def _n_words(n: int) -> int:
+    return -(-max(n, 1) // 64)
+
+
+def _as_bytes(words: Words) -> npt.NDArray[np.uint8]:
+    """Bit ``n`` is bit ``n & 7`` of byte ``n >> 3``."""
+    return words.astype("<u8", copy=False).view(np.uint8)
+
+
 def _packed(mask: npt.NDArray[np.bool_]) -> Words:
-    padded = np.zeros(-(-max(len(mask), 1) // 64) * 64, dtype=np.bool_)
+    padded = np.zeros(_n_words(len(mask)) * 64, dtype=np.bool_)
     padded[: len(mask)] = mask
     return np.packbits(padded, bitorder="little").view("<u8").astype(np.uint64)
 
 
 def _unpacked(words: Words, n: int) -> npt.NDArray[np.bool_]:
-    return np.unpackbits(words.astype("<u8").view(np.uint8), bitorder="little")[:n].astype(np.bool_)
+    return np.unpackbits(_as_bytes(words), bitorder="little")[:n].astype(np.bool_)

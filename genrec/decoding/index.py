@@ -26,7 +26,7 @@ from genrec.decoding.csr import (
 )
 from genrec.decoding.index_files import load_fields, save_index
 from genrec.decoding.namespaces import Namespace, check_namespaces
-from genrec.errors import DataError
+from genrec.errors import ConfigError, DataError
 from genrec.item_tokenizers.codes import ItemCodes
 
 Ints = npt.NDArray[Any]
@@ -263,6 +263,18 @@ class CatalogIndex:
     def _begun(self) -> tuple[Ints, Ints]:
         """First ranks of the shared leaves, ``[C]``, and these leaves behind a -1, ``[C + 1]``."""
         return self.shared + self.extra[:-1], np.concatenate([[-1], self.shared])
+
+    def namespace_ranks(self, name: str) -> tuple[int, int]:
+        """First and end rank of a domain, equal where none of its items is indexed; ConfigError for an unknown name."""
+        found = {each.name: each for each in self.namespaces}.get(name)
+        if found is None:
+            raise ConfigError(f"the index has no namespace {name!r}: {[each.name for each in self.namespaces]}")
+        # the node behind the last one stands for the end of all ranks
+        nodes = np.searchsorted(self.tokens[0], [found.first_code, found.first_code + found.n_codes])
+        for pointers in self.pointers[1:]:
+            nodes = pointers[nodes]
+        low, high = self.first_rank(nodes.astype(np.int64)).tolist()
+        return low, high
 
     def items_below(self, depth: int, node: int) -> npt.NDArray[np.int32]:
         """Item numbers below one node, int32, in rank order."""

@@ -32,9 +32,10 @@ class SearchOptions:
     n_beams: identifiers kept per step of a beam search, None = the model's own number; dense recommenders ignore it.
     exclude_seen: never list an item of the history.
     normalize: see :data:`Normalize`; None = the model's own choice. filter: the only items that may be listed, an
-    :class:`~genrec.decoding.filters.ItemFilter`, or one (or None) for each history. exact: search with more and more
-    beams, up to max_beams, until the list is proven to be the best of all allowed items
-    (:attr:`Recommendations.certified` says for whom it was); the cost differs from user to user.
+    :class:`~genrec.decoding.filters.ItemFilter`, or one (or None) for each history; where the recommender has a
+    :class:`~genrec.decoding.snapshot.CatalogSnapshot`, also names of its filters, as "in_stock & ~adult".
+    exact: search with more and more beams, up to max_beams, until the list is proven to be the best of all allowed
+    items (:attr:`Recommendations.certified` says for whom it was); the cost differs from user to user.
 
     Raises ConfigError for a value out of range. Stability: stable.
     """
@@ -69,6 +70,7 @@ class Recommendations:
     normalize: how scores were normalised, None for scores that are no log-probabilities.
     n_identifiers: int32 ``[U]`` identifiers found before the list was cut; None where nothing was searched.
     certified: bool ``[U]``, True where the list is proven to be the exact top-k; None where not examined.
+    version: of the catalog snapshot that the lists are from; None where the catalog does not change.
 
     Stability: stable.
     """
@@ -79,6 +81,7 @@ class Recommendations:
     normalize: str | None = None
     n_identifiers: npt.NDArray[np.int32] | None = None
     certified: npt.NDArray[np.bool_] | None = None
+    version: int | None = None
 
     def __post_init__(self) -> None:
         assert self.items.ndim == 2 and self.items.shape == self.scores.shape == self.ranks.shape

@@ -5,10 +5,11 @@ Axes: U users, B users of a batch, M items asked for.
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +29,7 @@ from genrec.decoding.listing import CERTIFICATE_MARGIN, HALF_MARGIN, joined_list
 from genrec.decoding.scorer import Prompts, Scorer, check_normalize
 from genrec.decoding.search import Batch, Search
 from genrec.decoding.select import DeviceIndex
+from genrec.decoding.snapshot import CatalogSnapshot
 from genrec.errors import ConfigError, DataError, FingerprintMismatch
 from genrec.item_tokenizers.codes import ItemCodes
 from genrec.models.backbone import evaluating, layout_of, scorer_of
@@ -95,6 +97,7 @@ class GenerativeRecommender:
                 f"index was built from codes {index.codes[:8]}, got codes {codes.fingerprint[:8]}",
                 hint="build the index again with CatalogIndex.build",
             )
+        self._published = codes
         trained_on = getattr(model.config, "genrec_codes", codes.fingerprint)
         n_items, of_catalog = getattr(model.config, "genrec_n_items", 0), getattr(model.config, "genrec_catalog", "")
         if trained_on != codes.fingerprint and not codes.extends(trained_on, n_items, of_catalog):
@@ -112,6 +115,8 @@ class GenerativeRecommender:
         self._scorer: Scorer = scorer_of(model, token_map)
         self._device_index: DeviceIndex | None = None
         self._rank_filters: WeakKeyDictionary[ItemFilter, RankFilter] = WeakKeyDictionary()
+        self._snapshot: CatalogSnapshot | None = None
+        self._now: GenerativeRecommender | None = None  # what answers since the last swap
         self._load_catalog: Callable[[], ItemCatalog | None] = lambda: None
         _say_what_is_ignored(model)
 
@@ -131,10 +136,35 @@ class GenerativeRecommender:
         """The catalog stored with the model (ids, titles); None where there is none."""
         return self._load_catalog()
 
+    def swap(self, snapshot: CatalogSnapshot) -> None:
+        """Answer from this version of the catalog from the next request on; requests under way keep the one they have.
+
+        Every answer says from which (:attr:`Recommendations.version`). Requests may come from several threads, with a
+        model in evaluation mode; settings count as they were at the last swap. Raises FingerprintMismatch for
+        identifiers that do not begin with those the recommender was made with, or that have no tokens; nothing changes
+        then. Stability: experimental.
+        """
+        now, first, codes = self._now or self, self._published, snapshot.codes
+        if codes is not now.codes and not codes.extends(first.fingerprint, first.n_items, first.catalog):
+            raise FingerprintMismatch(
+                f"codes {codes.fingerprint[:8]} do not begin with codes {first.fingerprint[:8]}",
+                hint="a model only understands the identifiers it was trained on, and items appended to them",
+            )
+        view = copy.copy(now)
+        if codes is not now.codes:
+            view._tokens_NM = item_tokens(codes, self.token_map)
+        if snapshot.index is not now.index:
+            view._device_index = None
+        before = now._snapshot
+        if before is None or before.index is not snapshot.index or before.retired is not snapshot.retired:
+            view._rank_filters = WeakKeyDictionary()
+        view.codes, view.index, view._snapshot, view._now = codes, snapshot.index, snapshot, None
+        self.codes, self.index, self._now = codes, snapshot.index, view
+
     @property
     def n_items(self) -> int:
         """Number of items N of the catalog."""
-        return self.codes.n_items
+        return (self._now or self).codes.n_items
 
     @property
     def history_cap(self) -> int:
@@ -158,13 +188,15 @@ class GenerativeRecommender:
         the model was trained with; raises DataError for unknown items, ConfigError where ``top_k`` is said beside
         ``options``.
         """
+        if self._now is not None:
+            return self._now.recommend(histories, options, users, top_k=top_k)
         if options is not None and top_k != DEFAULT_TOP_K:
             raise ConfigError(f"top_k: {top_k} beside options, which say {options.top_k}", hint="say it in the options")
         wanted = options or SearchOptions(top_k=top_k)
         n_beams = wanted.n_beams or max(self.settings.n_beams, wanted.top_k or 0)
         normalize = self._normalize(wanted.normalize)
         rows = self._histories(histories)
-        filters = by_row(wanted.filter, len(rows))
+        filters = by_row(wanted.filter, len(rows), None if self._snapshot is None else self._snapshot.filters)
         margin = CERTIFICATE_MARGIN if self.model.dtype == torch.float32 else HALF_MARGIN
         search = Search(self._scorer, self._on_device(), wanted, n_beams, normalize, margin)
         found: list[Recommendations] = []
@@ -175,7 +207,8 @@ class GenerativeRecommender:
                 allowed = self._rank_filters_of([filters[row] for row in batch.tolist()])
                 found.append(search(Batch(prompts, deny, allowed)))
                 order.append(batch)
-        return joined_lists(found, order, width=wanted.top_k or 0, normalize=normalize)
+        lists = joined_lists(found, order, width=wanted.top_k or 0, normalize=normalize)
+        return lists if self._snapshot is None else replace(lists, version=self._snapshot.version)
 
     def score(
         self,
@@ -193,6 +226,8 @@ class GenerativeRecommender:
         bounded memory (:func:`genrec.decoding.exact.score_items`). Raises DataError for an item that does not exist
         or is not indexed, and for another number of rows.
         """
+        if self._now is not None:
+            return self._now.score(histories, items, users, normalize=normalize)
         rows = self._histories(histories)
         asked = None if items is None else np.asarray(items, dtype=np.int64)
         if asked is not None and asked.shape[:-1] not in ((), (len(rows),)):
@@ -218,10 +253,13 @@ class GenerativeRecommender:
 
     def _rank_filters_of(self, filters: Sequence[ItemFilter | None]) -> list[RankFilter | None]:
         """The filter of every row over the ranks of the index; kept as long as the caller keeps his."""
-        for each in filters:
+        live = None if self._snapshot is None else self._snapshot.live  # None: nothing that is indexed is retired
+        asked = [live if each is None else each for each in filters]
+        for each in asked:
             if each is not None and each not in self._rank_filters:
-                self._rank_filters[each] = RankFilter.of(each, self.index)
-        return [None if each is None else self._rank_filters[each] for each in filters]
+                allowed = each if live is None or each is live else each & live
+                self._rank_filters[each] = RankFilter.of(allowed, self.index)
+        return [None if each is None else self._rank_filters[each] for each in asked]
 
     def _batches(
         self, histories: Histories, users: npt.ArrayLike | Sequence[str] | None

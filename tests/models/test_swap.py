@@ -1,0 +1,148 @@
+"""A catalog that changes under a recommender that is asked all the time."""
+
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from genrec.decoding.catalog_store import CatalogStore
+from genrec.decoding.filters import ItemFilter
+from genrec.decoding.interface import SearchOptions
+from genrec.decoding.snapshot import CatalogSnapshot
+from genrec.errors import ConfigError, DataError, FingerprintMismatch
+from genrec.item_tokenizers.codes import ItemCodes
+from genrec.models.recommender import DecodingSettings, GenerativeRecommender
+
+OPTIONS = SearchOptions(top_k=60, n_beams=60)
+
+
+def assert_same_lists(found, expected):
+    """The same items with the same scores; all that exist are listed, so rounding may only change their order."""
+    for row in range(len(found)):
+        mine, theirs = (np.argsort(each.items[row]) for each in (found, expected))
+        np.testing.assert_array_equal(found.items[row][mine], expected.items[row][theirs])
+        np.testing.assert_allclose(found.scores[row][mine], expected.scores[row][theirs], atol=1e-5)
+
+
+def rows_of(codes, items):
+    return codes.as_int()[items]
+
+
+def fresh(case, snapshot, **settings):
+    """A recommender made for one version alone: all of its items in the index, the retired ones denied by a filter."""
+    made = GenerativeRecommender(
+        case.model, case.token_map, snapshot.codes, snapshot.index, DecodingSettings(**settings)
+    )
+    return made, ItemFilter.of_mask(~snapshot.retired, snapshot.codes.catalog)
+
+
+@pytest.mark.parametrize("normalize", ["level", "children"])
+def test_each_version_answers_as_a_recommender_of_its_own(case, normalize):
+    recommender = case.recommender(loss=normalize)
+    named = {"some": ItemFilter.of_items(range(0, 40, 3), 40, case.codes.catalog)}
+    store = CatalogStore(CatalogSnapshot.of(case.codes, filters=named), publish=recommender.swap)
+    assert recommender.recommend(case.histories, OPTIONS).version == 0
+    store.retire([1, 2, 3])
+    versions = [store.snapshot]
+    versions.append(store.add(rows_of(case.codes, [5, 6]), catalog="more", new=True).result())
+    versions.append(store.retire([41]))
+    versions.append(store.merge().result())
+    store.close()
+    for snapshot in versions:
+        recommender.swap(snapshot)
+        alone, live = fresh(case, snapshot, loss=normalize)
+        assert recommender.n_items == alone.n_items == snapshot.n_items
+        for asked, allowed in (
+            (OPTIONS, live),
+            (replace(OPTIONS, filter="some"), snapshot.filters["some"] & live),
+            (replace(OPTIONS, filter=[None, "~some", None, "some", None]), None),
+        ):
+            found = recommender.recommend(case.histories, asked)
+            assert found.version == snapshot.version
+            if allowed is None:
+                continue
+            expected = alone.recommend(case.histories, replace(OPTIONS, filter=allowed))
+            assert expected.version is None
+            assert_same_lists(found, expected)
+    items = np.flatnonzero(~versions[-1].retired)[-3:]
+    np.testing.assert_allclose(recommender.score(case.histories, items), alone.score(case.histories, items), atol=1e-5)
+    assert {41, 1, 2, 3}.isdisjoint(found.items.ravel().tolist())
+
+
+def test_under_children_a_retired_item_gives_its_share_away_when_it_leaves_the_index(fixed_case):
+    recommender = fixed_case.recommender(loss="children")
+    first = CatalogSnapshot.of(fixed_case.codes)
+    recommender.swap(first)
+    before = recommender.score(fixed_case.histories, np.arange(1, 40))
+    recommender.swap(retired := first.retiring([0]))
+    np.testing.assert_allclose(recommender.score(fixed_case.histories, np.arange(1, 40)), before, atol=1e-5)
+    store = CatalogStore(retired, publish=recommender.swap)
+    store.merge().result()
+    store.close()
+    after = recommender.score(fixed_case.histories, np.arange(1, 40))
+    assert (after >= before - 1e-5).all()
+    with pytest.raises(DataError, match="item 0 is not in the index"):
+        recommender.score(fixed_case.histories, [0])
+
+
+def test_what_cannot_be_swapped_in(fixed_case):
+    recommender = fixed_case.recommender()
+    with pytest.raises(ConfigError, match="no named filters"):
+        recommender.recommend(fixed_case.histories, SearchOptions(filter="some"))
+    other = ItemCodes.from_int(np.roll(fixed_case.codes.as_int(), 1, axis=0), fixed_case.codes.level_sizes, "c")
+    for codes in (other, ItemCodes.from_int(fixed_case.codes.as_int(), (4, 3, 6), "c")):
+        with pytest.raises(FingerprintMismatch, match="do not begin with"):
+            recommender.swap(CatalogSnapshot.of(codes))
+    assert recommender.recommend(fixed_case.histories).version is None
+
+
+def test_every_answer_under_fire_is_that_of_exactly_one_version(fixed_case):
+    """Readers hammer while a writer adds and retires: each list is the list of the version that it names."""
+    recommender = fixed_case.recommender()
+    seen = {}
+
+    def publish(snapshot):
+        recommender.swap(snapshot)
+        seen[snapshot.version] = snapshot
+
+    store = CatalogStore(CatalogSnapshot.of(fixed_case.codes), publish=publish)
+    answers, errors, done = [], [], threading.Event()
+
+    def read(number):
+        histories = fixed_case.histories.take([number, number + 1])
+        while not done.is_set():
+            try:
+                answers.append((number, recommender.recommend(histories, OPTIONS)))
+            except Exception as error:
+                errors.append(error)
+                return
+
+    readers = [threading.Thread(target=read, args=(number,)) for number in range(3)]
+    for each in readers:
+        each.start()
+    random = np.random.default_rng(0)
+    while len(answers) < 3:
+        pass
+    for turn in range(6):
+        rows = rows_of(fixed_case.codes, random.integers(0, 40, 2))
+        waiting = store.add(rows, catalog=f"version {turn}")
+        store.retire(random.integers(0, 40, 2))
+        waiting.result()
+        n_answers = len(answers)
+        while len(answers) < n_answers + 2 and not errors:
+            pass
+    done.set()
+    for each in readers:
+        each.join()
+    store.close()
+    assert errors == [] and store.snapshot.version == 12 and store.snapshot.n_items == 52
+    assert len({found.version for _, found in answers}) >= 4
+    expected = {}
+    for number, found in answers:
+        key = (number, found.version)
+        if key not in expected:
+            alone, live = fresh(fixed_case, seen[found.version])
+            histories = fixed_case.histories.take([number, number + 1])
+            expected[key] = alone.recommend(histories, replace(OPTIONS, filter=live))
+        assert_same_lists(found, expected[key])
