@@ -7,6 +7,9 @@ Axes: R rows (batch times beams), T tokens, V vocabulary, K children.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor
@@ -15,6 +18,46 @@ from genrec.decoding.index import CatalogIndex
 from genrec.decoding.select import DeviceIndex, children
 from genrec.errors import DataError
 from genrec.vocab.token_map import TokenMap
+
+N_PREFIXES = 65_536
+"""Prefixes whose continuations :func:`prefix_allowed_tokens_fn` keeps, those used last."""
+
+
+def prefix_allowed_tokens_fn(
+    index: CatalogIndex, token_map: TokenMap, *, prompt_length: int
+) -> Callable[[int, Tensor], list[int]]:
+    """For ``generate(prefix_allowed_tokens_fn=...)``: the tokens that may follow a sequence, never an empty list.
+
+    ::
+
+        allowed(b, ids) = tokens t for which ids[prompt_length:] + [t] begins an identifier; <pad> if there is none
+
+    The answer depends on the sequence alone, so beams may be reordered. It says the same as
+    :class:`CatalogLogitsProcessor`, which answers for all rows at once and is several times faster; this form is for
+    loops that ask for one. prompt_length: as there. Raises DataError for a prefix longer than any identifier.
+    Stability: experimental.
+    """
+
+    @lru_cache(maxsize=N_PREFIXES)
+    def continuations(prefix: tuple[int, ...]) -> list[int]:
+        node = [0]
+        for level, token in enumerate(prefix):
+            node = index.step(level, node, [_edge_code(index, token_map, level, token)]).tolist()
+        if node == [-1]:
+            return [token_map.pad_id]
+        codes = index.children(len(prefix), node).codes.tolist()
+        return sorted(_token(index, token_map, len(prefix), code) for code in codes)
+
+    def allowed(batch_id: int, input_ids: Tensor) -> list[int]:
+        prefix = tuple(input_ids.tolist()[prompt_length:])
+        if len(prefix) >= index.depth:
+            raise DataError(
+                f"expected at most {index.depth} tokens behind the prompt, got {len(prefix) + 1}",
+                hint="set max_new_tokens to CatalogIndex.depth",
+            )
+        return list(continuations(prefix))
+
+    return allowed
 
 
 class CatalogLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
@@ -74,3 +117,19 @@ class CatalogLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
             token = torch.where(code == index.end_code(level), tokens.eos_id, token)
             token = torch.where(code == index.pass_code(level), tokens.pad_id, token)
         return token, child, real
+
+
+def _token(index: CatalogIndex, tokens: TokenMap, level: int, code: int) -> int:
+    """The token of an edge."""
+    if tokens.ragged and code >= index.end_code(level):
+        return tokens.eos_id if code == index.end_code(level) else tokens.pad_id
+    return tokens.level_offset[level] + code
+
+
+def _edge_code(index: CatalogIndex, tokens: TokenMap, level: int, token: int) -> int:
+    """The code of the edge with a token, -1 where the level has none."""
+    if tokens.ragged and token in (tokens.eos_id, tokens.pad_id):
+        return index.end_code(level) if token == tokens.eos_id else index.pass_code(level)
+    if level >= tokens.n_levels or not 0 <= token - tokens.level_offset[level] < tokens.level_sizes[level]:
+        return -1
+    return token - tokens.level_offset[level]

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from genrec.decoding.beam import beam_search
 from genrec.decoding.index import CatalogIndex
-from genrec.decoding.processors import CatalogLogitsProcessor
+from genrec.decoding.processors import CatalogLogitsProcessor, prefix_allowed_tokens_fn
 from genrec.decoding.select import DeviceIndex
 from genrec.errors import DataError
 from genrec.item_tokenizers.codes import ItemCodes
@@ -35,6 +35,7 @@ def test_mask_is_the_dict_trie_for_any_prefix(data):
     scores = torch.arange(float(len(prefixes) * tokens.vocab_size)).view(len(prefixes), -1)
     out = processor(ids, scores)
     trie = dict_trie(rows, ragged=codes.ragged)
+    one_by_one = prefix_allowed_tokens_fn(index, tokens, prompt_length=2)
     for row, prefix in enumerate(prefixes):
         node = walk(trie, prefix)
         expected = (
@@ -43,6 +44,7 @@ def test_mask_is_the_dict_trie_for_any_prefix(data):
             else {tokens.eos_id if c == END else tokens.level_offset[level] + c for c in node if c != ITEMS}
         )
         assert set(torch.isfinite(out[row]).nonzero().flatten().tolist()) == expected
+        assert one_by_one(row, ids[row]) == sorted(expected)
         for token in expected:
             assert out[row, token] == scores[row, token]
 
@@ -52,20 +54,23 @@ def test_generate_with_it_equals_our_search(case):
     table = item_tokens(case.codes, tokens)
     prompts = build_prompts(layout_of(case.model), case.histories, table, tokens)
     skip = 1 if layout_of(case.model) == "encoder" else prompts.tokens_BT.shape[1]
-    out = case.model.generate(
-        input_ids=torch.from_numpy(prompts.tokens_BT),
-        attention_mask=torch.from_numpy(prompts.mask_BT).long(),
-        num_beams=6,
-        num_return_sequences=6,
-        length_penalty=0.0,
-        early_stopping="never",
-        do_sample=False,
-        max_new_tokens=case.index.depth,
-        eos_token_id=tokens.eos_id if tokens.ragged else None,
-        logits_processor=[CatalogLogitsProcessor(case.index, tokens, prompt_length=skip)],
-        return_dict_in_generate=True,
-        output_scores=True,
-    )
+    options = {
+        "input_ids": torch.from_numpy(prompts.tokens_BT),
+        "attention_mask": torch.from_numpy(prompts.mask_BT).long(),
+        "num_beams": 6,
+        "num_return_sequences": 6,
+        "length_penalty": 0.0,
+        "early_stopping": "never",
+        "do_sample": False,
+        "max_new_tokens": case.index.depth,
+        "eos_token_id": tokens.eos_id if tokens.ragged else None,
+        "return_dict_in_generate": True,
+        "output_scores": True,
+    }
+    masked = [CatalogLogitsProcessor(case.index, tokens, prompt_length=skip)]
+    out = case.model.generate(**options, logits_processor=masked)
+    allowed = prefix_allowed_tokens_fn(case.index, tokens, prompt_length=skip)
+    assert case.model.generate(**options, prefix_allowed_tokens_fn=allowed).sequences.tolist() == out.sequences.tolist()
     scorer = scorer_of(case.model, tokens)
     found = beam_search(scorer, DeviceIndex(case.index, scorer.device), prompts, n_beams=6, normalize="vocab")
     ours = table[case.index.items[case.index.leaf_ranks[found.leaves]]]
@@ -82,3 +87,6 @@ def test_reading_beyond_an_identifier_is_an_error(fixed_case):
     processor = CatalogLogitsProcessor(fixed_case.index, fixed_case.token_map, prompt_length=0)
     with pytest.raises(DataError, match="at most 3 tokens"):
         processor(torch.zeros((1, 3), dtype=torch.int64), torch.zeros((1, 20)))
+    allowed = prefix_allowed_tokens_fn(fixed_case.index, fixed_case.token_map, prompt_length=0)
+    with pytest.raises(DataError, match="at most 3 tokens"):
+        allowed(0, torch.zeros(3, dtype=torch.int64))
