@@ -6,6 +6,9 @@ modules below.
 
 from __future__ import annotations
 
+import decoding_index
 from run import Figure
 
-FIGURES: list[Figure] = []
+FIGURES: list[Figure] = [
+    *decoding_index.FIGURES,
+]
