@@ -15,6 +15,7 @@ from genrec.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from genrec.data.catalog import ItemCatalog
+    from genrec.decoding.diversity import MaxPer
     from genrec.decoding.filters import ItemFilter
     from genrec.item_tokenizers.codes import ItemCodes
 
@@ -42,6 +43,15 @@ def recommend(
     where: list[str] = typer.Option(
         [], "--where", metavar="CONDITION", help="Only such items, as in 'price < 20'; several must all hold."
     ),
+    max_per: list[str] = typer.Option(
+        [],
+        "--max-per",
+        metavar="FIELD:M",
+        help="At most M items of one value of a field, as in brand:2; all must hold.",
+    ),
+    sample: int | None = typer.Option(
+        None, "--sample", metavar="SEED", help="Draw the items by chance, in proportion to their probability."
+    ),
     keep_seen: bool = typer.Option(False, "--keep-seen", help="Items of the history may be listed again."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON instead of text."),
 ) -> None:
@@ -49,6 +59,8 @@ def recommend(
 
     A condition is FIELD OPERATOR VALUE on a field of the catalog: = != < <= > >=, in A,B, and has for lists of texts,
     as in --where 'brand in Acme,Zeta' --where 'categories has Shoes'. The search stays inside such items.
+
+    The same --sample SEED draws the same items for the same history; --max-per caps lists, not draws.
 
     A model with user tokens is asked about a bare history with the token of the user whose id is empty, which says
     nothing about the user: a warning says so.
@@ -84,8 +96,21 @@ def recommend(
             file=sys.stderr,
         )
     allowed = _allowed(where, catalog) if where else None
-    options = SearchOptions(top_k=top_k, n_beams=n_beams, exclude_seen=not keep_seen, filter=allowed)
-    found = model.recommend([items], options, users=[user or ""])
+    options = SearchOptions(
+        top_k=top_k,
+        n_beams=n_beams,
+        exclude_seen=not keep_seen,
+        filter=allowed,
+        diversity=_caps(max_per, catalog) if max_per else None,
+    )
+    if sample is None:
+        lists = model.recommend([items], options, users=[user or ""])
+        listed, scores, normalize = lists.items, lists.scores, str(lists.normalize)
+        header = "recommended, best first (score: log-probability of the identifier"
+    else:
+        drawn = model.sample([items], options, users=[user or ""], seed=sample)
+        listed, scores, normalize = drawn.items, drawn.logp, drawn.normalize
+        header = "drawn, in this order (score: log-probability of the item"
     titles, codes = catalog.text("title", clean=True), model.codes.as_int()
     rows: list[dict[str, Any]] = [
         {
@@ -94,11 +119,12 @@ def recommend(
             "score": score,
             "identifier": model.token_map.text(codes[item]),
         }
-        for item, score in zip(found.items[0].tolist(), found.scores[0].tolist(), strict=True)
+        for item, score in zip(listed[0].tolist(), scores[0].tolist(), strict=True)
         if item >= 0
     ]
-    if len(rows) < top_k and allowed is not None:
-        print(f"note: {len(rows)} of {top_k} items: --where leaves no more", file=sys.stderr)
+    limits = [name for name, given in (("--where", where), ("--max-per", max_per)) if given]
+    if len(rows) < top_k and limits:
+        print(f"note: {len(rows)} of {top_k} items: {' and '.join(limits)} leaves no more", file=sys.stderr)
     if as_json:
         answer = {"history": [catalog.ids[i] for i in items], "items": rows}
         print(json.dumps(answer, indent=1, ensure_ascii=False))
@@ -106,7 +132,7 @@ def recommend(
     print("history (newest last):")
     for item in items[-10:]:
         print(f"    {catalog.ids[item]:<14} {titles[item][:80]}")
-    print(f"recommended, best first (score: log-probability of the identifier {AMONG[str(found.normalize)]}):")
+    print(f"{header} {AMONG[normalize]}):")
     for place, row in enumerate(rows, 1):
         print(f"{place:>3} {row['score']:>8.3f}  {row['item_id']:<14} {padded(row['title'], 70)}  {row['identifier']}")
 
@@ -145,6 +171,20 @@ def _allowed(where: list[str], catalog: ItemCatalog) -> ItemFilter:
     if not mask.any():
         raise ConfigError(f"--where: no item meets {' and '.join(where)}", hint="loosen the conditions")
     return ItemFilter.of_mask(mask, catalog.fingerprint)
+
+
+def _caps(max_per: list[str], catalog: ItemCatalog) -> list[MaxPer]:
+    """The caps of ``--max-per``."""
+    from genrec.data.attributes import Attributes
+    from genrec.decoding.diversity import MaxPer
+
+    fields, caps = Attributes(catalog), []
+    for each in max_per:
+        field, _, most = each.rpartition(":")
+        if not field or not most.isdecimal() or int(most) < 1:
+            raise ConfigError(f"--max-per: expected FIELD:M, got {each!r}", hint="for example --max-per brand:2")
+        caps.append(MaxPer(int(most), fields.groups(field)))
+    return caps
 
 
 def _of_user(run: Path, user: str, catalog: ItemCatalog) -> list[int]:

@@ -99,6 +99,16 @@ class Attributes:
         met = self._equal(column, values)
         return ~met & ~column["missing"] if how == "!=" else met
 
+    def groups(self, field: str) -> npt.NDArray[np.int32]:
+        """A number for each distinct value of a field, int32 ``[N]``, -1 = missing: what a cap per group counts.
+
+        Raises ConfigError for a field that the catalog lacks, or one of lists, whose items are of several groups.
+        """
+        column = self._column(field)
+        if column["kind"] == "list":
+            raise ConfigError(f"{field}: an item has several values", hint="make one group number per item yourself")
+        return np.asarray(column["coded"], dtype=np.int32)
+
     def _parsed(self, text: str) -> Condition:
         """A condition whose field is one of the catalog's, which may have an operator's word in its name."""
         for name in sorted(self._catalog.fields, key=len, reverse=True):

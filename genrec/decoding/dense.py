@@ -9,8 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from genrec.data.histories import Histories
+from genrec.decoding.diversity import Interests, MaxPer, caps_of, check_diversity, only, within_caps
 from genrec.decoding.filters import by_row
 from genrec.decoding.interface import DenseRecommender, Recommendations, SearchOptions
+from genrec.errors import ConfigError
 from genrec.metrics.ranking import tied_ranks
 from genrec.seeding import rng
 
@@ -88,8 +90,12 @@ def recommend_dense(
     *,
     batch_size: int = 256,
 ) -> Recommendations:
-    """Lists from ``model.score_all``, at most ``batch_size`` users at a time. Same answer for any batch size."""
+    """Lists from ``model.score_all``, at most ``batch_size`` users at a time. Same answer for any batch size.
+
+    Caps per group of items hold; ConfigError for caps per prefix and interests, since there are no identifiers.
+    """
     batch_size = rows_at_once(model.n_items, batch_size)
+    caps = _caps(options, model.n_items)
     order_N = neutral_order(model.n_items)
     filters = by_row(options.filter, len(histories))
     parts = []
@@ -103,7 +109,11 @@ def recommend_dense(
             if allowed is not None:
                 allowed.check(model.n_items, "")
                 scores[row, ~allowed.mask] = -np.inf
-        parts.append(top_k_dense(scores, options.top_k, order_N))
+        if caps:
+            every = top_k_dense(scores, None, order_N)
+            parts.append(only(every, within_caps(every, caps), min(options.top_k or model.n_items, model.n_items)))
+        else:
+            parts.append(top_k_dense(scores, options.top_k, order_N))
     if not parts:
         return top_k_dense(np.empty((0, model.n_items), np.float32), options.top_k)
     return Recommendations(
@@ -111,3 +121,12 @@ def recommend_dense(
         np.concatenate([p.scores for p in parts]),
         np.concatenate([p.ranks for p in parts]),
     )
+
+
+def _caps(options: SearchOptions, n_items: int) -> list[MaxPer]:
+    """The caps of a request; none of them per prefix."""
+    caps = caps_of(options.diversity)
+    if isinstance(options.diversity, Interests) or any(cap.groups is None for cap in caps):
+        raise ConfigError("diversity: a model that scores items knows no prefixes", hint="cap by MaxPer(groups=...)")
+    check_diversity(options.diversity, n_items=n_items, depth=0)
+    return caps

@@ -16,6 +16,7 @@ from genrec.errors import ConfigError
 if TYPE_CHECKING:
     from genrec.data.catalog import ItemCatalog
     from genrec.data.histories import Histories
+    from genrec.decoding.diversity import Diversity
     from genrec.decoding.filters import Filters
 
 Normalize = Literal["vocab", "level", "children"]
@@ -36,6 +37,8 @@ class SearchOptions:
     :class:`~genrec.decoding.snapshot.CatalogSnapshot`, also names of its filters, as "in_stock & ~adult".
     exact: search with more and more beams, up to max_beams, until the list is proven to be the best of all allowed
     items (:attr:`Recommendations.certified` says for whom it was); the cost differs from user to user.
+    diversity: caps per group (:class:`~genrec.decoding.diversity.MaxPer`, one or several) or places for each of a
+    user's interests (:class:`~genrec.decoding.diversity.Interests`); such lists are never certified.
 
     Raises ConfigError for a value out of range. Stability: stable.
     """
@@ -47,6 +50,7 @@ class SearchOptions:
     filter: Filters = None
     exact: bool = False
     max_beams: int = 4096
+    diversity: Diversity = None
 
     def __post_init__(self) -> None:
         if self.top_k is not None and self.top_k < 1:
@@ -57,6 +61,10 @@ class SearchOptions:
             raise ConfigError(f"max_beams: expected a positive integer, got {self.max_beams}")
         if self.normalize is not None and self.normalize not in get_args(Normalize):
             raise ConfigError(f"normalize: expected one of {get_args(Normalize)} or None, got {self.normalize!r}")
+        if self.exact and self.diversity is not None:
+            raise ConfigError(
+                "exact: a list under caps or quotas is never certified", hint="leave exact or diversity out"
+            )
 
 
 @dataclass(frozen=True)

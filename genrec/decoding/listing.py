@@ -103,7 +103,7 @@ def joined_lists(
         ranks=whole("ranks", np.inf, np.float32),
         normalize=normalize,
         n_identifiers=flat("n_identifiers", np.int32),
-        certified=flat("certified", np.bool_),
+        certified=None if any(each.certified is None for each in found) else flat("certified", np.bool_),
     )
 
 

@@ -21,11 +21,13 @@ import torch
 from transformers import PreTrainedModel
 
 from genrec.data.histories import Histories
+from genrec.decoding.diverse import diverse_lists
 from genrec.decoding.exact import score_items
 from genrec.decoding.filters import ItemFilter, RankFilter, by_row
 from genrec.decoding.index import CatalogIndex
 from genrec.decoding.interface import Normalize, Recommendations, SearchOptions
 from genrec.decoding.listing import CERTIFICATE_MARGIN, HALF_MARGIN, joined_lists
+from genrec.decoding.sampling import Samples, check_seed, draw, joined_samples, row_keys
 from genrec.decoding.scorer import Prompts, Scorer, check_normalize
 from genrec.decoding.search import Batch, Search
 from genrec.decoding.select import DeviceIndex
@@ -205,10 +207,48 @@ class GenerativeRecommender:
             for batch, prompts in self._batches(rows, users):
                 deny = rows.take(batch) if wanted.exclude_seen else None
                 allowed = self._rank_filters_of([filters[row] for row in batch.tolist()])
-                found.append(search(Batch(prompts, deny, allowed)))
+                part = Batch(prompts, deny, allowed)
+                found.append(search(part) if wanted.diversity is None else diverse_lists(search, part))
                 order.append(batch)
         lists = joined_lists(found, order, width=wanted.top_k or 0, normalize=normalize)
         return lists if self._snapshot is None else replace(lists, version=self._snapshot.version)
+
+    def sample(
+        self,
+        histories: Histories | Sequence[Sequence[int]] | Sequence[Sequence[str]],
+        options: SearchOptions | None = None,
+        users: npt.ArrayLike | Sequence[str] | None = None,
+        *,
+        seed: int | Sequence[int],
+        temperature: float = 1.0,
+    ) -> Samples:
+        """Items drawn without replacement, in proportion to their probability among what is allowed, in drawn order.
+
+        The distribution is that of :func:`genrec.decoding.sampling.draw`. A draw depends on the seed, the prompt and
+        the options, not on the batch; users with the same prompt draw the same unless ``seed`` is one for each history.
+        temperature: above 1 = flatter, below 1 = closer to :meth:`recommend`. Raises ConfigError for options that ask
+        for ``exact`` or ``diversity`` (a draw is no ranking), otherwise as :meth:`recommend`. Stability: experimental.
+        """
+        if self._now is not None:
+            return self._now.sample(histories, options, users, seed=seed, temperature=temperature)
+        wanted = options or SearchOptions(top_k=DEFAULT_TOP_K)
+        if wanted.exact or wanted.diversity is not None:
+            raise ConfigError("sample: exact and diversity are for recommend", hint="leave them out of the options")
+        rows = self._histories(histories)
+        seeds = check_seed(seed, len(rows))
+        filters = by_row(wanted.filter, len(rows), None if self._snapshot is None else self._snapshot.filters)
+        n_beams = wanted.n_beams or max(self.settings.n_beams, wanted.top_k or 0)
+        search = Search(self._scorer, self._on_device(), wanted, n_beams, self._normalize(wanted.normalize))
+        found: list[Samples] = []
+        order: list[npt.NDArray[np.int64]] = []
+        with evaluating(self.model):
+            for at, prompts in self._batches(rows, users):
+                allowed = self._rank_filters_of([filters[row] for row in at.tolist()])
+                batch = Batch(prompts, rows.take(at) if wanted.exclude_seen else None, allowed)
+                found.append(draw(search, batch, row_keys(prompts, seeds[at]), temperature=temperature))
+                order.append(at)
+        drawn = joined_samples(found, order, width=wanted.top_k or 0, normalize=search.normalize)
+        return drawn if self._snapshot is None else replace(drawn, version=self._snapshot.version)
 
     def score(
         self,

@@ -95,6 +95,26 @@ def test_recommend_only_items_that_meet_conditions(run: Path) -> None:
     assert wrong.returncode and "'colour' is not in the catalog" in wrong.stderr
 
 
+def test_recommend_under_a_cap_and_by_chance(run: Path) -> None:
+    from genrec.data.catalog import ItemCatalog
+
+    catalog = ItemCatalog.load(run / "out" / "catalog")
+    brand = dict(zip(catalog.ids, catalog.fields["brand"], strict=True))
+    asked = ("recommend", run / "out", "--history", catalog.ids[0], "--top-k", 8)
+    found = genrec(*asked, "--json", "--max-per", "brand:1")
+    assert found.returncode == 0, found.stderr
+    brands = [brand[row["item_id"]] for row in json.loads(found.stdout)["items"]]
+    assert brands and len(set(brands)) == len(brands)
+    assert len(brands) == 8 or "--max-per leaves no more" in found.stderr
+    draws = [genrec(*asked, "--sample", seed).stdout for seed in (1, 1, 2)]
+    assert draws[0] == draws[1] != draws[2] and "drawn, in this order" in draws[0]
+    for wrong, said in (("brand", "FIELD:M"), ("brand:0", "FIELD:M"), ("colour:1", "'colour' is not in the catalog")):
+        refused = genrec(*asked, "--max-per", wrong)
+        assert refused.returncode == 1 and said in refused.stderr
+    both = genrec(*asked, "--max-per", "brand:1", "--sample", 1)
+    assert both.returncode == 1 and "are for recommend" in both.stderr
+
+
 def test_recommend_for_a_history_and_for_a_user(run: Path) -> None:
     unknown = genrec("recommend", run / "out", "--user", "nobody", "--top-k", 3)
     assert unknown.returncode == 1 and "nobody" in unknown.stderr

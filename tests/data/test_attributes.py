@@ -90,6 +90,17 @@ def test_what_cannot_be_meant_is_refused(text, message):
         Attributes(catalog([(1, "a", ["x"], True)])).where(text)
 
 
+def test_groups_number_the_values_of_a_field():
+    found = Attributes(
+        catalog([(1, "a", ["x"], True), (1.0, None, ["x"], None), (2, "b", [], True), (2, "a", ["x"], False)])
+    )
+    assert found.groups("brand").tolist() == [0, -1, 1, 0]
+    assert found.groups("price").tolist() == [0, 0, 1, 1] and found.groups("sold").tolist() == [0, -1, 0, 1]
+    for field, message in (("path", "path: an item has several values"), ("colour", "not in the catalog")):
+        with pytest.raises(ConfigError, match=message):
+            found.groups(field)
+
+
 def test_large_numbers_are_exact():
     ids = [1789234567890123456, 1789234567890123457, 1789234567890123500, None, 5]
     found = Attributes(ItemCatalog(tuple("abcde"), {"title": [""] * 5, "seller": ids, "made in": list("xyxyx")}))

@@ -1,6 +1,7 @@
 import logging
 import warnings
 from copy import deepcopy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,9 +12,12 @@ from genrec.data.splits import EvalSet
 from genrec.decoding import search as search_module
 from genrec.decoding import small as small_module
 from genrec.decoding.beam import beam_search
+from genrec.decoding.catalog_store import CatalogStore
+from genrec.decoding.diversity import Interests, MaxPer
 from genrec.decoding.filters import ItemFilter
 from genrec.decoding.index import CatalogIndex
 from genrec.decoding.interface import DenseRecommender, Recommender, SearchOptions
+from genrec.decoding.snapshot import CatalogSnapshot
 from genrec.errors import ConfigError, DataError, FingerprintMismatch
 from genrec.evaluation.run import evaluate
 from genrec.evaluation.settings import EvalSettings
@@ -344,3 +348,69 @@ def test_a_filter_of_another_catalog_is_refused(fixed_case):
         )
     with pytest.raises(DataError, match="a filter of 40 items, got one of 3"):
         fixed_case.recommender().recommend(fixed_case.histories, SearchOptions(filter=ItemFilter.of_items([0], 3)))
+
+
+@pytest.mark.parametrize("diversity", [MaxPer(2, np.arange(40) % 5), MaxPer(1, depth=1), Interests(3)])
+def test_diverse_lists_are_the_same_alone_and_in_a_batch(case, diversity):
+    options = SearchOptions(top_k=6, n_beams=8, diversity=diversity)
+    together = case.recommender(batch_size=3).recommend(case.histories, options)
+    assert together.certified is None and together.normalize == "vocab"
+    for row, seen in enumerate(case.histories):
+        alone = case.recommender().recommend(case.histories.take([row]), options)
+        assert alone.items[0].tolist() == together.items[row].tolist()
+        listed = together.items[row][together.items[row] >= 0]
+        assert not set(listed.tolist()) & set(seen.tolist())
+        np.testing.assert_allclose(
+            case.recommender().score(case.histories.take([row]), listed)[0],
+            together.scores[row][: len(listed)],
+            atol=1e-5,
+        )
+    if isinstance(diversity, MaxPer):
+        for row in together.items:
+            groups = row[row >= 0] % 5 if diversity.depth is None else case.codes.as_int()[row[row >= 0], 0]
+            assert np.bincount(groups).max() <= diversity.most
+
+
+def test_draws_are_the_same_alone_and_in_a_batch(case):
+    options = SearchOptions(top_k=6, n_beams=2)
+    together = case.recommender(batch_size=3).sample(case.histories, options, seed=[5, 6, 7, 8, 9], temperature=1.5)
+    assert together.exact.all() and (together.items >= 0).all() and together.normalize == "vocab"
+    for row, seen in enumerate(case.histories):
+        alone = case.recommender().sample(case.histories.take([row]), options, seed=5 + row, temperature=1.5)
+        assert alone.items[0].tolist() == together.items[row].tolist()
+        np.testing.assert_allclose(alone.perturbed[0], together.perturbed[row], atol=1e-4)
+        assert not set(alone.items[0].tolist()) & set(seen.tolist())
+
+
+def test_a_draw_of_all_items_is_a_permutation_with_the_scores_of_the_model(case):
+    """Items that share an identifier share its probability."""
+    options = SearchOptions(top_k=None, exclude_seen=False)
+    got = case.recommender().sample(case.histories, options, seed=1)
+    owners = np.bincount(case.codes.collision_ids())[case.codes.collision_ids()]
+    for row, items in enumerate(got.items):
+        assert sorted(items.tolist()) == list(range(40))
+        scores = case.recommender().score(case.histories.take([row]), items)[0]
+        np.testing.assert_allclose(got.logp[row], scores - np.log(owners[items]), atol=1e-5)
+    assert len({tuple(items) for items in got.items.tolist()}) == len(got)
+    assert case.recommender().sample([], options, seed=1).items.shape == (0, 0)
+
+
+def test_draws_and_diverse_lists_are_of_the_catalog_version_that_is_swapped_in(fixed_case):
+    model, options = fixed_case.recommender(), SearchOptions(top_k=9, filter="even")
+    even = {"even": ItemFilter.of_items(range(0, 40, 2), 40, fixed_case.codes.catalog)}
+    store = CatalogStore(CatalogSnapshot.of(fixed_case.codes, filters=even), publish=model.swap)
+    store.retire([2, 4])
+    store.close()
+    drawn = model.sample(fixed_case.histories, options, seed=1)
+    lists = model.recommend(fixed_case.histories, replace(options, diversity=MaxPer(1, np.arange(40) // 4)))
+    for found in (drawn, lists):
+        assert found.version == 1
+        assert set(found.items.ravel().tolist()) <= {-1, 0, *range(6, 40, 2)}
+
+
+def test_a_draw_takes_no_options_of_rankings(fixed_case):
+    for options in (SearchOptions(exact=True), SearchOptions(diversity=Interests())):
+        with pytest.raises(ConfigError, match="are for recommend"):
+            fixed_case.recommender().sample(fixed_case.histories, options, seed=0)
+    with pytest.raises(DataError, match="seed: expected an integer, or 5 of them"):
+        fixed_case.recommender().sample(fixed_case.histories, seed=[1, 2])
