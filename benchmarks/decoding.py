@@ -7,8 +7,10 @@ modules below.
 from __future__ import annotations
 
 import decoding_index
+import decoding_parallel
 from run import Figure
 
 FIGURES: list[Figure] = [
     *decoding_index.FIGURES,
+    *decoding_parallel.FIGURES,
 ]
