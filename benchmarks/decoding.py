@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import decoding_index
 import decoding_parallel
+import decoding_trained
 from run import Figure
 
 FIGURES: list[Figure] = [
     *decoding_index.FIGURES,
     *decoding_parallel.FIGURES,
+    *decoding_trained.FIGURES,
 ]

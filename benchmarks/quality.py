@@ -29,7 +29,7 @@ def _mean(run: Path, model: str, metric: str = "recall@10") -> float:
     return float(read_json(run, "eval", model, "report.json")["intervals"][metric]["mean"])
 
 
-def _beauty(options: Options, seed: int, *, ties: str = "neutral", model: str = "decoder", until: str) -> Path:
+def beauty_run(options: Options, seed: int, *, ties: str = "neutral", model: str = "decoder", until: str) -> Path:
     """A run of the Beauty pipeline: permutation ``seed`` of the ties with seed ``seed``."""
     pipeline = "beauty.yaml" if model == "decoder" else "beauty-t5.yaml"
     name = f"beauty-{ties}-{model}-{seed}"
@@ -39,7 +39,7 @@ def _beauty(options: Options, seed: int, *, ties: str = "neutral", model: str = 
 def beauty(options: Options, model: str, seeds: tuple[int, ...], stage: str, ties: str = "neutral") -> Measured:
     """Recall@10 of one model on Beauty, mean over permutations of the ties."""
     backbone = "t5" if model == "t5" else "decoder"
-    runs = [_beauty(options, seed, ties=ties, model=backbone, until=stage) for seed in seeds]
+    runs = [beauty_run(options, seed, ties=ties, model=backbone, until=stage) for seed in seeds]
     values = [_mean(run, model) for run in runs]
     cost = cost_text(runs[0], {"decoder": "train", "t5": "train", "sasrec": "sasrec"}.get(model, f"evaluate {model}"))
     budget = f"{rule_text(runs, model)}; a run: {cost}"
@@ -49,7 +49,7 @@ def beauty(options: Options, model: str, seeds: tuple[int, ...], stage: str, tie
 
 def best_ratio_to_sasrec(options: Options) -> Measured:
     """The decoder (best generative model so far) over SASRec, means over the same permutations."""
-    runs = [_beauty(options, seed, until="report") for seed in SEEDS]
+    runs = [beauty_run(options, seed, until="report") for seed in SEEDS]
     ours = statistics.mean(_mean(run, "decoder") for run in runs)
     line = statistics.mean(_mean(run, "sasrec") for run in runs)
     costs = f"decoder: {cost_text(runs[0], 'train')}; sasrec: {cost_text(runs[0], 'sasrec')}"
@@ -62,7 +62,7 @@ def ndcg_ratio_to_sasrec(options: Options) -> Measured:
     from genrec.evaluation.compare import compare
     from genrec.evaluation.report import EvalReport
 
-    runs = [_beauty(options, seed, until="report") for seed in SEEDS]
+    runs = [beauty_run(options, seed, until="report") for seed in SEEDS]
     names = [Path(folder).name for folder in sorted((runs[0] / "eval").iterdir())]
     table, pairs = {}, []
     for name in names:
@@ -79,10 +79,15 @@ def ndcg_ratio_to_sasrec(options: Options) -> Measured:
     return Measured(ratio, spread={"table": table, "decoder against sasrec": pairs}, budget=budget)
 
 
+def games_run(options: Options, until: str) -> Path:
+    """The run of the Games pipeline."""
+    return _run(options, "games.yaml", "amazon-games-2014-timesplit", "games-decoder-0", until=until)
+
+
 def games(options: Options, slice_name: str, line: str) -> Measured:
     """Recall@10 of the model over that of a line, on the warm or the cold targets of the Games split."""
     for stage in ("evaluate", f"evaluate {line}"):
-        run = _run(options, "games.yaml", "amazon-games-2014-timesplit", "games-decoder-0", until=stage)
+        run = games_run(options, stage)
     metric = f"{slice_name}.recall@10"
     ours, theirs = _mean(run, "decoder", metric), _mean(run, line, metric)
     budget = f"{slice_name} targets, {rule_text([run], 'decoder')}; {cost_text(run, 'train')}"
@@ -95,7 +100,7 @@ def stage_costs(options: Options) -> Measured:
     from genrec.pipeline.stages import stages
     from genrec.recipes import from_dict
 
-    run = _beauty(options, 0, until="report")
+    run = beauty_run(options, 0, until="report")
     recipe = from_dict(PipelineRecipe, read_json(run, "recipe.json"))
     ledger = read_json(run, "ledger.json")  # it keeps lines of stages that an earlier recipe had
     current = {stage.name: ledger[stage.name] for stage in stages(recipe, run)}

@@ -15,7 +15,6 @@ import scipy.sparse as sp
 
 from genrec.data.histories import Histories
 from genrec.decoding.dense import neutral_order
-from genrec.decoding.filters import by_row
 from genrec.decoding.interface import Recommendations, SearchOptions
 from genrec.embeddings.base import ItemEmbeddings
 from genrec.errors import ConfigError, DataError
@@ -77,7 +76,8 @@ class ColdDrafting:
     Places for which there is no draft go to the model's next items. A history without a vector has no drafts. The same
     filters, histories and exclusions as of the recommender. embeddings: of all N items, a vector of zeros = nothing
     known. cold_items: item numbers, or bool ``[N]``: the items that training never saw. Items outside the index are
-    never drafted. Raises DataError where sizes do not fit. Stability: experimental.
+    never drafted, nor are items that a later version of the catalog adds: make another drafter for them. Raises DataError
+    where sizes do not fit. Stability: experimental.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class ColdDrafting:
         n_items = recommender.n_items
         if vectors.ndim != 2 or len(vectors) != n_items:
             raise DataError(f"embeddings: expected one row for each of {n_items} items, got {list(vectors.shape)}")
-        cold_N = _mask(cold_items, n_items) & (recommender.index.rank_of >= 0)
+        cold_N = _mask(cold_items, n_items)
         self.recommender = recommender
         self.settings = settings or ColdSettings()
         norm_N1 = np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -113,45 +113,51 @@ class ColdDrafting:
         self, histories: Histories, options: SearchOptions, users: npt.NDArray[np.int32] | None = None
     ) -> DraftedRecommendations:
         """Lists for all ``histories``, in their order; ``top_k=None``: everything found, and drafts in their places."""
-        plain = self.recommender.recommend(histories, options, users)
+        model = self.recommender.now  # one version of the catalog for all that follows
+        plain = model.recommend(histories, options, users)
         width, how = plain.items.shape[1], self.settings
         if options.top_k is None:
             width += int(width * how.quota / (1 - how.quota))
         n_places = _n_places(width, how.quota)
-        drafts, similarity = self._drafts(histories, options, plain.items[:, : width - n_places])
+        drafts, similarity = self._drafts(model, histories, options, plain.items[:, : width - n_places])
         if not how.score_weight:  # they stand in the order of similarity already
             drafts, similarity = drafts[:, :n_places], similarity[:, :n_places]
-        logp = self.recommender.score(histories, drafts, users, normalize=options.normalize)
+        logp = model.score(histories, drafts, users, normalize=options.normalize)
         real = drafts >= 0
         worth = _standardised(similarity, real) + how.score_weight * _standardised(logp, real)
         order = np.argsort(-np.where(real, worth, -np.inf), axis=1, kind="stable")[:, :n_places]
-        drafts, logp = (np.take_along_axis(each, order, axis=1) for each in (drafts, logp))
-        return _merged(plain, drafts, logp, width, how.quota)
+        best, logp = np.take_along_axis(drafts, order, axis=1), np.take_along_axis(logp, order, axis=1)
+        return _merged(plain, best, logp, width, how.quota)
 
     def _drafts(
-        self, histories: Histories, options: SearchOptions, taken: npt.NDArray[np.int32]
+        self,
+        model: GenerativeRecommender,
+        histories: Histories,
+        options: SearchOptions,
+        taken: npt.NDArray[np.int32],
     ) -> tuple[Int64, Float32]:
         """The cold items nearest to each user, int64 ``[U, M]`` (-1 = padding), and their similarities, falling."""
         shape = (len(histories), min(self.settings.n_drafts, len(self._cold_C)))
         drafts, similarities = np.full(shape, -1, dtype=np.int64), np.full(shape, -np.inf, dtype=np.float32)
-        filters = by_row(options.filter, len(histories))
-        at_once = max(1, _SIMILARITIES_AT_ONCE // self.n_items)
+        filters = model.allowed(options.filter, len(histories))
+        outside_N = model.index.rank_of < 0
+        at_once = max(1, _SIMILARITIES_AT_ONCE // len(outside_N))
         for start in range(0, len(histories), at_once):
             rows = slice(start, min(start + at_once, len(histories)))
-            part = histories.take(np.arange(rows.start, rows.stop))
-            excluded = np.zeros((len(part), self.n_items), dtype=np.bool_)
+            part, listed = histories.take(np.arange(rows.start, rows.stop)), np.nonzero(taken[rows] >= 0)
+            closed_BN = np.repeat(outside_N[None], len(part), axis=0)
             for row, allowed in enumerate(filters[rows]):
                 if allowed is not None:
-                    excluded[row] = ~allowed.mask
+                    closed_BN[row] |= ~allowed.mask
             if options.exclude_seen:
-                excluded[part.rows(), part.items] = True
-            row, place = np.nonzero(taken[rows] >= 0)
-            excluded[row, taken[rows][row, place]] = True
+                closed_BN[part.rows(), part.items] = True
+            closed_BN[listed[0], taken[rows][listed]] = True
             profile_BD = self._profiles(part)
-            excluded |= ~profile_BD.any(axis=1, keepdims=True)  # nothing is known of the history
-            near = np.where(excluded[:, self._cold_C], np.float32(-np.inf), profile_BD @ self._unit_ND[self._cold_C].T)
-            best = np.argsort(-near, axis=1, kind="stable")[:, : shape[1]]
-            similarities[rows] = np.take_along_axis(near, best, axis=1)
+            closed_BN |= ~profile_BD.any(axis=1, keepdims=True)  # nothing is known of the history
+            near_BC = profile_BD @ self._unit_ND[self._cold_C].T
+            near_BC[closed_BN[:, self._cold_C]] = -np.inf
+            best = np.argsort(-near_BC, axis=1, kind="stable")[:, : shape[1]]
+            similarities[rows] = np.take_along_axis(near_BC, best, axis=1)
             drafts[rows] = np.where(similarities[rows] > -np.inf, self._cold_C[best], -1)
         return drafts, similarities
 
@@ -162,7 +168,7 @@ class ColdDrafting:
         weight = np.float64(self.settings.decay) ** age
         bags = sp.csr_matrix((weight, recent.items, recent.offsets), shape=(len(recent), self.n_items))
         total = np.maximum(np.asarray(bags.sum(axis=1)), np.finfo(np.float64).tiny)
-        return np.asarray((bags @ self._unit_ND) / total, dtype=np.float32)
+        return np.asarray((bags[:, : len(self._unit_ND)] @ self._unit_ND) / total, dtype=np.float32)
 
 
 def _mask(items: npt.ArrayLike, n_items: int) -> npt.NDArray[np.bool_]:
@@ -212,5 +218,6 @@ def _merged(plain: Recommendations, drafts: Int64, logp: Float32, width: int, qu
         ranks=np.where(real, np.arange(1, items.shape[1] + 1), np.inf).astype(np.float32),
         normalize=plain.normalize,
         n_identifiers=plain.n_identifiers,
+        version=plain.version,
         drafted=real & (order >= n_plain),
     )

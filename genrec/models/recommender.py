@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from genrec.data.histories import Histories
 from genrec.decoding.diverse import diverse_lists
 from genrec.decoding.exact import score_items
-from genrec.decoding.filters import ItemFilter, RankFilter, by_row
+from genrec.decoding.filters import Filters, ItemFilter, RankFilter, by_row
 from genrec.decoding.index import CatalogIndex
 from genrec.decoding.interface import Normalize, Recommendations, SearchOptions
 from genrec.decoding.listing import CERTIFICATE_MARGIN, HALF_MARGIN, joined_lists
@@ -164,9 +164,21 @@ class GenerativeRecommender:
         self.codes, self.index, self._now = codes, snapshot.index, view
 
     @property
+    def now(self) -> GenerativeRecommender:
+        """What answers requests now: a later swap leaves it as it is (internal)."""
+        return self._now or self
+
+    def allowed(self, filters: Filters, n_rows: int) -> list[ItemFilter | None]:
+        """The items that each row may get, names looked up and retired items taken away (internal)."""
+        snapshot = self._snapshot
+        found = by_row(filters, n_rows, None if snapshot is None else snapshot.filters)
+        live = None if snapshot is None else snapshot.live
+        return found if live is None else [live if each is None else each & live for each in found]
+
+    @property
     def n_items(self) -> int:
         """Number of items N of the catalog."""
-        return (self._now or self).codes.n_items
+        return self.now.codes.n_items
 
     @property
     def history_cap(self) -> int:

@@ -43,5 +43,10 @@ class WholeCatalog:
         return self.recommender.history_cap
 
     def score_all(self, histories: Histories, users: npt.NDArray[np.int32] | None = None) -> npt.NDArray[np.float32]:
-        """Log-probabilities float32 ``[U, N]``, -inf for items that are not in the index; seen items are scored."""
-        return self.recommender.score(histories, None, users, normalize=self.normalize)
+        """Log-probabilities float32 ``[U, N]``, -inf for items that are retired or not in the index."""
+        model = self.recommender.now
+        scores = model.score(histories, None, users, normalize=self.normalize)
+        live = model.allowed(None, 1)[0]
+        if live is not None:
+            scores[:, ~live.mask] = -np.inf
+        return scores

@@ -2,13 +2,16 @@ import numpy as np
 import pytest
 
 from genrec.data.histories import Histories
+from genrec.decoding.catalog_store import CatalogStore
 from genrec.decoding.filters import ItemFilter
 from genrec.decoding.index import CatalogIndex
 from genrec.decoding.interface import Recommender, SearchOptions
+from genrec.decoding.snapshot import CatalogSnapshot
 from genrec.embeddings.base import ItemEmbeddings
 from genrec.errors import ConfigError, DataError
 from genrec.models.cold import ColdDrafting, ColdSettings
 from genrec.models.recommender import GenerativeRecommender
+from genrec.models.whole_catalog import WholeCatalog
 
 N = 40
 COLD = np.arange(24, 40)
@@ -120,3 +123,21 @@ def test_impossible_settings_and_inputs_are_refused(fixed_case):
         drafting(fixed_case, cold=np.array([40]))
     with pytest.raises(DataError, match="cold_items: expected 40 flags"):
         drafting(fixed_case, cold=np.zeros(3, dtype=bool))
+
+
+def test_a_catalog_that_changes_in_service(fixed_case):
+    """Retired items are not drafted, names of filters are known, histories may hold items added later."""
+    recommender = fixed_case.recommender()
+    drafter = ColdDrafting(recommender, VECTORS, COLD, ColdSettings(quota=0.5))
+    named = {"some": ItemFilter.of_items(range(0, N, 2), N, fixed_case.codes.catalog)}
+    store = CatalogStore(CatalogSnapshot.of(fixed_case.codes, filters=named), publish=recommender.swap)
+    store.retire(COLD[::4])
+    store.add(fixed_case.codes.as_int()[[5, 6]], catalog="more", new=True).result()
+    store.close()
+    histories = Histories.from_lists([[1, 41], [40], [2, 3]])
+    got = drafter.recommend(histories, SearchOptions(top_k=10, n_beams=42, filter=[None, None, "some"]))
+    assert got.version == store.snapshot.version and drafter.n_items == N + 2
+    assert got.drafted[0].sum() == 5 and not got.drafted[1].any()  # of item 40 nothing is known
+    assert not np.isin(got.items, COLD[::4]).any() and (got.items[2][got.items[2] >= 0] % 2 == 0).all()
+    scores = WholeCatalog(recommender).score_all(histories)
+    assert np.isneginf(scores[:, COLD[::4]]).all() and np.isfinite(scores[:, [0, 40, 41]]).all()
