@@ -167,13 +167,13 @@ def cold(run: Path, part: str = "test") -> dict[str, dict[str, float]]:
         report = evaluate(each, queries, settings=settings, train=train, progress=False)
         means = {key: interval.mean for key, interval in report.intervals.items()}
         wanted = ["recall@10", "warm.recall@10", "cold.recall@10", "cold.recall@2"]
-        found[name] = {key: float(means[key]) for key in wanted if key in means}
+        found[name] = {key: float(means.get(key, np.nan)) for key in wanted}
     return found
 
 
 def cold_figure(options: Options, value: str) -> Measured:
     """One of the two figures; both are read from one evaluation."""
-    run = games_run(options, "train")
+    run = [games_run(options, stage) for stage in ("content", "train")][-1]
     if "cold" not in options.cache:
         options.cache["cold"] = cold(run)
     found = options.cache["cold"]

@@ -76,8 +76,8 @@ class ColdDrafting:
     Places for which there is no draft go to the model's next items. A history without a vector has no drafts. The same
     filters, histories and exclusions as of the recommender. embeddings: of all N items, a vector of zeros = nothing
     known. cold_items: item numbers, or bool ``[N]``: the items that training never saw. Items outside the index are
-    never drafted, nor are items that a later version of the catalog adds: make another drafter for them. Raises DataError
-    where sizes do not fit. Stability: experimental.
+    never drafted, nor are items that a later version of the catalog adds (make another drafter for them). Raises
+    DataError where sizes do not fit. Stability: experimental.
     """
 
     def __init__(

@@ -8,8 +8,10 @@ import pytest
 def trained(shop, monkeypatch):
     monkeypatch.setattr(shop.decoding_trained, "SIZES", shop.decoding_trained.Sizes(20, 2, 12))
     options = shop.run.Options(quick=False, data=shop.data)
-    monkeypatch.setattr(shop.quality, "beauty_run", None)  # one run serves all
+    pipeline = shop.root / "train" / "pipelines" / "games.yaml"
+    pipeline.write_text(pipeline.read_text().replace("[item_knn, sasrec]", "[content_knn_unseen]"))
     folder = shop.decoding_trained.games_run(options, "train")
+    # one run serves all
     monkeypatch.setattr(shop.decoding_trained, "_of_beauty", lambda options, model="decoder": folder)
     return shop, options, folder
 
@@ -28,9 +30,8 @@ def test_every_figure_is_measured(trained):
     assert (folder / "curve.svg").stat().st_size > 1000
 
 
-def test_overlap_and_filters(trained):
-    shop = trained[0]
+def test_overlap_and_filters(bench):
     items, best = np.array([[1, 2, -1], [3, 4, 5]]), np.array([[2, 7, -1], [5, 4, 3]])
-    assert shop.decoding_trained.overlap(items, best) == (1 / 2 + 1) / 2
-    filters = shop.decoding_trained.random_filters(1000, 0.01, 13)
+    assert bench.decoding_trained.overlap(items, best) == (1 / 2 + 1) / 2
+    filters = bench.decoding_trained.random_filters(1000, 0.01, 13)
     assert len(filters) == 13 and filters[0] is filters[10] and all(len(each) == 10 for each in filters)

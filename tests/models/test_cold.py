@@ -132,7 +132,7 @@ def test_a_catalog_that_changes_in_service(fixed_case):
     named = {"some": ItemFilter.of_items(range(0, N, 2), N, fixed_case.codes.catalog)}
     store = CatalogStore(CatalogSnapshot.of(fixed_case.codes, filters=named), publish=recommender.swap)
     store.retire(COLD[::4])
-    store.add(fixed_case.codes.as_int()[[5, 6]], catalog="more", new=True).result()
+    store.add(fixed_case.codes.as_int()[[5, 6]], catalog="more", new=False).result()
     store.close()
     histories = Histories.from_lists([[1, 41], [40], [2, 3]])
     got = drafter.recommend(histories, SearchOptions(top_k=10, n_beams=42, filter=[None, None, "some"]))
