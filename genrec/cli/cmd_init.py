@@ -25,3 +25,4 @@ def init(folder: Path = typer.Argument(..., metavar="DIR", help="A folder that d
         raise ConfigError(f"cannot write {folder}: {error.strerror}", hint=hint) from error
     print(f"copied the workbench to {folder}")
     print(f"next: genrec run {folder}/train/pipelines/demo.yaml --plan")
+    print(f"for data of your own: edit {folder}/train/pipelines/own.yaml")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from string import Formatter
 from typing import Any
@@ -81,16 +82,12 @@ def item_text(catalog: ItemCatalog, parts: Sequence[str] = DEFAULT_TEXT) -> list
     >>> item_text(shop)
     ['Salt & Pepper. Brand: Acme', 'Wok']
     """
+    check_parts(parts, list(catalog.fields))
     used = _fields_of(parts)
     columns = {name: catalog.text(name, clean=True) for names in used for name in names if name in catalog.fields}
     kept = []
     for part, names in zip(parts, used, strict=True):
-        unknown = [name for name in names if name not in columns]
-        if unknown and part not in DEFAULT_TEXT:
-            raise ConfigError(
-                f"text: part {part!r} names the field {unknown[0]!r}; the catalog has {list(catalog.fields)}"
-            )
-        if not unknown:
+        if all(name in columns for name in names):
             kept.append((part, names))
     _warn_of_unused(catalog, used)
     texts = []
@@ -105,6 +102,18 @@ def item_text(catalog: ItemCatalog, parts: Sequence[str] = DEFAULT_TEXT) -> list
     if empty:
         _log.warning("%d of %d items have no text", empty, len(texts))
     return texts
+
+
+def check_parts(parts: Sequence[str], fields: Sequence[str]) -> None:
+    """Raise ConfigError for a part of the user's own that names none of the fields (internal)."""
+    for part, names in zip(parts, _fields_of(parts), strict=True):
+        unknown = [name for name in names if name not in fields]
+        if unknown and part not in DEFAULT_TEXT:
+            near = get_close_matches(unknown[0], fields, n=1)
+            raise ConfigError(
+                f"text: part {part!r} names the field {unknown[0]!r}; the catalog has {', '.join(fields)}",
+                hint=f"did you mean {near[0]!r}?" if near else "name columns of the catalog in the option text",
+            )
 
 
 def _warn_of_unused(catalog: ItemCatalog, used: Sequence[Sequence[str]]) -> None:

@@ -68,7 +68,19 @@ def prepare(folder: Path, recipe: PipelineRecipe) -> None:
         catalog, events = made.catalog, made.interactions
     catalog.save(folder / "catalog", overwrite=True, meta=meta)
     events.save(folder / "interactions", overwrite=True, meta=meta)
+    _warn_of_units(events)
     log.info("%s", table(statistics(events, catalog)).replace("\n", "\n    "))
+
+
+def _warn_of_units(events: Interactions) -> None:
+    """Say when times look like two units in one column: seconds and milliseconds are a factor of 1000 apart."""
+    middle = float(np.median(events.time)) if len(events.time) else 0.0
+    odd = (events.time > 100 * middle) | ((events.time < middle / 100) & (events.time > 0))
+    if middle > 1e8 and odd.any():  # below it, times are positions rather than Unix time
+        log.warning(
+            "times run from %d to %d, half of them below %d: %d of %d may be in another unit",
+            events.time.min(), events.time.max(), middle, odd.sum(), len(odd),
+        )  # fmt: skip
 
 
 def split(folder: Path, recipe: PipelineRecipe) -> None:

@@ -92,14 +92,16 @@ def training_curve(log: Sequence[dict[str, Any]], metric: str, file: Path) -> No
     points = [line for line in log if metric in line]
     figure, left = plt.subplots(figsize=(7, 3.2), layout="constrained")
     minutes = [line["seconds"] / 60 for line in points]
-    left.plot(minutes, [line[metric] for line in points], color=OURS, marker="o", markersize=3)
+    found = [line[metric] for line in points]
+    left.plot(minutes, found, color=OURS, marker="o", markersize=3)
     left.set_xlabel("minutes of training")
     left.set_ylabel(f"validation {metric}", color=OURS)
-    left.set_xlim(left=0)
-    left.set_ylim(bottom=0)
+    left.set_xlim(0, 1.04 * max(minutes, default=0) or 1)
+    left.set_ylim(0, 1.1 * max(found, default=0) or 1)  # 1: no validation found anything
     right = left.twinx()
-    right.plot(minutes, [line["loss"] for line in points], color=OTHERS, linestyle="--")
+    right.plot(minutes, [line["loss"] for line in points], color=OTHERS, linestyle="--", marker="s", markersize=3)
     right.set_ylabel("training loss", color=OTHERS)
+    right.margins(y=0.1)
     left.spines[["top"]].set_visible(False)
     right.spines[["top"]].set_visible(False)
     _save(plt, figure, file)

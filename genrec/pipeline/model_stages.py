@@ -26,6 +26,7 @@ from genrec.models.whole_catalog import WholeCatalog
 from genrec.pipeline.baseline_stages import context
 from genrec.pipeline.recipe import PipelineRecipe, seeded
 from genrec.pipeline.runner import same_catalog
+from genrec.training import checkpoints
 from genrec.training.dataset import TrainingData
 from genrec.training.finetune import MAY_CHANGE, TrainResult, finetune
 from genrec.training.validation import decoding_settings
@@ -123,6 +124,16 @@ def trained(folder: Path, recipe: PipelineRecipe) -> bool:
         return False
     # the log of older versions does not say what it is of
     return model_of == training_key(folder, recipe) and log_of in (None, model_of)
+
+
+def standing(folder: Path, recipe: PipelineRecipe) -> str:
+    """From where an unfinished training of exactly this recipe goes on, in words; "" where there is none."""
+    try:
+        key = training_key(folder, recipe)
+    except ArtifactError:
+        return ""
+    step = checkpoints.newest_step(folder / "checkpoints" / key[:16])
+    return f"goes on from step {step}" if step else ""
 
 
 def _checkpoints(folder: Path, key: str) -> Path:

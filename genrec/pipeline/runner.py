@@ -46,7 +46,7 @@ class Stage:
     ``with_defaults`` fills a recipe in, so that one of an older version can be compared: options that it lacks stand at
     their defaults.
     ``check()`` raises what the stage would fail with for want of a package or a file: it is called before any
-    stage runs, unless this one is done.
+    stage runs, unless this one is done. ``standing()`` says where a stage stands that was interrupted, "" = nowhere.
     """
 
     name: str
@@ -59,6 +59,7 @@ class Stage:
     estimate: Callable[[], Estimate] = lambda: Estimate(1.0, 1e8)
     about: str = ""
     check: Callable[[], None] = lambda: None
+    standing: Callable[[], str] = lambda: ""
     with_defaults: Callable[[dict[str, Any]], dict[str, Any]] = lambda older: older
 
 
@@ -193,6 +194,8 @@ def plan(folder: Path, stages: Sequence[Stage]) -> list[Planned]:
         cost = Estimate(0.0, 0.0)
         if status != "done":
             cost = stage.estimate()
+            if not reason.startswith("after") and (standing := stage.standing()):
+                reason = f"{reason}; {standing}"
             try:
                 stage.check()
             except GenrecError as error:

@@ -16,6 +16,7 @@ from genrec import recipes
 from genrec.baselines import sasrec_training
 from genrec.data import readers
 from genrec.embeddings import sentence
+from genrec.embeddings.text import check_parts
 from genrec.errors import ConfigError, DataError, GenrecError
 from genrec.item_tokenizers import registry
 from genrec.pipeline import baseline_stages, data_stages, model_stages, report_stage
@@ -149,6 +150,7 @@ def stages(recipe: PipelineRecipe, folder: Path) -> list[Stage]:
             "train", ("training", "bundle"), partial(model_stages.train, recipe=recipe),
             recipe=part("model", "train", "token_init", "n_user_tokens", "seed"), needs=(*users, "split", "tokenize"),
             version=model_stages.TRAIN_VERSION, estimate=costs.train,
+            standing=partial(model_stages.standing, folder, recipe),
             about=f"train the {recipe.model.kind} to write identifiers",
         ),
         Stage(
@@ -287,12 +289,32 @@ def _check_data(recipe: PipelineRecipe) -> None:
 
 
 def _check_sources(recipe: PipelineRecipe) -> None:
-    """Raise ConfigError or MissingExtra for vectors, encoders or packages that are not on this machine."""
+    """Raise ConfigError or MissingExtra for vectors, encoders or packages that are not on this machine.
+
+    Also for texts that name columns which the catalog does not have, as far as its columns are known.
+    """
+    fields = _item_fields(recipe)
     for where, block in _blocks(recipe):
+        text = block.lsa or block.sentence
+        if text is not None and fields is not None:
+            try:
+                check_parts(text.text, fields)
+            except ConfigError as error:
+                raise ConfigError(f"{where}.{error}", hint=error.hint) from error
         if block.file is not None and not Path(block.file).is_file():
             raise ConfigError(f"{where}.file: no file {block.file!r}")
         if block.sentence is not None:
             sentence.model_folder(block.sentence.model)
+
+
+def _item_fields(recipe: PipelineRecipe) -> list[str] | None:
+    """Fields of the catalog, from the table's header before anything has run; None where they are not known yet."""
+    if recipe.data.reader is not None:
+        try:
+            return readers.item_fields(recipe.data.reader)
+        except DataError:  # what is wrong with the data is said elsewhere
+            return None
+    return None
 
 
 def _blocks(recipe: PipelineRecipe) -> list[tuple[str, Block]]:

@@ -68,6 +68,12 @@ def newest(folder: Path, recipe: Mapping[str, Any]) -> artifacts.Manifest | None
     return None
 
 
+def newest_step(folder: Path) -> int:
+    """The step of the newest checkpoint, 0 where there is none; nothing is verified (internal)."""
+    found = _folders(folder)
+    return int(found[0].name.removeprefix("checkpoint-")) if found else 0
+
+
 def clear(folder: Path) -> None:
     """Remove all checkpoints of ``folder`` (internal)."""
     artifacts.sweep(folder)

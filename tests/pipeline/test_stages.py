@@ -588,3 +588,46 @@ def test_a_log_of_another_training_beside_the_model_is_no_finished_training(prep
     shutil.rmtree(prepared / "bundle")
     (prepared / "kept").rename(prepared / "bundle")
     assert not model_stages.trained(prepared, RECIPE)
+
+
+def test_a_plan_says_where_an_interrupted_training_goes_on(tmp_path: Path) -> None:
+    runner.run(tmp_path, stages_until(stages(RECIPE, tmp_path), "tokenize"), lambda *_: None)
+
+    def why(recipe: PipelineRecipe) -> str:
+        planned = runner.plan(tmp_path, stages_until(stages(recipe, tmp_path), "train"))
+        return {each.stage.name: each.reason for each in planned}["train"]
+
+    assert why(RECIPE) == "not done yet"
+    stopped = replace(RECIPE, train=replace(RECIPE.train, max_seconds=1e-9))
+    with pytest.raises(TrainingPaused):
+        model_stages.train(tmp_path, stopped)
+    assert why(RECIPE) == "not done yet; goes on from step 1"
+    assert why(replace(RECIPE, train=replace(RECIPE.train, epochs=3))) == "not done yet"
+
+
+def test_a_text_of_columns_that_are_not_there_is_found_before_anything_runs(tmp_path: Path) -> None:
+    (tmp_path / "items.csv").write_text("item_id,title,colour\nx,X,red\n")
+    (tmp_path / "log.csv").write_text("user_id,item_id\na,x\n")
+    reader = ReaderSettings("tabular", tmp_path, interactions="log.csv", items="items.csv")
+    recipe = replace(RECIPE, data=DataSettings(reader=reader))
+
+    def check(*text: str) -> None:
+        named = replace(recipe, embeddings=(Block(lsa=LsaSettings(text=text)),))
+        stages_until(stages(named, tmp_path / "run"), "embed")[-1].check()
+
+    check("{title}", "{colour}", "Brand: {brand}")  # a default part may be missing
+    with pytest.raises(ConfigError, match=r"^embeddings.0.text: part '\{color\}' .* title, colour\n") as error:
+        check("{color}")
+    assert error.value.hint == "did you mean 'colour'?"
+
+
+def test_times_in_two_units_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "items.csv").write_text("item_id,title\nx,X\ny,Y\n")
+    reader = ReaderSettings("tabular", tmp_path, interactions="log.csv", items="items.csv", time_column="ts")
+    recipe = replace(RECIPE, data=DataSettings(reader=reader))
+    for last, said in ((1_600_000_009, False), (1_600_000_009_000, True)):
+        rows = [f"a,{item},{1_600_000_000 + n}" for n, item in enumerate("xyxy")]
+        (tmp_path / "log.csv").write_text("\n".join(["user_id,item_id,ts", *rows, f"b,x,{last}", ""]))
+        caplog.clear()
+        data_stages.prepare(tmp_path / "run", recipe)
+        assert ("1 of 5 may be in another unit" in caplog.text) is said

@@ -33,6 +33,7 @@ __all__ = [
     "Rejected",
     "RowCount",
     "check",
+    "item_fields",
     "read",
     "source_files",
 ]
@@ -61,6 +62,13 @@ def check(settings: ReaderSettings) -> None:
     """
     reader = _reader(settings)
     getattr(reader, "check", reader.files)(settings)
+
+
+def item_fields(settings: ReaderSettings) -> list[str] | None:
+    """Names of the fields that the catalog will have, where a header tells them; None = not known (stable)."""
+    reader = _reader(settings)
+    found: list[str] | None = reader.item_fields(settings) if hasattr(reader, "item_fields") else None
+    return found
 
 
 def source_files(settings: ReaderSettings) -> list[Path]:

@@ -210,7 +210,7 @@ class Ledger:
                     reasons[other.reason] += 1
         more = ", ".join(f"{n} x {reason}" for reason, n in reasons.items())
         more = f" ({reasons.total()} bad rows in this file: {more})" if reasons.total() > 1 else ""
-        hint = error.hint or "correct the file, or leave such rows out: on_error='skip' (--on-error skip)"
+        hint = f"{error.hint or 'correct the file'}, or leave such rows out: on_error='skip' (--on-error skip)"
         return self.fail(line, error.field, f"{error}{more}", hint)
 
     def _reject(self, line: int, error: RowError) -> None:

@@ -99,7 +99,7 @@ class EventRows:
                 "item not in catalog",
                 self.names["item"],
                 f"item {short(item_id)} is not in the items file",
-                "complete the items file, or set unknown_items='add'",
+                "complete the items file, set data.reader.unknown_items to 'add'",
             )
         stamp = self._stamp(time) if self.timed else 0
         checked = [_context(n, v) for n, v in zip(self.columns, values, strict=True)]

@@ -94,12 +94,18 @@ def read_events(
     return events
 
 
+def wrong_delimiter(header: Sequence[str]) -> str | None:
+    """What to do about a header that looks like one column because other characters separate its names (internal)."""
+    found = [mark for mark in (";", "|", "\t", ",") if len(header) == 1 and mark in header[0]]
+    return f"the columns seem to be separated by {found[0]!r}: set delimiter" if found else None
+
+
 def _check_header(path: Path, header: Sequence[str], wanted: Sequence[str]) -> None:
     missing = [name for name in wanted if name not in header]
     if missing:
         raise DataError(
             f"{path}, line 1, field 'header': column {missing[0]!r} is missing; found {', '.join(header)}",
-            hint="correct the header, or name the column in the settings",
+            hint=wrong_delimiter(header) or "correct the header, or name the column in the settings",
         )
 
 

@@ -14,7 +14,15 @@ from typing import Any
 from genrec.data.readers import source
 from genrec.data.readers.base import Ledger, Loaded, OnError, ReaderSettings, Rejected, RowError
 from genrec.data.readers.build import ItemRows, finish, nested_to_text
-from genrec.data.readers.tables import Columns, check_events, header, open_table, read_events, rows_as_dicts
+from genrec.data.readers.tables import (
+    Columns,
+    check_events,
+    header,
+    open_table,
+    read_events,
+    rows_as_dicts,
+    wrong_delimiter,
+)
 from genrec.errors import DataError
 
 URL = "your own tables; name them in the settings interactions and items"
@@ -43,6 +51,15 @@ def check(settings: ReaderSettings) -> None:
     check_events(found.log, settings, _columns(settings))
 
 
+def item_fields(settings: ReaderSettings) -> list[str] | None:
+    """Fields that the catalog will have, from the header; None where there is no items table (internal)."""
+    path = files(settings).items
+    if path is None:
+        return None
+    own = settings.item_column or "item_id", settings.title_column or "title"
+    return ["title", *(name for name in header(path, settings) if name not in own)]
+
+
 def _columns(settings: ReaderSettings) -> Columns:
     return Columns(settings.user_column or "user_id", settings.item_column or "item_id", settings.time_column)
 
@@ -50,9 +67,10 @@ def _columns(settings: ReaderSettings) -> Columns:
 def _check_items(path: Path, names: list[str], settings: ReaderSettings) -> None:
     for name in (settings.item_column or "item_id", settings.title_column or "title"):
         if name not in names:
+            advice = "name the columns in the settings item_column and title_column"
             raise DataError(
                 f"{path}, line 1, field 'header': column {name!r} is missing; found " + ", ".join(names),
-                hint="name the columns in the settings item_column and title_column",
+                hint=wrong_delimiter(names) or advice,
             )
 
 

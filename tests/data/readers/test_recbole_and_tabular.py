@@ -2,6 +2,7 @@
 
 import datetime
 import logging
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -160,3 +161,14 @@ def test_without_items_the_log_must_be_allowed_to_add_them(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no interactions table"):
         read(ReaderSettings("tabular", tmp_path / "empty", unknown_items="add"))
+
+
+@pytest.mark.parametrize("mark", [";", "|", "\t"])
+def test_another_delimiter_is_guessed_in_the_hint(tmp_path, mark):
+    (tmp_path / "items.csv").write_text(f"item_id{mark}title\nx{mark}X\n")
+    (tmp_path / "log.csv").write_text(f"user_id{mark}item_id\na{mark}x\n")
+    wrong = ReaderSettings("tabular", tmp_path, interactions="log.csv", items="items.csv")
+    with pytest.raises(DataError) as error:
+        read(wrong)
+    assert error.value.hint == f"the columns seem to be separated by {mark!r}: set delimiter"
+    assert len(read(replace(wrong, delimiter=mark)).catalog) == 1
