@@ -43,16 +43,17 @@ from genrec.models.whole_catalog import WholeCatalog
 TOP_K = 10
 BEAMS = (5, 10, 20, 50, 100, 200)
 ALLOWED = (0.1, 0.01, 0.001)
-QUOTAS = (0.1, 0.2, 0.3, 0.5)
+QUOTAS = (0.1, 0.2, 0.3)
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Users that are asked, that are timed, and that get filtered lists."""
+    """Users that are asked, that are timed, that get filtered lists, and that get cold drafts (all)."""
 
     asked: int = 2000
     timed: int = 200
     filtered: int = 300
+    cold: int = 10**9
 
 
 SIZES = Sizes()
@@ -152,7 +153,7 @@ def recall_curve(runs: dict[str, Path]) -> Measured:
 def cold(run: Path, part: str = "test") -> dict[str, dict[str, float]]:
     """Recall@10 on cold, warm and all targets: without drafts, with them, and of content-kNN on unseen items."""
     trained = Trained(run)
-    split, model, queries = trained.split, trained.model(), trained.queries(10**9, part)
+    split, model, queries = trained.split, trained.model(), trained.queries(SIZES.cold, part)
     train = split.train()
     seen = np.bincount(train.items, minlength=split.n_items) > 0
     vectors = ItemEmbeddings.load(run / "text_embeddings")
