@@ -40,7 +40,7 @@ class ColdSettings:
 
     quota: float = 0.2
     n_drafts: int = 50
-    decay: float = 0.9
+    decay: float = 0.7
     score_weight: float = 0.2
 
     def __post_init__(self) -> None:

@@ -22,7 +22,9 @@ def test_every_figure_is_measured(trained):
     share = found["certified_share_beam50"].spread
     assert share["certified"]["exact"] == 1.0 and set(share["cpu_ms"]) >= {"50 beams", "exact from 20"}
     rows = found["filtered_overlap_1"].spread
-    assert len(rows) == 3 * 3 * 2 and all(row["overlap"] == 1 for name, row in rows.items() if "set 1024" in name)
+    assert len(rows) == 3 * (3 * 2 + 1) and all(
+        row["overlap"] == 1 for name, row in rows.items() if "set 1024" in name or "exact" in name
+    )
     curve = found["recall10_exact_to_beam20"]
     assert len(curve.spread) == 2 * 2 * 7 and all(row["p50"] <= row["p99"] for row in curve.spread)
     assert found["cold_warm_loss"].spread["no drafts"]["warm.recall@10"] >= 0
