@@ -130,8 +130,9 @@ class SlotIndex:
             numbers = np.arange(start, stop) if batch.items is None else batch.items[start:stop]
             block = self.vectors[start:stop] if batch.items is None else self.vectors[numbers]
             scores_UN = narrow_UF @ block.T
-            rows, column = np.nonzero(scores_UN >= _below(best.floor - error)[:, None])
-            items, scores = numbers[column], scores_UN[rows, column]
+            hit = np.flatnonzero(scores_UN >= _below(best.floor - error)[:, None])
+            rows, column = np.divmod(hit, len(numbers))
+            items, scores = numbers[column], scores_UN.ravel()[hit]
             kept = batch.rules.keep(rows, items)
             rows, items, scores = rows[kept], items[kept], scores[kept]
             kept = scores >= _below(kth_best(rows, scores, len(queries_UF), top_k) - 2 * error)[rows]
