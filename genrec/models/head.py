@@ -16,6 +16,9 @@ from genrec.decoding.scorer import StepScores
 from genrec.errors import ConfigError, FingerprintMismatch
 from genrec.vocab.token_map import TokenMap
 
+LOGITS_AT_ONCE = {"cpu": 2**17}
+LEAST_ROWS = 2048
+
 
 def output_scale(model: Any) -> float:
     """What hidden states are multiplied by before the output layer: D ** -0.5 in a T5 that says so, else 1.
@@ -82,10 +85,15 @@ class OutputHead:
         """
         hidden = hidden_BWD * self._scale if self._scale != 1.0 else hidden_BWD
         weight = self._model.get_output_embeddings().weight
-        if normalize == "vocab":
+        if normalize != "vocab":
+            return StepScores(F.linear(hidden, self._take(weight, level, dim=0)).float())
+        n_rows = _rows_at_once(hidden)
+        if len(weight) <= n_rows:
             logits = F.linear(hidden, weight).float()
             return StepScores(self._take(logits, level, dim=-1), logits.logsumexp(-1))
-        return StepScores(F.linear(hidden, self._take(weight, level, dim=0)).float())
+        parts = [F.linear(hidden, rows).float().logsumexp(-1) for rows in weight.split(n_rows)]
+        values = F.linear(hidden, self._take(weight, level, dim=0)).float()
+        return StepScores(values, torch.stack(parts, -1).logsumexp(-1))
 
     def _take(self, values: Tensor, level: int, dim: int) -> Tensor:
         """The codes of the level, and the end when ragged, along one axis."""
@@ -96,3 +104,9 @@ class OutputHead:
         if tokens.ragged:
             parts.append(values.narrow(dim, tokens.eos_id, 1))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+
+
+def _rows_at_once(hidden_BWD: Tensor) -> int:
+    """Rows of the output layer per piece, so that its logits stay in a cache and take no memory of B·W·V."""
+    n_logits = LOGITS_AT_ONCE.get(hidden_BWD.device.type, 2**26)
+    return max(LEAST_ROWS, n_logits // (hidden_BWD.shape[0] * hidden_BWD.shape[1]))

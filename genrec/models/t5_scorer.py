@@ -1,6 +1,6 @@
 """T5 behind the search: the encoder once per user, a decoder step written for beams.
 
-Axes: B batch, W beams, T prompt tokens, H heads, D width, A keys of an item prefix, S symbols of a level.
+Axes: B batch, W beams, T prompt tokens, H heads, D width, A tokens of a beam, S symbols of a level.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from genrec.decoding.interface import Normalize
 from genrec.decoding.scorer import Prompts, StepScores
 from genrec.errors import ConfigError
 from genrec.models.head import OutputHead
+from genrec.models.suffix import Suffix, rms_norm
+from genrec.models.t5_encoder import encode, feed_forward, heads
 from genrec.vocab.token_map import TokenMap
 
 
@@ -28,14 +30,14 @@ class T5State:
     cross: list[tuple[Tensor, Tensor]]  # per layer keys and values [B, H, T, d_kv]
     mask: Tensor | None  # [B, 1, 1, T], True = attend
     bias: Tensor  # [A, A, H], query position first
-    own: list[list[Tensor]]  # per step, per layer [B·W, 2, H·d_kv]
-    ancestors: list[Tensor] = field(default_factory=list)  # per step, row of each beam's ancestor [B·W]
+    suffix: Suffix = field(default_factory=Suffix)
+    level: int = 0
 
 
 class T5Scorer:
     """A T5 model as a :class:`~genrec.decoding.scorer.Scorer`.
 
-    The Hugging Face modules hold the weights and run the encoder; the decoder step is ours. It computes the
+    The Hugging Face modules hold the weights; encoder and decoder step are ours. The step computes the
     cross-attention keys and values once per user and lets the user's beams be the query axis, where
     ``generate`` keeps a copy per beam and reorders it at every step. A beam's own keys and values, at most
     one per code, are gathered by its ancestors. Log-probabilities equal those of the model's forward.
@@ -60,86 +62,55 @@ class T5Scorer:
     def start(self, prompts: Prompts, normalize: Normalize) -> T5State:
         """Run the encoder and project its output for every decoder layer."""
         assert not self._model.training, "a model in training mode drops activations: call model.eval()"
-        tokens_BT = torch.from_numpy(prompts.tokens_BT).to(self.device)
-        mask_BT = torch.from_numpy(prompts.mask_BT).to(self.device)
-        hidden = self._model.encoder(input_ids=tokens_BT, attention_mask=mask_BT.long()).last_hidden_state
+        mask_BT = None if prompts.mask_BT.all() else torch.from_numpy(prompts.mask_BT).to(self.device)
+        hidden = encode(self._model.encoder, torch.from_numpy(prompts.tokens_BT).to(self.device), mask_BT)
         cross = []
         for block in self._model.decoder.block:
             attention = block.layer[1].EncDecAttention
-            cross.append((self._heads(attention.k(hidden)), self._heads(attention.v(hidden))))
+            cross.append((heads(attention.k(hidden), attention.n_heads), heads(attention.v(hidden), attention.n_heads)))
         length = self._head.n_steps
         bias = self._model.decoder.block[0].layer[0].SelfAttention.compute_bias(length, length)
         return T5State(
             normalize=normalize,
             cross=cross,
-            mask=None if prompts.mask_BT.all() else mask_BT[:, None, None, :],
+            mask=None if mask_BT is None else mask_BT[:, None, None, :],
             bias=bias[0].permute(1, 2, 0).contiguous(),
-            own=[],
         )
 
     def step(self, state: T5State, parents_BW: Tensor | None, codes_BW: Tensor | None) -> StepScores:
         """Feed the last code of every beam; see the protocol."""
-        level = len(state.own)
-        batch = state.cross[0][0].shape[0]
-        if parents_BW is None or codes_BW is None:
+        level, batch = state.level, state.cross[0][0].shape[0]
+        if codes_BW is None:
             start = self._model.config.decoder_start_token_id
             tokens = torch.full((batch, 1), start, dtype=torch.int64, device=self.device)
         else:
             tokens = self._head.tokens(level - 1, codes_BW)
-            _follow(state, parents_BW)
+        state.suffix.begin(parents_BW)
         x = self._model.shared(tokens)
-        state.own.append([])
-        for number, block in enumerate(self._model.decoder.block):
+        for block, (keys, values) in zip(self._model.decoder.block, state.cross, strict=True):
             x = x + self._self_attention(state, block.layer[0], x)
-            x = x + self._cross_attention(state, number, block.layer[1], x)
-            x = block.layer[-1](x)
-        x = _norm(self._model.decoder.final_layer_norm, x)
+            x = x + self._cross_attention(block.layer[1], x, keys, values, state.mask)
+            x = x + feed_forward(block.layer[-1], x)
+        x = rms_norm(self._model.decoder.final_layer_norm, x)
+        state.level += 1
         return self._head.scores(x, level, state.normalize)
 
     def _self_attention(self, state: T5State, layer: Any, x_BWD: Tensor) -> Tensor:
         attention = layer.SelfAttention
-        batch, beams, _ = x_BWD.shape
-        normed = _norm(layer.layer_norm, x_BWD)
-        new = torch.stack([attention.k(normed), attention.v(normed)], dim=2).flatten(0, 1)
-        number = len(state.own[-1])
-        state.own[-1].append(new)
-        past = len(state.ancestors)
-        if past == 0:
+        normed = rms_norm(layer.layer_norm, x_BWD)
+        shape = (normed.shape[0] * normed.shape[1], attention.n_heads, -1)
+        keys, values = state.suffix.with_new(attention.k(normed).view(shape), attention.v(normed).view(shape))
+        if state.level == 0:
             # one key: its weight is 1
-            return attention.o(new[:, 1]).view(batch, beams, -1)  # type: ignore[no-any-return]
-        known = new.new_empty((past + 1, *new.shape))
-        for step, rows in enumerate(state.ancestors):
-            torch.index_select(state.own[step][number], 0, rows, out=known[step])
-        known[past] = new
-        keys, values = known.view(*known.shape[:3], attention.n_heads, -1).unbind(2)
-        query = attention.q(normed).view(1, batch * beams, attention.n_heads, -1)
-        score = (query * keys).sum(-1, dtype=torch.float32) + state.bias[past, : past + 1, None]
-        weight = score.softmax(0).to(new.dtype)
-        mixed = (weight[..., None] * values).sum(0).flatten(1)
-        return attention.o(mixed).view(batch, beams, -1)  # type: ignore[no-any-return]
+            mixed = values[0]
+        else:
+            query = attention.q(normed).view(shape)
+            score = (query * keys).sum(-1, dtype=torch.float32) + state.bias[state.level, : state.level + 1, None]
+            mixed = (score.softmax(0).to(values.dtype)[..., None] * values).sum(0)
+        return attention.o(mixed.view(*x_BWD.shape[:2], -1))  # type: ignore[no-any-return]
 
-    def _cross_attention(self, state: T5State, number: int, layer: Any, x_BWD: Tensor) -> Tensor:
+    def _cross_attention(self, layer: Any, x_BWD: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         attention = layer.EncDecAttention
-        query = self._heads(attention.q(_norm(layer.layer_norm, x_BWD)))
-        keys, values = state.cross[number]
-        mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=state.mask, scale=1.0)
+        query = heads(attention.q(rms_norm(layer.layer_norm, x_BWD)), attention.n_heads)
+        mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=1.0)
         return attention.o(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
-
-    def _heads(self, x: Tensor) -> Tensor:
-        """``[B, T, H·d_kv]`` → ``[B, H, T, d_kv]``."""
-        return x.view(*x.shape[:2], self._model.config.num_heads, -1).transpose(1, 2)
-
-
-def _follow(state: T5State, parents_BW: Tensor) -> None:
-    """Point every beam at the rows of its ancestors in each past step."""
-    batch = parents_BW.shape[0]
-    n_rows = state.own[-1][0].shape[0]
-    offset = torch.arange(0, n_rows, n_rows // batch, device=parents_BW.device)
-    rows = (parents_BW + offset[:, None]).flatten()
-    state.ancestors = [older[rows] for older in state.ancestors] + [rows]
-
-
-def _norm(layer: Any, x: Tensor) -> Tensor:
-    if x.dtype == torch.float32 and layer.weight.dtype == torch.float32:
-        return F.rms_norm(x, x.shape[-1:], layer.weight, layer.variance_epsilon)
-    return layer(x)  # type: ignore[no-any-return]

@@ -10,6 +10,8 @@ from transformers import (
     MT5ForConditionalGeneration,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -18,7 +20,7 @@ from genrec.data.histories import Histories
 from genrec.decoding.beam import beam_search
 from genrec.decoding.select import DeviceIndex
 from genrec.errors import ConfigError, FingerprintMismatch
-from genrec.models.backbone import layout_of, scorer_of
+from genrec.models.backbone import T5Settings, build, layout_of, scorer_of
 from genrec.models.decoder_scorer import DecoderScorer
 from genrec.models.head import output_scale
 from genrec.models.prompting import build_prompts, item_tokens
@@ -57,8 +59,8 @@ def expected_logp(logits, token_map, level, normalize):
     return logits[rows].log_softmax(-1)
 
 
-def walk_and_compare(model, token_map, prompts, *, normalize, atol, n_beams=4, seed=0):
-    """Follow random beams that reorder and repeat, and compare every answer with the whole forward."""
+def walk(model, token_map, prompts, *, normalize, n_beams=4, seed=0):
+    """Follow random beams that reorder and repeat: (prompt, prefix, log-probabilities) of every beam of every step."""
     random = np.random.default_rng(seed)
     scorer = scorer_of(model, token_map)
     state = scorer.start(prompts, normalize)
@@ -74,9 +76,7 @@ def walk_and_compare(model, token_map, prompts, *, normalize, atol, n_beams=4, s
             for b in range(batch):
                 prompt = prompts.tokens_BT[b][prompts.mask_BT[b]].tolist()
                 for w, prefix in enumerate(prefixes[b]):
-                    logits = forward_logits(model, token_map, prompt, prefix)
-                    expected = expected_logp(logits, token_map, level, normalize)
-                    torch.testing.assert_close(logp[b, w], expected, atol=atol, rtol=0)
+                    yield prompt, prefix, logp[b, w]
             if level == token_map.n_levels:
                 break
             width = n_beams + level  # the number of beams may change
@@ -86,6 +86,13 @@ def walk_and_compare(model, token_map, prompts, *, normalize, atol, n_beams=4, s
                 [(*prefixes[b][p], int(c)) for p, c in zip(parent[b], code[b], strict=True)] for b in range(batch)
             ]
             parents, codes = torch.from_numpy(parent), torch.from_numpy(code)
+
+
+def walk_and_compare(model, token_map, prompts, *, normalize, atol, n_beams=4):
+    """Compare every answer of :func:`walk` with the whole forward."""
+    for prompt, prefix, logp in walk(model, token_map, prompts, normalize=normalize, n_beams=n_beams):
+        expected = expected_logp(forward_logits(model, token_map, prompt, prefix), token_map, len(prefix), normalize)
+        torch.testing.assert_close(logp, expected, atol=atol, rtol=0)
 
 
 @pytest.mark.parametrize("normalize", NORMALIZERS)
@@ -125,38 +132,140 @@ def test_t5_variants(family, options, scales):
     walk_and_compare(model, token_map, prompts_for(token_map, "encoder"), normalize="vocab", atol=2e-5)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("family", [(Qwen2Config, Qwen2ForCausalLM), (LlamaConfig, LlamaForCausalLM)])
-def test_other_decoders_with_grouped_heads(family, attention):
+DECODERS = {
+    "llama": (LlamaConfig, LlamaForCausalLM, {"attention_bias": True, "mlp_bias": True}),
+    "llama3": (
+        LlamaConfig,
+        LlamaForCausalLM,
+        {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 100.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 8,
+            }
+        },
+    ),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM, {}),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 12, "attention_bias": True, "tie_word_embeddings": True}),
+}
+
+
+def grouped_decoder(name, token_map, **options):
+    """Four query heads on two key heads, random biases and norms."""
     torch.manual_seed(0)
+    config, model, own = DECODERS[name]
+    built = model(
+        config(
+            **{
+                "vocab_size": token_map.vocab_size,
+                "hidden_size": 32,
+                "intermediate_size": 48,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "tie_word_embeddings": False,
+                "initializer_range": 0.2,
+                "pad_token_id": 0,
+                "eos_token_id": 1,
+                "bos_token_id": 2,
+                **own,
+                **options,
+            }
+        )
+    ).eval()
+    for name, parameter in built.named_parameters():
+        if parameter.ndim == 1:
+            torch.nn.init.normal_(parameter, mean=float("norm" in name), std=0.3)
+    return built
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", sorted(DECODERS))
+def test_other_decoders_with_grouped_heads(name, attention):
     token_map = TokenMap((5, 4, 3))
-    config = family[0](
-        vocab_size=token_map.vocab_size,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        tie_word_embeddings=False,
-        attn_implementation=attention,
-        initializer_range=0.2,
-        pad_token_id=0,
-        eos_token_id=1,
-        bos_token_id=2,
-    )
-    model = family[1](config).eval()
+    model = grouped_decoder(name, token_map, attn_implementation=attention)
     walk_and_compare(model, token_map, prompts_for(token_map, "decoder"), normalize="level", atol=1e-5)
 
 
+def small_t5(token_map):
+    return build(T5Settings(d_model=32, n_layers=2, n_heads=2, d_kv=16, d_ff=48), token_map, seed=0)
+
+
+class Adapted(torch.nn.Module):
+    """A projection with something added to it, as adapters do."""
+
+    def __init__(self, base, seed):
+        super().__init__()
+        self.base = base
+        torch.manual_seed(seed)
+        self.low = torch.nn.Linear(base.in_features, 2)
+        self.high = torch.nn.Linear(2, base.out_features)
+
+    @property
+    def weight(self):
+        return self.base.weight
+
+    def forward(self, x):
+        return self.base(x) + self.high(self.low(x))
+
+
+@pytest.mark.parametrize("layout", ["encoder", "decoder"])
+def test_adapters_on_projections_count(layout):
+    token_map = TokenMap((5, 4, 3))
+    if layout == "decoder":
+        model = grouped_decoder("qwen3", token_map)
+    else:
+        model = small_t5(token_map)
+    wrapped = {"q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "q", "k", "v", "o", "wi", "wo"}
+    places = [(m, n, c) for m in model.modules() for n, c in m.named_children() if n in wrapped]
+    for seed, (parent, name, child) in enumerate(places):
+        setattr(parent, name, Adapted(child, seed))
+    walk_and_compare(model.eval(), token_map, prompts_for(token_map, layout), normalize="level", atol=2e-5)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # peft asks transformers for an old name
+def test_lora_counts():
+    peft = pytest.importorskip("peft")
+    token_map = TokenMap((5, 4, 3))
+    names = ["q_proj", "v_proj", "down_proj"]
+    settings = peft.LoraConfig(r=2, target_modules=names, init_lora_weights=False, task_type="CAUSAL_LM")
+    model = peft.get_peft_model(grouped_decoder("qwen3", token_map), settings).eval()
+    walk_and_compare(model, token_map, prompts_for(token_map, "decoder"), normalize="level", atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["encoder", "decoder"])
+def test_a_large_output_layer_in_pieces(layout, monkeypatch):
+    token_map = TokenMap((5, 4, 3))
+    monkeypatch.setattr("genrec.models.head.LEAST_ROWS", 3)
+    monkeypatch.setattr("genrec.models.head.LOGITS_AT_ONCE", {"cpu": 8})
+    if layout == "decoder":
+        model = grouped_decoder("qwen3", token_map)
+    else:
+        model = small_t5(token_map)
+    walk_and_compare(model, token_map, prompts_for(token_map, layout), normalize="vocab", atol=1e-5)
+
+
 def prompts_for(token_map, layout):
-    tokens = token_map.token_ids(np.array([[1, 2, 0], [4, 3, 2], [0, 0, 1]]))
+    tokens = token_map.token_ids(np.array([[1, 2, 0], [3, 2, 2], [0, 0, 1]]))
     return build_prompts(layout, Histories.from_lists([[0, 2], [1], [2, 2, 1]]), tokens, token_map)
 
 
-def test_bfloat16_stays_close_to_its_own_forward(fixed_case):
-    model = deepcopy(fixed_case.model).to(torch.bfloat16)
-    prompts = prompts_of(fixed_case)
-    walk_and_compare(model, fixed_case.token_map, prompts, normalize="level", atol=0.15)
+def test_bfloat16_is_no_further_from_float32_than_its_own_forward(fixed_case):
+    model, token_map = fixed_case.model, fixed_case.token_map
+    half = deepcopy(model).to(torch.bfloat16)
+    ours, theirs = [], []
+    for prompt, prefix, logp in walk(half, token_map, prompts_of(fixed_case), normalize="level"):
+        exact, own = (
+            expected_logp(forward_logits(each, token_map, prompt, prefix), token_map, len(prefix), "level")
+            for each in (model, half)
+        )
+        ours.append((logp - exact).abs().mean())
+        theirs.append((own - exact).abs().mean())
+    assert np.mean(ours) < 1.2 * np.mean(theirs)
+    assert np.max(ours) < 2 * np.max(theirs)
 
 
 @pytest.mark.parametrize("n_beams", [2, 6])
@@ -197,18 +306,22 @@ def test_beams_equal_generate(case, n_beams):
 def test_the_prompt_runs_once_per_user(case):
     scorer = scorer_of(case.model, case.token_map)
     fed = []
-    runner = case.model.encoder if layout_of(case.model) == "encoder" else case.model.model
-    hook = runner.register_forward_pre_hook(
-        lambda module, args, kwargs: fed.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
-    )
+    if layout_of(case.model) == "encoder":
+        projections = [case.model.encoder.block[0].layer[0].SelfAttention.k]
+        projections += [block.layer[1].EncDecAttention.v for block in case.model.decoder.block]
+    else:
+        projections = [layer.self_attn.k_proj for layer in case.model.model.layers]
+    hooks = [each.register_forward_hook(lambda module, args, out: fed.append(out.shape[:2])) for each in projections]
     prompts = prompts_of(case)
     try:
         beam_search(scorer, DeviceIndex(case.index, scorer.device), prompts, n_beams=6, normalize="vocab")
     finally:
-        hook.remove()
-    assert fed[0] == prompts.tokens_BT.shape
-    # a decoder-only step feeds the beams as tokens of the user's one row
-    assert all(shape[0] == len(prompts) and shape[1] <= 6 for shape in fed[1:])
+        for hook in hooks:
+            hook.remove()
+    assert fed[: len(projections)] == [prompts.tokens_BT.shape] * len(projections)
+    # a decoder-only step feeds the last token of every beam, and no prompt
+    assert all(shape[0] == len(prompts) and shape[1] <= 6 for shape in fed[len(projections) :])
+    assert layout_of(case.model) == "decoder" or len(fed) == len(projections)
 
 
 def test_padding_changes_nothing(case):
@@ -247,6 +360,13 @@ def test_models_that_cannot_be_decoded_are_refused(fixed_case):
     )
     with pytest.raises(ConfigError, match="full attention"):
         DecoderScorer(Qwen2ForCausalLM(config), tokens)
+    capped = grouped_decoder("qwen3", tokens, final_logit_softcapping=30.0)
+    with pytest.raises(ConfigError, match="softcapping"):
+        DecoderScorer(capped, tokens)
+    spread = grouped_decoder("qwen3", tokens)
+    spread.hf_device_map = {"model.layers.0": 0, "model.layers.1": "cpu"}
+    with pytest.raises(ConfigError, match="one device"):
+        DecoderScorer(spread, tokens)
 
 
 def test_training_mode_is_refused(fixed_case):
