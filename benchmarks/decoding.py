@@ -7,6 +7,7 @@ modules below.
 from __future__ import annotations
 
 import decoding_index
+import decoding_loop
 import decoding_parallel
 import decoding_trained
 from run import Figure
@@ -15,4 +16,5 @@ FIGURES: list[Figure] = [
     *decoding_index.FIGURES,
     *decoding_parallel.FIGURES,
     *decoding_trained.FIGURES,
+    *decoding_loop.FIGURES,
 ]
