@@ -18,7 +18,8 @@ from genrec.decoding.interface import Normalize
 from genrec.decoding.scorer import Prompts, StepScores
 from genrec.errors import ConfigError
 from genrec.models.head import OutputHead
-from genrec.models.suffix import Suffix, rms_norm
+from genrec.models.products import rms_norm
+from genrec.models.suffix import Suffix
 from genrec.vocab.token_map import TokenMap
 
 MODEL_TYPES = ("llama", "qwen2", "qwen3")
@@ -128,7 +129,8 @@ class DecoderScorer:
         for layer, prompt in zip(decoder.layers, state.prompt, strict=True):
             normed = rms_norm(layer.input_layernorm, x)
             keys, values = _keys_values(layer.self_attn, normed, rotary)
-            own = state.suffix.with_new(*(each.transpose(1, 2).flatten(0, 1) for each in (keys, values)))
+            new_keys, new_values = (each.transpose(1, 2).reshape(codes_BW.numel(), -1) for each in (keys, values))
+            own = state.suffix.with_new(new_keys, new_values, keys.shape[1])
             x = x + _beam_attention(layer.self_attn, normed, rotary, prompt, state.mask, own)
             x = x + layer.mlp(rms_norm(layer.post_attention_layernorm, x))
         state.hidden = rms_norm(decoder.norm, x)

@@ -1,4 +1,4 @@
-"""Keys and values of the codes that beams consist of, and what both kinds of model ask of their modules.
+"""Keys and values of the codes that beams consist of.
 
 Axes: B batch, W beams, R = B·W rows, A tokens of a beam, G key/value heads, E width of a head.
 """
@@ -6,11 +6,9 @@ Axes: B batch, W beams, R = B·W rows, A tokens of a beam, G key/value heads, E 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 
 @dataclass
@@ -21,38 +19,28 @@ class Suffix:
     ancestors when it needs them, at most one token per code.
     """
 
-    own: list[list[Tensor]] = field(default_factory=list)  # per step, per layer [R, 2, G, E]
+    own: list[list[Tensor]] = field(default_factory=list)  # per step, per layer [2, R, G·E]
     ancestors: list[Tensor] = field(default_factory=list)  # per past step, row of each beam's ancestor [R]
 
     def begin(self, parents_BW: Tensor | None) -> None:
         """Begin a step whose beams continue those of the step before; None = every row begins anew."""
         if parents_BW is not None and self.own:
-            n_rows, batch = len(self.own[-1][0]), len(parents_BW)
+            n_rows, batch = self.own[-1][0].shape[1], len(parents_BW)
             first_B = torch.arange(0, n_rows, n_rows // batch, device=parents_BW.device)
             rows = (parents_BW + first_B[:, None]).flatten()
             self.ancestors = [older[rows] for older in self.ancestors] + [rows]
         self.own.append([])
 
-    def with_new(self, keys_RGE: Tensor, values_RGE: Tensor) -> tuple[Tensor, Tensor]:
-        """Store what the next layer says of the step's tokens; keys and values of whole beams, ``[A, R, G, E]``."""
-        layer = len(self.own[-1])
-        new = torch.stack([keys_RGE, values_RGE], 1)
+    def with_new(self, keys_RI: Tensor, values_RI: Tensor, n_heads: int) -> tuple[Tensor, Tensor]:
+        """Store what the next layer says of the step's tokens (I = G·E); those of whole beams, ``[A, R, G, E]``."""
+        layer, past = len(self.own[-1]), len(self.ancestors)
+        new = torch.stack([keys_RI, values_RI])
         self.own[-1].append(new)
-        past = len(self.ancestors)
-        if past == 0:
-            return keys_RGE[None], values_RGE[None]
-        known = new.new_empty((past + 1, *new.shape))
-        for step, rows in enumerate(self.ancestors):
-            torch.index_select(self.own[step][layer], 0, rows, out=known[step])
-        known[past] = new
-        keys, values = known.unbind(2)
+        known = new[None]
+        if past:
+            known = new.new_empty((past + 1, *new.shape))
+            for step, rows in enumerate(self.ancestors):
+                torch.index_select(self.own[step][layer], 1, rows, out=known[step])
+            known[past] = new
+        keys, values = known.view(past + 1, 2, len(keys_RI), n_heads, -1).unbind(1)
         return keys, values
-
-
-def rms_norm(layer: Any, x: Tensor) -> Tensor:
-    """What a root-mean-square norm of Hugging Face returns, in one kernel where it is a plain one."""
-    # the layer's own attribute: a wrapper around it (an adapter) only passes it on
-    epsilon = vars(layer).get("variance_epsilon")
-    if epsilon is not None and layer.weight.dtype == x.dtype:
-        return F.rms_norm(x, x.shape[-1:], layer.weight, epsilon)
-    return layer(x)  # type: ignore[no-any-return]

@@ -1,6 +1,6 @@
 """The encoder of a T5, from its Hugging Face modules and without their overhead.
 
-Axes: B batch, T tokens, H heads, D width.
+Axes: B batch, T tokens, R rows (B·T), H heads, D width, E width of a head.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from genrec.models.suffix import rms_norm
+from genrec.models.products import Product, rms_norm
 
 
 def encode(encoder: Any, tokens_BT: Tensor, mask_BT: Tensor | None) -> Tensor:
-    """Last hidden states ``[B, T, D]`` of a Hugging Face T5 encoder in evaluation mode (internal).
+    """Last hidden states ``[B·T, D]`` of a Hugging Face T5 encoder in evaluation mode (internal).
 
     mask_BT: bool, False = padding; None = no padding. States at padding mean nothing.
     """
-    x = encoder.embed_tokens(tokens_BT)
-    length = tokens_BT.shape[1]
+    batch, length = tokens_BT.shape
+    x = encoder.embed_tokens(tokens_BT).flatten(0, 1)
     bias = encoder.block[0].layer[0].SelfAttention.compute_bias(length, length)
     if mask_BT is not None:
         bias = bias.masked_fill(~mask_BT[:, None, None, :], torch.finfo(bias.dtype).min)
@@ -28,24 +28,35 @@ def encode(encoder: Any, tokens_BT: Tensor, mask_BT: Tensor | None) -> Tensor:
         layer = block.layer[0]
         attention = layer.SelfAttention
         normed = rms_norm(layer.layer_norm, x)
-        query, keys, values = (
-            heads(each(normed), attention.n_heads) for each in (attention.q, attention.k, attention.v)
-        )
-        mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=bias.to(query.dtype), scale=1.0)
-        x = x + attention.o(mixed.transpose(1, 2).flatten(2))
-        x = x + feed_forward(block.layer[-1], x)
+        parts = (Product(each)(normed) for each in (attention.q, attention.k, attention.v))
+        query, keys, values = (heads(each, batch, attention.n_heads) for each in parts)
+        mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=bias, scale=1.0)
+        x = Product(attention.o).added_to(x, mixed.transpose(1, 2).reshape(len(x), -1))
+        x = FeedForward(block.layer[-1])(x)
     return rms_norm(encoder.final_layer_norm, x)
 
 
-def heads(x_BTD: Tensor, n_heads: int) -> Tensor:
-    """``[B, T, H·E]`` → ``[B, H, T, E]``, a view."""
-    return x_BTD.view(*x_BTD.shape[:2], n_heads, -1).transpose(1, 2)
+def heads(x_RI: Tensor, batch: int, n_heads: int) -> Tensor:
+    """``[B·T, H·E]`` → ``[B, H, T, E]``, a view."""
+    return x_RI.view(batch, -1, n_heads, x_RI.shape[1] // n_heads).transpose(1, 2)
 
 
-def feed_forward(layer: Any, x: Tensor) -> Tensor:
-    """What a T5 feed-forward layer adds to the residual stream; ReLU works in place."""
-    dense = layer.DenseReluDense
-    normed = rms_norm(layer.layer_norm, x)
-    if isinstance(dense.act, nn.ReLU) and hasattr(dense, "wi") and dense.wo.weight.dtype == x.dtype:
-        return dense.wo(F.relu_(dense.wi(normed)))  # type: ignore[no-any-return]
-    return dense(normed)  # type: ignore[no-any-return]
+class FeedForward:
+    """A T5 feed-forward layer and its residual sum, in place where it can be (internal)."""
+
+    def __init__(self, layer: Any) -> None:
+        dense = layer.DenseReluDense
+        self._norm, self._dense = layer.layer_norm, dense
+        # a gated layer has no wi; one that keeps some weights in float32 converts
+        self._lean = (
+            hasattr(dense, "wi") and isinstance(dense.act, nn.ReLU) and dense.wi.weight.dtype == dense.wo.weight.dtype
+        )
+        if self._lean:
+            self._wide, self._narrow = Product(dense.wi), Product(dense.wo)
+
+    def __call__(self, x_RD: Tensor) -> Tensor:
+        """``x + feed_forward(norm(x))``."""
+        normed = rms_norm(self._norm, x_RD)
+        if self._lean:
+            return self._narrow.added_to(x_RD, F.relu_(self._wide(normed)))
+        return x_RD + self._dense(normed)  # type: ignore[no-any-return]

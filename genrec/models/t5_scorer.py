@@ -1,6 +1,7 @@
 """T5 behind the search: the encoder once per user, a decoder step written for beams.
 
-Axes: B batch, W beams, T prompt tokens, H heads, D width, A tokens of a beam, S symbols of a level.
+Axes: B batch, W beams, T prompt tokens, R rows (B·W or B·T), H heads, D width,
+E width of a head, A tokens of a beam, S symbols of a level.
 """
 
 from __future__ import annotations
@@ -17,9 +18,24 @@ from genrec.decoding.interface import Normalize
 from genrec.decoding.scorer import Prompts, StepScores
 from genrec.errors import ConfigError
 from genrec.models.head import OutputHead
-from genrec.models.suffix import Suffix, rms_norm
-from genrec.models.t5_encoder import encode, feed_forward, heads
+from genrec.models.products import Product, rms_norm
+from genrec.models.suffix import Suffix
+from genrec.models.t5_encoder import FeedForward, encode, heads
 from genrec.vocab.token_map import TokenMap
+
+
+class Layer:
+    """A decoder layer, its weights made ready for a search, and its view of the prompt (internal)."""
+
+    def __init__(self, block: Any, hidden_RD: Tensor, batch: int) -> None:
+        own, cross = block.layer[0].SelfAttention, block.layer[1].EncDecAttention
+        self.n_heads = own.n_heads
+        self.norm, self.cross_norm = block.layer[0].layer_norm, block.layer[1].layer_norm
+        self.own = [Product(each) for each in (own.q, own.k, own.v)]
+        self.query, self.own_out, self.cross_out = Product(cross.q), Product(own.o), Product(cross.o)
+        self.feed_forward = FeedForward(block.layer[-1])
+        # [B, H, T, E] each
+        self.keys, self.values = (heads(Product(each)(hidden_RD), batch, self.n_heads) for each in (cross.k, cross.v))
 
 
 @dataclass
@@ -27,7 +43,7 @@ class T5State:
     """What one search knows: the prompt's keys and values once per row, and those of every step's beams."""
 
     normalize: Normalize
-    cross: list[tuple[Tensor, Tensor]]  # per layer keys and values [B, H, T, d_kv]
+    layers: list[Layer]
     mask: Tensor | None  # [B, 1, 1, T], True = attend
     bias: Tensor  # [A, A, H], query position first
     suffix: Suffix = field(default_factory=Suffix)
@@ -63,54 +79,51 @@ class T5Scorer:
         """Run the encoder and project its output for every decoder layer."""
         assert not self._model.training, "a model in training mode drops activations: call model.eval()"
         mask_BT = None if prompts.mask_BT.all() else torch.from_numpy(prompts.mask_BT).to(self.device)
-        hidden = encode(self._model.encoder, torch.from_numpy(prompts.tokens_BT).to(self.device), mask_BT)
-        cross = []
-        for block in self._model.decoder.block:
-            attention = block.layer[1].EncDecAttention
-            cross.append((heads(attention.k(hidden), attention.n_heads), heads(attention.v(hidden), attention.n_heads)))
-        length = self._head.n_steps
-        bias = self._model.decoder.block[0].layer[0].SelfAttention.compute_bias(length, length)
+        hidden_RD = encode(self._model.encoder, torch.from_numpy(prompts.tokens_BT).to(self.device), mask_BT)
+        blocks, length = self._model.decoder.block, self._head.n_steps
+        bias = blocks[0].layer[0].SelfAttention.compute_bias(length, length)
         return T5State(
             normalize=normalize,
-            cross=cross,
+            layers=[Layer(block, hidden_RD, len(prompts)) for block in blocks],
             mask=None if mask_BT is None else mask_BT[:, None, None, :],
             bias=bias[0].permute(1, 2, 0).contiguous(),
         )
 
     def step(self, state: T5State, parents_BW: Tensor | None, codes_BW: Tensor | None) -> StepScores:
         """Feed the last code of every beam; see the protocol."""
-        level, batch = state.level, state.cross[0][0].shape[0]
+        level, batch = state.level, len(state.layers[0].keys)
         if codes_BW is None:
             start = self._model.config.decoder_start_token_id
             tokens = torch.full((batch, 1), start, dtype=torch.int64, device=self.device)
         else:
             tokens = self._head.tokens(level - 1, codes_BW)
         state.suffix.begin(parents_BW)
-        x = self._model.shared(tokens)
-        for block, (keys, values) in zip(self._model.decoder.block, state.cross, strict=True):
-            x = x + self._self_attention(state, block.layer[0], x)
-            x = x + self._cross_attention(block.layer[1], x, keys, values, state.mask)
-            x = x + feed_forward(block.layer[-1], x)
+        x = self._model.shared(tokens).flatten(0, 1)
+        for layer in state.layers:
+            x = _self_attention(state, layer, x)
+            x = _cross_attention(layer, x, batch, state.mask)
+            x = layer.feed_forward(x)
         x = rms_norm(self._model.decoder.final_layer_norm, x)
         state.level += 1
-        return self._head.scores(x, level, state.normalize)
+        return self._head.scores(x.view(*tokens.shape, -1), level, state.normalize)
 
-    def _self_attention(self, state: T5State, layer: Any, x_BWD: Tensor) -> Tensor:
-        attention = layer.SelfAttention
-        normed = rms_norm(layer.layer_norm, x_BWD)
-        shape = (normed.shape[0] * normed.shape[1], attention.n_heads, -1)
-        keys, values = state.suffix.with_new(attention.k(normed).view(shape), attention.v(normed).view(shape))
-        if state.level == 0:
-            # one key: its weight is 1
-            mixed = values[0]
-        else:
-            query = attention.q(normed).view(shape)
-            score = (query * keys).sum(-1, dtype=torch.float32) + state.bias[state.level, : state.level + 1, None]
-            mixed = (score.softmax(0).to(values.dtype)[..., None] * values).sum(0)
-        return attention.o(mixed.view(*x_BWD.shape[:2], -1))  # type: ignore[no-any-return]
 
-    def _cross_attention(self, layer: Any, x_BWD: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-        attention = layer.EncDecAttention
-        query = heads(attention.q(rms_norm(layer.layer_norm, x_BWD)), attention.n_heads)
-        mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=1.0)
-        return attention.o(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+def _self_attention(state: T5State, layer: Layer, x_RD: Tensor) -> Tensor:
+    """``x + attention(norm(x))`` over the beam's own tokens."""
+    normed = rms_norm(layer.norm, x_RD)
+    query, new_keys, new_values = (each(normed) for each in layer.own)
+    keys, values = state.suffix.with_new(new_keys, new_values, layer.n_heads)
+    if state.level == 0:
+        # one key: its weight is 1
+        return layer.own_out.added_to(x_RD, new_values)
+    query = query.view(keys.shape[1:])
+    score = (query * keys).sum(-1, dtype=torch.float32).add_(state.bias[state.level, : state.level + 1, None])
+    mixed = (score.softmax(0).to(values.dtype)[..., None] * values).sum(0)
+    return layer.own_out.added_to(x_RD, mixed.flatten(1))
+
+
+def _cross_attention(layer: Layer, x_RD: Tensor, batch: int, mask: Tensor | None) -> Tensor:
+    """``x + attention(norm(x))`` over the prompt, the beams of a user being the queries."""
+    query = heads(layer.query(rms_norm(layer.cross_norm, x_RD)), batch, layer.n_heads)
+    mixed = F.scaled_dot_product_attention(query, layer.keys, layer.values, attn_mask=mask, scale=1.0)
+    return layer.cross_out.added_to(x_RD, mixed.transpose(1, 2).reshape(len(x_RD), -1))
