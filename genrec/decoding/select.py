@@ -6,7 +6,9 @@ D dead nodes. Scores are float32. Nothing here waits for the device.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from genrec.decoding.deny import DeadNodes
 from genrec.decoding.filters import RowFilters
+from genrec.decoding.host import HostIndex
 from genrec.decoding.index import CatalogIndex
 from genrec.decoding.scorer import StepScores
 
@@ -24,14 +27,37 @@ _LOW32 = (1 << 32) - 1
 
 
 class DeviceIndex:
-    """The edges of a :class:`CatalogIndex` as tensors on one device (internal)."""
+    """The edges of a :class:`CatalogIndex` as tensors on one device, made when first asked for (internal)."""
 
     def __init__(self, index: CatalogIndex, device: torch.device) -> None:
         self.host = index
         self.device = device
-        self.tokens = [_tensor(tokens, device) for tokens in index.tokens]
-        self.pointers = [_tensor(pointers, device) for pointers in index.pointers]
-        self.leaf_ranks = _tensor(index.leaf_ranks, device)
+
+    @cached_property
+    def tokens(self) -> list[Tensor]:
+        """The index's tokens per level."""
+        return [_tensor(tokens, self.device) for tokens in self.host.tokens]
+
+    @cached_property
+    def pointers(self) -> list[Tensor]:
+        """The index's pointers per level."""
+        return [_tensor(pointers, self.device) for pointers in self.host.pointers]
+
+    @cached_property
+    def leaf_ranks(self) -> Tensor:
+        """The first rank of every leaf."""
+        return _tensor(self.host.leaf_ranks, self.device)
+
+    @cached_property
+    def arrays(self) -> HostIndex:
+        """The index's own arrays, for compiled code."""
+        return HostIndex(self.host)
+
+    def first_child(self, level: int, node: Tensor) -> Tensor:
+        """The first child of existing nodes of a level, int64; on a CPU no tensor of all pointers is made."""
+        if self.device.type == "cpu":
+            return torch.from_numpy(self.host.pointers[level][node.numpy()].astype(np.int64))
+        return self.pointers[level][node].long()
 
     def filters(self, found: RowFilters) -> DeviceFilters:
         """The filters of a batch on the device."""
@@ -41,7 +67,7 @@ class DeviceIndex:
             row_B=_tensor(found.of_row, self.device),
         )
 
-    def dead(self, found: list[DeadNodes | None]) -> list[tuple[Tensor, Tensor] | None]:
+    def dead(self, found: Sequence[DeadNodes | None]) -> list[tuple[Tensor, Tensor] | None]:
         """Dead nodes and their parents per level, on the device."""
         return [
             None if d is None else (_tensor(d.nodes_BD, self.device), _tensor(d.parents_BD, self.device)) for d in found
@@ -82,13 +108,61 @@ def _bit_count(x: Tensor) -> Tensor:
 
 
 @dataclass
+class Beams:
+    """Beams at one depth, ``[B, W]``; node -1 and score -inf = no beam. parent, code: what the scorer is told."""
+
+    node: Tensor
+    score: Tensor
+    parent: Tensor
+    code: Tensor
+
+    @classmethod
+    def roots(cls, batch: int, device: torch.device) -> Beams:
+        """One beam per row at the root."""
+        zeros = torch.zeros((batch, 1), dtype=torch.int64, device=device)
+        return cls(zeros, zeros.float(), zeros, zeros)
+
+    def keep(self, n: int) -> tuple[Beams, Tensor]:
+        """The ``n`` best beams and the best score among the others."""
+        columns, left = best(self.score, min(n, self.score.shape[1]))
+        score = self.score.gather(1, columns)
+        alive = score > NEG_INF
+        node, parent, code = (x.gather(1, columns) for x in (self.node, self.parent, self.code))
+        return Beams(torch.where(alive, node, -1), score, parent, torch.where(alive, code, 0)), left
+
+    def only(self, mask: Tensor) -> Beams:
+        """The beams where ``mask`` holds; the others die."""
+        return Beams(self.node, torch.where(mask, self.score, NEG_INF), self.parent, self.code)
+
+    def cut(self) -> Beams:
+        """Without the last columns, as far as no row has a beam there; one column stays. Waits for the device."""
+        n = max(1, int((self.score > NEG_INF).sum(1).amax())) if len(self.score) else 1
+        return Beams(self.node[:, :n], self.score[:, :n], self.parent[:, :n], self.code[:, :n])
+
+    def beside(self, other: Beams) -> Beams:
+        """These beams, then those of ``other``."""
+        mine, theirs = vars(self), vars(other)
+        return Beams(**{name: torch.cat([mine[name], theirs[name]], 1) for name in mine})
+
+
+@dataclass
 class Candidates:
-    """All continuations of the beams of a batch, ``[B, C]``; column c has the parent beam ``c // width``."""
+    """All continuations of the beams of a batch, ``[B, C]``; column c has the parent beam ``c // width``.
+
+    total_BW: the log-normaliser that was used.
+    """
 
     score_BC: Tensor
     code_BC: Tensor
     node_BC: Tensor
+    total_BW: Tensor
     width: int
+
+    def as_beams(self) -> Beams:
+        """The same as beams."""
+        column = torch.arange(self.score_BC.shape[1], device=self.score_BC.device)
+        parent = (column // self.width).expand_as(self.node_BC)
+        return Beams(self.node_BC, self.score_BC, parent, self.code_BC)
 
 
 def expand(
@@ -110,8 +184,9 @@ def expand(
     total = value.logsumexp(-1) if renormalise else found.total_BW
     if total is None:
         total = values_BWS.logsumexp(-1)
-    score = torch.where(real, score_BW[..., None] + (value - total[..., None]), NEG_INF)
-    return Candidates(score.flatten(1), code.flatten(1), child.flatten(1), index.host.branching[level])
+    # a value of -inf stays one, also below a total of -inf
+    score = torch.where(value > NEG_INF, score_BW[..., None] + (value - total[..., None]), NEG_INF)
+    return Candidates(score.flatten(1), code.flatten(1), child.flatten(1), total, index.host.branching[level])
 
 
 def children_total(index: DeviceIndex, level: int, node_BW: Tensor, values_BWS: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from genrec.decoding.exact import score_items
 from genrec.decoding.index import CatalogIndex
 from genrec.decoding.listing import list_items
 from genrec.decoding.select import DeviceIndex, best
+from genrec.decoding.steps import TorchStep
 from genrec.errors import DataError
 from genrec.item_tokenizers.codes import ItemCodes
 from genrec.testing.oracles import beam_scores, dict_trie, exhaustive_scores, expected_ranks
@@ -34,7 +35,7 @@ def cases(draw, ragged=None, max_items=12):
     return ItemCodes.from_int(rows, sizes, "catalog")
 
 
-def search(codes, logp, rows, *, n_beams, normalize="vocab", deny=None, index=None, top_k=None):
+def search(codes, logp, rows, *, n_beams, normalize="vocab", deny=None, index=None, top_k=None, step=None):
     index = index or build(codes)
     found = beam_search(
         ScriptedScorer(logp),
@@ -43,6 +44,7 @@ def search(codes, logp, rows, *, n_beams, normalize="vocab", deny=None, index=No
         n_beams=n_beams,
         normalize=normalize,
         deny=deny,
+        step=step,
     )
     listed = list_items(
         index, found.leaves, found.scores, top_k=top_k, normalize=normalize, deny=deny, pruned=found.pruned
@@ -57,9 +59,10 @@ def listed_scores(listed, row, n_items):
     return out
 
 
+@pytest.mark.parametrize("step", [None, TorchStep])
 @settings(max_examples=60, deadline=None)
-@given(st.data())
-def test_enough_beams_are_an_exhaustive_search(data):
+@given(data=st.data())
+def test_enough_beams_are_an_exhaustive_search(step, data):
     """Ragged or not, collisions, ties, both normalisers, denied items: scores and expected ranks of all."""
     codes = data.draw(cases())
     n = codes.n_items
@@ -67,7 +70,9 @@ def test_enough_beams_are_an_exhaustive_search(data):
     normalize = data.draw(st.sampled_from(["vocab", "children"]))
     logp = random_logp(codes.level_sizes, ragged=codes.ragged, seed=data.draw(st.integers(0, 99)), grid=grid)
     denied = [data.draw(st.lists(st.integers(0, n - 1), max_size=2 * n)) for _ in range(2)]
-    _, listed = search(codes, logp, [4, 7], n_beams=n, normalize=normalize, deny=Histories.from_lists(denied))
+    _, listed = search(
+        codes, logp, [4, 7], n_beams=n, normalize=normalize, deny=Histories.from_lists(denied), step=step
+    )
     trie = dict_trie(codes.as_int(), ragged=codes.ragged) if normalize == "children" else None
     for row, name in enumerate([4, 7]):
         slow = exhaustive_scores(codes.as_int(), codes.level_sizes, logp, row=name, ragged=codes.ragged, trie=trie)
@@ -81,15 +86,16 @@ def test_enough_beams_are_an_exhaustive_search(data):
         assert listed.certified[row]
 
 
+@pytest.mark.parametrize("step", [None, TorchStep])
 @settings(max_examples=60, deadline=None)
-@given(st.data())
-def test_few_beams_with_ties_agree_with_the_python_loop(data):
+@given(data=st.data())
+def test_few_beams_with_ties_agree_with_the_python_loop(step, data):
     codes = data.draw(cases(ragged=False, max_items=20))
     grid = data.draw(st.sampled_from([None, 0.5]))
     logp = random_logp(codes.level_sizes, ragged=False, seed=data.draw(st.integers(0, 99)), grid=grid)
     n_beams = data.draw(st.integers(1, 4))
     index = build(codes)
-    found, _ = search(codes, logp, [3], n_beams=n_beams, index=index)
+    found, _ = search(codes, logp, [3], n_beams=n_beams, index=index, step=step)
     slow = beam_scores(dict_trie(codes.as_int(), ragged=False), codes.n_levels, logp, row=3, n_beams=n_beams)
     leaves = found.leaves[0][found.leaves[0] >= 0]
     items = index.items[index.leaf_ranks[leaves]]

@@ -1,0 +1,64 @@
+"""Where the arrays of an index lie in memory, for compiled code (numpy only, no torch). Internal.
+
+Axes: R item ranks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from genrec.decoding.index import CatalogIndex
+
+
+@dataclass(frozen=True)
+class HostLevel:
+    """Addresses of one level's tokens and pointers, their types by name, the largest number of children."""
+
+    tokens: int
+    pointers: int
+    token_type: str
+    pointer_type: str
+    width: int
+
+
+class HostIndex:
+    """The arrays of a :class:`CatalogIndex` as they are: narrow, and mapped where they were mapped.
+
+    Only for filters something is added, when the first one comes: the first rank below every prefix, 4 bytes each.
+    """
+
+    def __init__(self, index: CatalogIndex) -> None:
+        self._index = index
+        self._pointers = [np.ascontiguousarray(pointers) for pointers in index.pointers]
+        self._tokens = [np.ascontiguousarray(tokens) for tokens in index.tokens]
+        self.levels = [
+            HostLevel(address(tokens), address(pointers), tokens.dtype.name, pointers.dtype.name, width)
+            for tokens, pointers, width in zip(self._tokens, self._pointers, index.branching, strict=True)
+        ]
+
+    def ranks(self, level: int) -> tuple[int, str]:
+        """Address and type of the first rank below every child of a level, and behind them the number of ranks.
+
+        Address 0: children are their own ranks.
+        """
+        ranks = self._ranks[level]
+        return (0, "int32") if ranks is None else (address(ranks), ranks.dtype.name)
+
+    @cached_property
+    def _ranks(self) -> list[npt.NDArray[Any] | None]:
+        ranks = [self._index.leaf_ranks if len(self._index.shared) else None]
+        for pointers in self._pointers[:0:-1]:
+            below = ranks[-1]
+            ranks.append(pointers if below is None else below[pointers])
+        return ranks[::-1]
+
+
+def address(array: npt.NDArray[Any]) -> int:
+    """Of the first element; the array must be kept for as long as the address is used."""
+    assert array.flags.c_contiguous
+    return int(array.__array_interface__["data"][0])

@@ -1,0 +1,367 @@
+"""One step of a constrained beam search as one compiled loop (numba). Importing this imports numba. Internal.
+
+The functions see bare pointers: arrays would be counted in and out of every call, which took half of the time. What
+they may read and write is checked by :mod:`genrec.decoding.steps`, their only caller.
+
+Axes: B batch, W beams, S symbols of a level, D dead nodes, F filters.
+"""
+
+# mypy: disable-error-code="untyped-decorator"
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from llvmlite import ir
+from numba import cfunc, njit, types
+from numba.cpython.unsafe.numbers import trailing_zeros
+from numba.extending import intrinsic
+
+F32 = np.float32
+NEG_INF = F32(-np.inf)
+INF = F32(np.inf)
+BLOCK = 16
+"""Scores that are compared at once; buffers of scores are padded to a multiple."""
+LEVEL, GIVEN, CHILDREN = 0, 1, 2
+"""Who normalises: over all S symbols here, the model, over the children here."""
+_LOW32 = (1 << 32) - 1
+
+
+class Level(NamedTuple):
+    """Edges of a level: code and first rank of every edge, first edge of every node; width >= most children.
+
+    ranked: False = an edge is its own rank.
+    """
+
+    tokens: Any
+    pointers: Any
+    ranks: Any
+    ranked: Any
+    width: Any
+
+
+class Limits(NamedTuple):
+    """What one row may not enter: dead nodes ``[D]``, ascending, then -1; what its filter, if any, does not allow;
+    scores of bar or less.
+    """
+
+    dead: Any
+    n_dead: Any
+    filtered: Any
+    words: Any
+    before: Any
+    bar: Any
+
+
+class Out(NamedTuple):
+    """Where the results of one row go."""
+
+    node: Any
+    parent: Any
+    code: Any
+    score: Any
+    pruned: Any
+
+
+class Heap(NamedTuple):
+    """The ``room`` best keys so far, the smallest first; scores: a buffer for one beam's children."""
+
+    keys: Any
+    room: Any
+    scores: Any
+
+
+@intrinsic
+def _at(_: Any, pointer: Any, offset: Any) -> Any:
+    """``pointer + offset`` elements."""
+    return pointer(pointer, types.int64), lambda context, builder, sig, args: builder.gep(args[0], [args[1]])
+
+
+@intrinsic
+def _above(_: Any, scores: Any, bar: Any) -> Any:
+    """Bit k of the result: ``scores[k] > bar``, for the first BLOCK scores, in one vector comparison."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        lanes, zeros = ir.VectorType(ir.FloatType(), BLOCK), ir.VectorType(ir.IntType(32), BLOCK)
+        block = builder.load(builder.bitcast(args[0], lanes.as_pointer()), align=4)
+        one = builder.insert_element(ir.Constant(lanes, ir.Undefined), args[1], ir.IntType(32)(0))
+        bars = builder.shuffle_vector(one, one, ir.Constant(zeros, [0] * BLOCK))
+        mask = builder.bitcast(builder.fcmp_ordered(">", block, bars), ir.IntType(BLOCK))
+        return builder.zext(mask, ir.IntType(64))
+
+    return types.int64(scores, types.float32), generate
+
+
+@njit(fastmath={"contract"}, error_model="numpy")
+def _exp(x: Any) -> Any:
+    """exp of a float32 between -87 and 88 (others are clamped), about 1e-7 relative, without branches.
+
+    x = n ln 2 + r with |r| <= ln 2 / 2: a polynomial gives exp(r) (that of Cephes' expf, Moshier 1989), then n is added
+    to the exponent. Adding 1.5 · 2^23 rounds to n and leaves n in the low bits.
+    """
+    x = F32(-87.0) if x < F32(-87.0) else x  # these comparisons let NaN pass
+    x = F32(88.0) if x > F32(88.0) else x
+    t = x * F32(1.44269504) + F32(12582912.0)
+    n = t - F32(12582912.0)
+    r = x - n * F32(0.693359375)
+    r = r - n * F32(-2.12194440e-4)
+    p = F32(1.9875691500e-4)
+    p = p * r + F32(1.3981999507e-3)
+    p = p * r + F32(8.3334519073e-3)
+    p = p * r + F32(4.1665795894e-2)
+    p = p * r + F32(1.6666665459e-1)
+    p = p * r + F32(5.0000001201e-1)
+    p = (p * r) * r + r + F32(1.0)
+    return np.int32(F32(p).view(np.int32) + (F32(t).view(np.int32) << 23)).view(np.float32)
+
+
+@njit(fastmath={"contract", "reassoc"}, error_model="numpy")  # reassoc: the sum may be taken in vector lanes
+def _sum_exp(values: Any, n: Any, shift: Any) -> Any:
+    out = F32(0.0)
+    for i in range(n):
+        out += _exp(values[i] - shift)
+    return out
+
+
+@njit(fastmath={"reassoc"}, error_model="numpy")
+def _sum(values: Any, n: Any) -> Any:
+    out = F32(0.0)
+    for i in range(n):
+        out += values[i]
+    return out
+
+
+@njit(error_model="numpy")
+def _log_sum_exp(values: Any, n: Any) -> Any:
+    """Without looking for the maximum first, unless the plain sum overflows or vanishes. NaN if any value is."""
+    plain = _sum_exp(values, n, F32(0.0))
+    if F32(1e-20) < plain < F32(1e38):
+        return F32(np.log(plain))
+    if plain != plain:
+        return plain
+    most = NEG_INF
+    for i in range(n):
+        most = max(most, values[i])
+    if most in (INF, NEG_INF):
+        return most
+    return most + F32(np.log(_sum_exp(values, n, most)))
+
+
+@njit(error_model="numpy")
+def _before(words: Any, before: Any, rank: Any) -> Any:
+    """Allowed ranks before a rank; only whole words lie before the end of the last one."""
+    word, rest = rank >> 6, np.uint64(rank & 63)
+    if rest == np.uint64(0):
+        return before[word]
+    x = words[word] & ((np.uint64(1) << rest) - np.uint64(1))
+    x = x - ((x >> np.uint64(1)) & np.uint64(0x5555555555555555))  # count bits: by 2, by 4, by 8, all bytes
+    x = (x & np.uint64(0x3333333333333333)) + ((x >> np.uint64(2)) & np.uint64(0x3333333333333333))
+    x = (x + (x >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
+    return before[word] + np.int64((x * np.uint64(0x0101010101010101)) >> np.uint64(56))
+
+
+@njit(error_model="numpy")
+def _is_dead(limits: Any, node: Any) -> Any:
+    """Bisection; the padding -1 behind the nodes counts as larger than all."""
+    low, high = 0, limits.n_dead
+    while low < high:
+        middle = (low + high) >> 1
+        if 0 <= limits.dead[middle] < node:
+            low = middle + 1
+        else:
+            high = middle
+    return low < limits.n_dead and limits.dead[low] == node
+
+
+@njit(error_model="numpy")
+def _allowed(level: Any, limits: Any, node: Any) -> Any:
+    if limits.n_dead > 0 and _is_dead(limits, node):
+        return False
+    if not limits.filtered:
+        return True
+    low, high = node, node + 1
+    if level.ranked:
+        low, high = np.int64(level.ranks[node]), np.int64(level.ranks[node + 1])
+    if high - low == 1:
+        return (limits.words[low >> 6] >> np.uint64(low & 63)) & np.uint64(1) == np.uint64(1)
+    return _before(limits.words, limits.before, high) > _before(limits.words, limits.before, low)
+
+
+@njit(error_model="numpy")
+def _key(score: Any, column: Any) -> Any:
+    """Score and column in one int64 that orders as ``select.best`` does: higher score, then earlier column."""
+    bits = np.int64(F32(score + F32(0.0)).view(np.int32))
+    return ((bits ^ ((bits >> 31) & 0x7FFFFFFF)) << 32) | (_LOW32 - column)
+
+
+@njit(error_model="numpy")
+def _score(key: Any) -> Any:
+    ordered = key >> 32
+    return np.int32(ordered ^ ((ordered >> 31) & 0x7FFFFFFF)).view(np.float32)
+
+
+@njit(error_model="numpy")
+def _push(heap: Any, size: Any, key: Any) -> None:
+    """Add a key to a binary heap whose root is the smallest."""
+    at = size
+    while at > 0 and heap[(at - 1) >> 1] > key:
+        heap[at] = heap[(at - 1) >> 1]
+        at = (at - 1) >> 1
+    heap[at] = key
+
+
+@njit(error_model="numpy")
+def _replace_root(heap: Any, size: Any, key: Any) -> None:
+    at = 0
+    while 2 * at + 1 < size:
+        child = 2 * at + 1
+        if child + 1 < size and heap[child + 1] < heap[child]:
+            child += 1
+        if heap[child] >= key:
+            break
+        heap[at] = heap[child]
+        at = child
+    heap[at] = key
+
+
+@njit(error_model="numpy")
+def _gather(tokens: Any, count: Any, values: Any, n_symbols: Any, out: Any) -> None:
+    """The values of a beam's children."""
+    if count == n_symbols:  # all symbols, in order
+        for j in range(count):
+            out[j] = values[j]
+    else:
+        for j in range(count):
+            out[j] = values[min(np.int64(tokens[j]), n_symbols - 1)]
+
+
+@njit(error_model="numpy")
+def _to_scores(values: Any, count: Any, score: Any, total: Any) -> None:
+    """Values to scores, in the order of additions of ``select.expand``; a block's rest is -inf."""
+    for j in range(count):
+        values[j] = score + (values[j] - total)
+    for j in range(count, -(-count // BLOCK) * BLOCK):
+        values[j] = NEG_INF
+
+
+@njit(error_model="numpy")
+def _offer(heap: Any, size: Any, count: Any, first: Any, column: Any, limits: Any, level: Any) -> Any:
+    """Enter those of a beam's children that are good enough and allowed; returns the heap's new size."""
+    bar = _score(heap.keys[0]) if size == heap.room else limits.bar
+    for start in range(0, count, BLOCK):
+        above = _above(_at(heap.scores, start), bar)
+        while above:
+            j = start + trailing_zeros(above)
+            above &= above - 1
+            if not heap.scores[j] > bar or not _allowed(level, limits, first + j):
+                continue
+            key = _key(heap.scores[j], column + j)
+            if size < heap.room:
+                _push(heap.keys, size, key)
+                size += 1
+            else:
+                _replace_root(heap.keys, size, key)
+            if size == heap.room:
+                bar = _score(heap.keys[0])
+    return size
+
+
+@njit(error_model="numpy")
+def _write(level: Any, heap: Any, size: Any, nodes: Any, n: Any, out: Any) -> None:
+    """Empty the heap into the results of a row, the smallest key first, from the end."""
+    for at in range(size, n):
+        out.node[at], out.parent[at], out.code[at], out.score[at] = -1, 0, 0, NEG_INF
+    while size > 0:
+        key = heap.keys[0]
+        size -= 1
+        _replace_root(heap.keys, size, heap.keys[size])
+        if size == n:
+            out.pruned[0] = max(out.pruned[0], _score(key))
+            continue
+        column = _LOW32 - (key & _LOW32)
+        parent = column // level.width
+        child = np.int64(level.pointers[nodes[parent]]) + column % level.width
+        out.node[size], out.parent[size], out.code[size] = child, parent, np.int64(level.tokens[child])
+        out.score[size] = _score(key)
+
+
+def _select(
+    tokens: Any, pointers: Any, ranks: Any, ranked: Any, width: Any,
+    nodes: Any, scores: Any, batch: Any, beams: Any,
+    values: Any, totals: Any, n_symbols: Any, mode: Any,
+    dead: Any, n_dead: Any, words: Any, before: Any, filter_of: Any, n_words: Any, bars: Any,
+    keys: Any, buffer: Any, n: Any,
+    node: Any, parent: Any, code: Any, score: Any, pruned: Any, broken: Any,
+) -> None:  # fmt: skip
+    """What :class:`genrec.decoding.steps.Step` says, for all rows; every row by itself.
+
+        for each beam, for each child that beats the smallest of the n + 1 best: enter it if it is allowed
+
+    Index: tokens, pointers and ranks of the level, see :class:`Level`. Beams: node int64 and score float32 ``[B, W]``.
+    Model: values float32 ``[B, W, S]``, totals ``[B, W]``, read if mode is GIVEN. Limits: dead int64 ``[B, D]``; words
+    uint64 ``[F, n_words]``, before int64 ``[F, n_words + 1]``, filter_of int64 ``[B]``, read if n_words > 0; bars
+    float32 ``[B]``. Scratch: keys int64 ``[n + 1]``, buffer float32 ``[width + BLOCK]``. Results: node, parent, code
+    int64 ``[B, n]``, score float32 ``[B, n]``; pruned float32 ``[B]`` is raised, broken uint8 ``[B]`` set, where there
+    is a reason.
+    """
+    level, heap = Level(tokens, pointers, ranks, ranked > 0, width), Heap(keys, n + 1, buffer)
+    for row in range(batch):
+        own = filter_of[row] if n_words > 0 else -1
+        which = max(own, 0)
+        limits = Limits(
+            _at(dead, row * n_dead),
+            n_dead,
+            own >= 0,
+            _at(words, which * n_words),
+            _at(before, which * (n_words + 1)),
+            bars[row],
+        )
+        size = 0
+        for beam in range(beams):
+            at = row * beams + beam
+            if nodes[at] < 0:
+                continue
+            first = np.int64(pointers[nodes[at]])
+            count = np.int64(pointers[nodes[at] + 1]) - first
+            logits = _at(values, at * n_symbols)
+            total = totals[at] if mode == GIVEN else NEG_INF
+            _gather(_at(tokens, first), count, logits, n_symbols, buffer)
+            if mode == LEVEL:
+                total = _log_sum_exp(logits, n_symbols)
+            elif mode == CHILDREN:
+                total = _log_sum_exp(buffer, count)
+            if not total < INF or (mode != LEVEL and not _sum(logits, n_symbols) < INF):
+                broken[row] = np.uint8(1)
+            _to_scores(buffer, count, scores[at], total)
+            size = _offer(heap, size, count, first, beam * width, limits, level)
+        to = row * n
+        out = Out(_at(node, to), _at(parent, to), _at(code, to), _at(score, to), _at(pruned, row))
+        _write(level, heap, size, _at(nodes, row * beams), n, out)
+
+
+@functools.cache
+def compiled(tokens: str, pointers: str, ranks: str) -> Callable[..., None]:
+    """The step for an index with arrays of these types (names of numpy's); it takes addresses and integers.
+
+    Compiling takes some seconds. The result is kept on disk, beside this file or in the user's cache folder, by numba's
+    rules: it is renewed when this file changes, so nothing that is compiled may be moved elsewhere.
+    """
+    float32, int64, uint8 = (types.CPointer(kind) for kind in (types.float32, types.int64, types.uint8))
+    own = [types.CPointer(getattr(types, name)) for name in (tokens, pointers, ranks)]
+    n = types.int64
+    signature = types.void(
+        *own, n, n, int64, float32, n, n, float32, float32, n, n,
+        int64, n, types.CPointer(types.uint64), int64, int64, n, float32, int64, float32, n,
+        int64, int64, int64, float32, float32, uint8,
+    )  # fmt: skip
+    try:
+        code = cfunc(signature, cache=True)(_select)
+    except Exception:  # a folder that cannot be written, a damaged cache; mistakes of ours come up again below
+        code = cfunc(signature)(_select)
+    kinds = [ctypes.c_int64 if each == n else ctypes.c_void_p for each in signature.args]
+    call: Any = ctypes.CFUNCTYPE(None, *kinds)(code.address)
+    call.keep = code
+    return call  # type: ignore[no-any-return]
