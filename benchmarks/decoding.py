@@ -9,6 +9,7 @@ from __future__ import annotations
 import decoding_index
 import decoding_loop
 import decoding_parallel
+import decoding_select
 import decoding_trained
 from run import Figure
 
@@ -17,4 +18,5 @@ FIGURES: list[Figure] = [
     *decoding_parallel.FIGURES,
     *decoding_trained.FIGURES,
     *decoding_loop.FIGURES,
+    *decoding_select.FIGURES,
 ]

@@ -160,7 +160,7 @@ def installing() -> Iterator[list[str]]:
     """What the pages may say about installing: the steps of ``make install``, as one types them."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     index = "https://download.pytorch.org/whl/cpu"
-    for chosen in ("plots", "embed,minilm"):
+    for chosen in ("plots,fast", "embed,minilm"):
         assert set(chosen.split(",")) <= set(extras)
         for line in module(".ci/install.py").commands(Path(".venv"), chosen, gpu=False, cpu_wheels=index):
             short = [word.replace(f"{ROOT}/", "").replace(str(ROOT), ".") for word in line if word != "--quiet"]

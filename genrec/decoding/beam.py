@@ -85,7 +85,7 @@ def beam_search(
             running = pick(level, running, found, min(n_beams, n_nodes))
         if above is not None:
             running = running.cut()
-    return _to_host(running if ended is None else ended, pick.pruned_B, pick.broken_B)
+    return _to_host(running if ended is None else ended, pick.pruned_B)
 
 
 def _split_ended(
@@ -110,15 +110,12 @@ def _split_ended(
     return running, done, torch.stack([late, worse, rest]).amax(0)
 
 
-def _to_host(beams: Beams, pruned: Tensor, broken: Tensor) -> Found:
-    rows = torch.nonzero(broken).flatten().tolist()
-    if rows:
+def _to_host(beams: Beams, pruned_B: Tensor) -> Found:
+    pruned = pruned_B.cpu().numpy()
+    rows = np.flatnonzero(np.isnan(pruned))
+    if len(rows):
         raise DataError(
-            f"the model returned inf or NaN for {len(rows)} of {len(broken)} rows of the batch, first row {rows[0]}",
+            f"the model returned inf or NaN for {len(rows)} of {len(pruned)} rows of the batch, first row {rows[0]}",
             hint="the weights or the inputs are not finite; half precision may overflow",
         )
-    return Found(
-        leaves=beams.node.cpu().numpy(),
-        scores=beams.score.cpu().numpy(),
-        pruned=pruned.cpu().numpy(),
-    )
+    return Found(leaves=beams.node.cpu().numpy(), scores=beams.score.cpu().numpy(), pruned=pruned)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -167,8 +167,8 @@ class RowFilters:
             return None
         place = {key: number for number, key in enumerate(distinct)}
         return cls(
-            np.stack([each.words for each in distinct.values()]),
-            np.stack([each.before for each in distinct.values()]),
+            _stacked([each.words for each in distinct.values()]),
+            _stacked([each.before for each in distinct.values()]),
             np.array([-1 if each is None else place[id(each)] for each in filters], dtype=np.int64),
         )
 
@@ -209,6 +209,11 @@ def _n_words(n: int) -> int:
 def _as_bytes(words: Words) -> npt.NDArray[np.uint8]:
     """Bit ``n`` is bit ``n & 7`` of byte ``n >> 3``."""
     return words.astype("<u8", copy=False).view(np.uint8)
+
+
+def _stacked(arrays: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """``np.stack``; a single array, millions of bytes for millions of items, is not copied."""
+    return arrays[0][None] if len(arrays) == 1 else np.stack(arrays)
 
 
 def _packed(mask: npt.NDArray[np.bool_]) -> Words:

@@ -215,15 +215,13 @@ def _push(heap: Any, size: Any, key: Any) -> None:
 
 @njit(error_model="numpy")
 def _replace_root(heap: Any, size: Any, key: Any) -> None:
-    at = 0
-    while 2 * at + 1 < size:
-        child = 2 * at + 1
-        if child + 1 < size and heap[child + 1] < heap[child]:
-            child += 1
+    at, child = 0, 1
+    while child < size:
+        child += int(heap[child] > heap[min(child + 1, size - 1)])  # no branch that could be guessed wrong
         if heap[child] >= key:
             break
         heap[at] = heap[child]
-        at = child
+        at, child = child, 2 * child + 1
     heap[at] = key
 
 
@@ -279,7 +277,8 @@ def _write(level: Any, heap: Any, size: Any, nodes: Any, n: Any, out: Any) -> No
         size -= 1
         _replace_root(heap.keys, size, heap.keys[size])
         if size == n:
-            out.pruned[0] = max(out.pruned[0], _score(key))
+            if _score(key) > out.pruned[0]:
+                out.pruned[0] = _score(key)
             continue
         column = _LOW32 - (key & _LOW32)
         parent = column // level.width
@@ -294,7 +293,7 @@ def _select(
     values: Any, totals: Any, n_symbols: Any, mode: Any,
     dead: Any, n_dead: Any, words: Any, before: Any, filter_of: Any, n_words: Any, bars: Any,
     keys: Any, buffer: Any, n: Any,
-    node: Any, parent: Any, code: Any, score: Any, pruned: Any, broken: Any,
+    node: Any, parent: Any, code: Any, score: Any, pruned: Any,
 ) -> None:  # fmt: skip
     """What :class:`genrec.decoding.steps.Step` says, for all rows; every row by itself.
 
@@ -304,8 +303,7 @@ def _select(
     Model: values float32 ``[B, W, S]``, totals ``[B, W]``, read if mode is GIVEN. Limits: dead int64 ``[B, D]``; words
     uint64 ``[F, n_words]``, before int64 ``[F, n_words + 1]``, filter_of int64 ``[B]``, read if n_words > 0; bars
     float32 ``[B]``. Scratch: keys int64 ``[n + 1]``, buffer float32 ``[width + BLOCK]``. Results: node, parent, code
-    int64 ``[B, n]``, score float32 ``[B, n]``; pruned float32 ``[B]`` is raised, broken uint8 ``[B]`` set, where there
-    is a reason.
+    int64 ``[B, n]``, score float32 ``[B, n]``; pruned float32 ``[B]`` is raised or set to NaN where there is a reason.
     """
     level, heap = Level(tokens, pointers, ranks, ranked > 0, width), Heap(keys, n + 1, buffer)
     for row in range(batch):
@@ -334,7 +332,7 @@ def _select(
             elif mode == CHILDREN:
                 total = _log_sum_exp(buffer, count)
             if not total < INF or (mode != LEVEL and not _sum(logits, n_symbols) < INF):
-                broken[row] = np.uint8(1)
+                pruned[row] = F32(np.nan)
             _to_scores(buffer, count, scores[at], total)
             size = _offer(heap, size, count, first, beam * width, limits, level)
         to = row * n
@@ -349,13 +347,13 @@ def compiled(tokens: str, pointers: str, ranks: str) -> Callable[..., None]:
     Compiling takes some seconds. The result is kept on disk, beside this file or in the user's cache folder, by numba's
     rules: it is renewed when this file changes, so nothing that is compiled may be moved elsewhere.
     """
-    float32, int64, uint8 = (types.CPointer(kind) for kind in (types.float32, types.int64, types.uint8))
+    float32, int64 = types.CPointer(types.float32), types.CPointer(types.int64)
     own = [types.CPointer(getattr(types, name)) for name in (tokens, pointers, ranks)]
     n = types.int64
     signature = types.void(
         *own, n, n, int64, float32, n, n, float32, float32, n, n,
         int64, n, types.CPointer(types.uint64), int64, int64, n, float32, int64, float32, n,
-        int64, int64, int64, float32, float32, uint8,
+        int64, int64, int64, float32, float32,
     )  # fmt: skip
     try:
         code = cfunc(signature, cache=True)(_select)

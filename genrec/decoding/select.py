@@ -120,7 +120,7 @@ class Beams:
     def roots(cls, batch: int, device: torch.device) -> Beams:
         """One beam per row at the root."""
         zeros = torch.zeros((batch, 1), dtype=torch.int64, device=device)
-        return cls(zeros, zeros.float(), zeros, zeros)
+        return cls(zeros, torch.zeros((batch, 1), device=device), zeros, zeros)
 
     def keep(self, n: int) -> tuple[Beams, Tensor]:
         """The ``n`` best beams and the best score among the others."""

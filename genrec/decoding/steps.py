@@ -41,12 +41,11 @@ class Limits:
 class Step(Protocol):
     """Finds the best continuations of all beams; one for each search.
 
-    pruned_B: float32 ``[B]``, the best score left out so far. broken_B: bool ``[B]``, whether the model returned NaN or
-    infinity for a live beam. Internal.
+    pruned_B: float32 ``[B]``, the best score left out so far; NaN where the model returned infinity or NaN for a beam.
+    Internal.
     """
 
     pruned_B: Tensor
-    broken_B: Tensor
 
     def __init__(self, index: DeviceIndex, batch: int, normalize: Normalize, limits: Limits) -> None: ...
 
@@ -84,13 +83,12 @@ class TorchStep:
         self._allowed = None if limits.filters is None else index.filters(limits.filters)
         self._above = None if limits.above is None else torch.from_numpy(limits.above).to(index.device)
         self.pruned_B = torch.full((batch,), NEG_INF, device=index.device) if self._above is None else self._above
-        self.broken_B = torch.zeros(batch, dtype=torch.bool, device=index.device)
 
     def __call__(self, level: int, running: Beams, found: StepScores, n: int) -> Beams:
         """See the protocol."""
         fresh = expand(self._index, level, running.node, running.score, found, renormalise=self._renormalise)
         finite = (found.values_BWS.sum(-1) < torch.inf) & (fresh.total_BW < torch.inf)
-        self.broken_B |= (~finite & (running.node >= 0)).any(1)
+        broken = (~finite & (running.node >= 0)).any(1)
         if (dead := self._dead[level]) is not None:
             kill(self._index, level, running.node, fresh, dead)
         if self._allowed is not None:
@@ -99,7 +97,7 @@ class TorchStep:
         if self._above is not None:
             fresh.score_BC = torch.where(fresh.score_BC > self._above[:, None], fresh.score_BC, NEG_INF)
         top, left = fresh.as_beams().keep(n)
-        self.pruned_B = torch.maximum(self.pruned_B, left)
+        self.pruned_B = torch.maximum(self.pruned_B, torch.where(broken, torch.nan, left))
         return top
 
 
@@ -115,15 +113,16 @@ class CompiledStep:
         self._kernel, self._arrays, self._kept = kernel, index.arrays, limits
         self._own_mode = kernel.CHILDREN if normalize == "children" else kernel.LEVEL
         dead = limits.dead or [None] * index.host.depth
-        self._dead = [(0, 0) if d is None else (address(d.nodes_BD), d.nodes_BD.shape[1]) for d in dead]
+        self._dead = [(0, 0) if d is None else (address(d.nodes_BD, np.int64), d.nodes_BD.shape[1]) for d in dead]
         self._filters: tuple[int, ...] = (0, 0, 0, 0)
         if (filters := limits.filters) is not None:
-            self._filters = (*map(address, (filters.words, filters.before, filters.of_row)), filters.words.shape[1])
-        self._bars = torch.full((batch,), NEG_INF) if limits.above is None else torch.from_numpy(limits.above)
-        self._keys = torch.empty(0, dtype=torch.int64)
-        self._buffer = torch.empty(max(index.host.branching) + kernel.BLOCK)
-        self.pruned_B = self._bars.clone()
-        self.broken_B = torch.zeros(batch, dtype=torch.bool)
+            arrays = ((filters.words, np.uint64), (filters.before, np.int64), (filters.of_row, np.int64))
+            self._filters = (*(address(array, kind) for array, kind in arrays), filters.words.shape[1])
+        # numpy allocates several times faster than torch
+        bars = np.full(batch, NEG_INF, dtype=np.float32) if limits.above is None else limits.above
+        self._bars, self.pruned_B = torch.from_numpy(bars), torch.from_numpy(bars.copy())
+        self._buffer = torch.from_numpy(np.empty(max(index.host.branching) + kernel.BLOCK, dtype=np.float32))
+        self._keys, self._room = torch.from_numpy(np.empty(0, dtype=np.int64)), 0
 
     def __call__(self, level: int, running: Beams, found: StepScores, n: int) -> Beams:
         """See the protocol."""
@@ -132,15 +131,14 @@ class CompiledStep:
         values = _plain(found.values_BWS)
         batch, beams, n_symbols = values.shape
         node, score = running.node.contiguous(), running.score.contiguous()
-        assert node.shape == score.shape == (batch, beams)
+        assert node.shape == (batch, beams)
         mode, total = self._own_mode, None
         if found.total_BW is not None and mode == self._kernel.LEVEL:
             mode, total = self._kernel.GIVEN, _plain(found.total_BW)
             assert total.shape == node.shape
         n = min(n, beams * at.width)
-        if len(self._keys) <= n:
-            self._keys = torch.empty(n + 1, dtype=torch.int64)
-        # numpy's allocation is several times faster than torch's
+        if self._room <= n:
+            self._keys, self._room = torch.from_numpy(np.empty(n + 1, dtype=np.int64)), n + 1
         picked, parent, code = (torch.from_numpy(x) for x in np.empty((3, batch, n), dtype=np.int64))
         scores = torch.from_numpy(np.empty((batch, n), dtype=np.float32))
         self._kernel.compiled(at.token_type, at.pointer_type, rank_type)(
@@ -150,12 +148,12 @@ class CompiledStep:
             *self._dead[level], *self._filters, self._bars.data_ptr(),
             self._keys.data_ptr(), self._buffer.data_ptr(), n,
             picked.data_ptr(), parent.data_ptr(), code.data_ptr(), scores.data_ptr(),
-            self.pruned_B.data_ptr(), self.broken_B.data_ptr(),
+            self.pruned_B.data_ptr(),
         )  # fmt: skip
         return Beams(picked, scores, parent, code)
 
 
 def _plain(x: Tensor) -> Tensor:
     """Float32, in one piece, in the memory of the CPU."""
-    assert x.device.type == "cpu"
+    assert x.is_cpu
     return x.float().contiguous()
