@@ -58,7 +58,7 @@ class HostIndex:
         return ranks[::-1]
 
 
-def address(array: npt.NDArray[Any], kind: npt.DTypeLike = None) -> int:
+def address(array: npt.NDArray[Any], kind: npt.DTypeLike | None = None) -> int:
     """Of the first element; the array must be kept for as long as the address is used. kind: what it must hold."""
     assert array.flags.c_contiguous and (kind is None or array.dtype == kind)
     return int(array.__array_interface__["data"][0])

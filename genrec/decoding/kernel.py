@@ -185,9 +185,11 @@ def _allowed(level: Any, limits: Any, node: Any) -> Any:
     low, high = node, node + 1
     if level.ranked:
         low, high = np.int64(level.ranks[node]), np.int64(level.ranks[node + 1])
-    if high - low == 1:
-        return (limits.words[low >> 6] >> np.uint64(low & 63)) & np.uint64(1) == np.uint64(1)
-    return _before(limits.words, limits.before, high) > _before(limits.words, limits.before, low)
+    word, start = low >> 6, np.uint64(low & 63)
+    bits = limits.words[word] >> start
+    if high - low + np.int64(start) < 64:  # all in one word
+        return bits & ((np.uint64(1) << np.uint64(high - low)) - np.uint64(1)) != np.uint64(0)
+    return bits != np.uint64(0) or _before(limits.words, limits.before, high) > limits.before[word + 1]
 
 
 @njit(error_model="numpy")
