@@ -189,13 +189,6 @@ def expand(
     return Candidates(score.flatten(1), code.flatten(1), child.flatten(1), total, index.host.branching[level])
 
 
-def children_total(index: DeviceIndex, level: int, node_BW: Tensor, values_BWS: Tensor) -> Tensor:
-    """Log of the summed exponentials of the children of each node, ``[B, W]``; every node must be live."""
-    code, _, real = children(index, level, node_BW)
-    value = values_BWS.expand(*node_BW.shape, -1).gather(-1, code.clamp(max=values_BWS.shape[-1] - 1))
-    return torch.where(real, value, NEG_INF).logsumexp(-1)
-
-
 def children(index: DeviceIndex, level: int, node_BW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Codes, nodes and validity of the children of each node, ``[B, W, K]``; node -1 has none."""
     pointers, tokens = index.pointers[level], index.tokens[level]
