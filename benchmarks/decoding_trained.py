@@ -164,7 +164,7 @@ def cold(run: Path, part: str = "test") -> dict[str, dict[str, float]]:
     models: dict[str, Any] = {"no drafts": model, "content-kNN": content}
     for quota in QUOTAS:
         models[f"quota {quota:g}"] = ColdDrafting(model, vectors, ~seen, ColdSettings(quota=quota))
-    models["quota 0.2, by content alone"] = ColdDrafting(model, vectors, ~seen, ColdSettings(score_weight=0.0))
+    models["quota 0.2, with the model's score"] = ColdDrafting(model, vectors, ~seen, ColdSettings(score_weight=0.2))
     found = {}
     for name, each in models.items():
         report = evaluate(each, queries, settings=settings, train=train, progress=False)

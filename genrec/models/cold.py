@@ -1,4 +1,4 @@
-"""New items in lists of a generative model: drafted by content, checked by the model, in a fixed share of the places.
+"""New items in lists of a generative model: drafted by content, scored by the model, in a fixed share of the places.
 
 A generative model almost never writes an identifier that it was not trained on, however well it fits the user.
 
@@ -33,7 +33,7 @@ class ColdSettings:
     more than ``floor((p - 1) * quota)``: every fifth for 0.2, so each beginning of a list keeps the quota. n_drafts:
     the cold items nearest to the user that the model scores. decay: weight of an event of the history against the one
     behind it. score_weight: of the model's log-probability beside the similarity, both standardised over the user's
-    drafts; 0 = by content alone.
+    drafts; 0 = by content alone, which was best in validation on Amazon Games.
 
     Raises ConfigError for values out of range. Stability: experimental.
     """
@@ -41,7 +41,7 @@ class ColdSettings:
     quota: float = 0.2
     n_drafts: int = 50
     decay: float = 0.7
-    score_weight: float = 0.2
+    score_weight: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.quota < 1:
