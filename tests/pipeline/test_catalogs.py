@@ -36,7 +36,13 @@ def two_runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folders = tmp_path_factory.mktemp("a"), tmp_path_factory.mktemp("b")
     for seed, folder in enumerate(folders):
         recipe = replace(MIXED, data=DataSettings(synthetic=tiny(seed)))
-        for stage in (data_stages.prepare, data_stages.split, baseline_stages.fit_sasrec, data_stages.embed):
+        for stage in (
+            data_stages.prepare,
+            data_stages.split,
+            baseline_stages.fit_sasrec,
+            data_stages.embed,
+            data_stages.content,
+        ):
             stage(folder, recipe)
         data_stages.tokenize(folder, recipe)
         model_stages.train(folder, recipe)
