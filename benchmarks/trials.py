@@ -2,6 +2,7 @@
 
     python benchmarks/trials.py --data DATA                  # all; those that are finished are only read
     python benchmarks/trials.py --data DATA --model decoder
+    python benchmarks/trials.py --data DATA --model sasrec --trial 4 --trial 5   # these; other rows of the log stay
     python benchmarks/trials.py --data DATA --read           # run nothing: read the trials that are in runs/
 
 Permutation 0 of the ties, seed 0. Every trial may spend 60 CPU-minutes of training. It is judged by NDCG@10 on
@@ -35,6 +36,10 @@ TRIALS: dict[str, list[list[str]]] = {  # changes to beauty.yaml
         ["sasrec.label_smoothing=0"],
         ["sasrec.label_smoothing=0", "sasrec.dropout=0.4"],
         ["sasrec.label_smoothing=0", "sasrec.learning_rate=1e-3"],
+        ["sasrec.dim=64"],
+        ["sasrec.dim=192"],
+        ["sasrec.n_layers=1"],
+        ["sasrec.n_layers=3"],
     ],
     "decoder": [
         [],
@@ -121,12 +126,15 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=os.environ.get("GENREC_DATA"), help="folder of the real data")
     parser.add_argument("--read", action="store_true", help="run nothing: read the trials that are in runs/")
     parser.add_argument("--model", choices=sorted(TRIALS), help="only this model")
+    parser.add_argument("--trial", type=int, action="append", help="only the trial of this number (may be repeated)")
     args = parser.parse_args()
     models = [args.model] if args.model else sorted(TRIALS)
     file = RESULTS / "trials.json"
-    rows = [trial(args.data, model, number, read=args.read) for model in models for number in range(len(TRIALS[model]))]
+    numbers = [(model, n) for model in models for n in range(len(TRIALS[model])) if n in (args.trial or [n])]
+    fresh = {(model, n): trial(args.data, model, n, read=args.read) for model, n in numbers}
     log = read_json(file) if file.exists() else {"trials": []}
-    rows += [row for row in log["trials"] if row["model"] not in models]
+    found = {(row["model"], row["trial"]): row for row in log["trials"]} | fresh
+    rows = [found[key] for key in sorted(found) if key[1] < len(TRIALS[key[0]])]
     choose(rows)
     command = "python benchmarks/trials.py --data DATA"
     whole = {"command": command, "budget_cpu_minutes": BUDGET, "trials": rows}

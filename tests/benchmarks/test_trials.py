@@ -69,3 +69,11 @@ def test_none_is_chosen_where_all_are_over_the_budget(bench, capsys):
     bench.trials.choose(rows)
     assert [row["chosen"] for row in rows] == [False, False, True, False]
     assert capsys.readouterr().err == "b: none is chosen, every trial took more than 60 CPU-minutes\n"
+
+
+def test_one_trial_leaves_the_other_rows(trials, monkeypatch):
+    first = log_of(trials, monkeypatch)
+    count = len(trials.judged)
+    (trials.root / "runs/trials/sasrec-1/validation-sasrec.json").unlink()
+    assert log_of(trials, monkeypatch, "--model", "sasrec", "--trial", "1") == first
+    assert trials.judged[count:] == ["sasrec-1"]
