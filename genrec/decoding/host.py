@@ -34,6 +34,7 @@ class HostIndex:
 
     def __init__(self, index: CatalogIndex) -> None:
         self._index = index
+        self._ranks: list[npt.NDArray[Any] | None] = []
         self._pointers = [np.ascontiguousarray(pointers) for pointers in index.pointers]
         self._tokens = [np.ascontiguousarray(tokens) for tokens in index.tokens]
         self.levels = [
@@ -46,16 +47,15 @@ class HostIndex:
 
         Address 0: children are their own ranks.
         """
-        ranks = self._ranks[level]
-        return (0, "int32") if ranks is None else (address(ranks), ranks.dtype.name)
+        return self._rank_addresses[level]
 
     @cached_property
-    def _ranks(self) -> list[npt.NDArray[Any] | None]:
-        ranks = [self._index.leaf_ranks if len(self._index.shared) else None]
+    def _rank_addresses(self) -> list[tuple[int, str]]:
+        self._ranks = [self._index.leaf_ranks if len(self._index.shared) else None]
         for pointers in self._pointers[:0:-1]:
-            below = ranks[-1]
-            ranks.append(pointers if below is None else below[pointers])
-        return ranks[::-1]
+            below = self._ranks[-1]
+            self._ranks.append(pointers if below is None else below[pointers])
+        return [(0, "int32") if ranks is None else (address(ranks), ranks.dtype.name) for ranks in self._ranks[::-1]]
 
 
 def address(array: npt.NDArray[Any], kind: npt.DTypeLike | None = None) -> int:

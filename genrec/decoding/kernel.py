@@ -295,7 +295,7 @@ def _select(
     values: Any, totals: Any, n_symbols: Any, mode: Any,
     dead: Any, n_dead: Any, words: Any, before: Any, filter_of: Any, n_words: Any, bars: Any,
     keys: Any, buffer: Any, n: Any,
-    node: Any, parent: Any, code: Any, score: Any, pruned: Any,
+    place: Any, score: Any, pruned: Any,
 ) -> None:  # fmt: skip
     """What :class:`genrec.decoding.steps.Step` says, for all rows; every row by itself.
 
@@ -304,8 +304,9 @@ def _select(
     Index: tokens, pointers and ranks of the level, see :class:`Level`. Beams: node int64 and score float32 ``[B, W]``.
     Model: values float32 ``[B, W, S]``, totals ``[B, W]``, read if mode is GIVEN. Limits: dead int64 ``[B, D]``; words
     uint64 ``[F, n_words]``, before int64 ``[F, n_words + 1]``, filter_of int64 ``[B]``, read if n_words > 0; bars
-    float32 ``[B]``. Scratch: keys int64 ``[n + 1]``, buffer float32 ``[width + BLOCK]``. Results: node, parent, code
-    int64 ``[B, n]``, score float32 ``[B, n]``; pruned float32 ``[B]`` is raised or set to NaN where there is a reason.
+    float32 ``[B]``. Scratch: keys int64 ``[n + 1]``, buffer float32 ``[width + BLOCK]``. Results: place int64
+    ``[3, B, n]`` (node, parent, code), score float32 ``[B, n]``; pruned float32 ``[B]`` is raised or set to NaN where
+    there is a reason.
     """
     level, heap = Level(tokens, pointers, ranks, ranked > 0, width), Heap(keys, n + 1, buffer)
     for row in range(batch):
@@ -337,8 +338,9 @@ def _select(
                 pruned[row] = F32(np.nan)
             _to_scores(buffer, count, scores[at], total)
             size = _offer(heap, size, count, first, beam * width, limits, level)
-        to = row * n
-        out = Out(_at(node, to), _at(parent, to), _at(code, to), _at(score, to), _at(pruned, row))
+        node = _at(place, row * n)
+        parent, code = _at(node, batch * n), _at(node, 2 * batch * n)
+        out = Out(node, parent, code, _at(score, row * n), _at(pruned, row))
         _write(level, heap, size, _at(nodes, row * beams), n, out)
 
 
@@ -355,7 +357,7 @@ def compiled(tokens: str, pointers: str, ranks: str) -> Callable[..., None]:
     signature = types.void(
         *own, n, n, int64, float32, n, n, float32, float32, n, n,
         int64, n, types.CPointer(types.uint64), int64, int64, n, float32, int64, float32, n,
-        int64, int64, int64, float32, float32,
+        int64, float32, float32,
     )  # fmt: skip
     try:
         code = cfunc(signature, cache=True)(_select)

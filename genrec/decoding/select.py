@@ -119,8 +119,9 @@ class Beams:
     @classmethod
     def roots(cls, batch: int, device: torch.device) -> Beams:
         """One beam per row at the root."""
-        zeros = torch.zeros((batch, 1), dtype=torch.int64, device=device)
-        return cls(zeros, torch.zeros((batch, 1), device=device), zeros, zeros)
+        zeros = torch.from_numpy(np.zeros((batch, 1), dtype=np.int64)).to(device)
+        score = torch.from_numpy(np.zeros((batch, 1), dtype=np.float32)).to(device)
+        return cls(zeros, score, zeros, zeros)
 
     def keep(self, n: int) -> tuple[Beams, Tensor]:
         """The ``n`` best beams and the best score among the others."""

@@ -119,10 +119,10 @@ class CompiledStep:
             arrays = ((filters.words, np.uint64), (filters.before, np.int64), (filters.of_row, np.int64))
             self._filters = (*(address(array, kind) for array, kind in arrays), filters.words.shape[1])
         # numpy allocates several times faster than torch
-        bars = np.full(batch, NEG_INF, dtype=np.float32) if limits.above is None else limits.above
-        self._bars, self.pruned_B = torch.from_numpy(bars), torch.from_numpy(bars.copy())
+        bars = np.full((2, batch), -np.inf if limits.above is None else limits.above, dtype=np.float32)
+        self._bars, self.pruned_B = (torch.from_numpy(each) for each in bars)
         self._buffer = torch.from_numpy(np.empty(max(index.host.branching) + kernel.BLOCK, dtype=np.float32))
-        self._keys, self._room = torch.from_numpy(np.empty(0, dtype=np.int64)), 0
+        self._keys, self._room = self._buffer, 0
 
     def __call__(self, level: int, running: Beams, found: StepScores, n: int) -> Beams:
         """See the protocol."""
@@ -147,8 +147,7 @@ class CompiledStep:
             values.data_ptr(), 0 if total is None else total.data_ptr(), n_symbols, mode,
             *self._dead[level], *self._filters, self._bars.data_ptr(),
             self._keys.data_ptr(), self._buffer.data_ptr(), n,
-            picked.data_ptr(), parent.data_ptr(), code.data_ptr(), scores.data_ptr(),
-            self.pruned_B.data_ptr(),
+            picked.data_ptr(), scores.data_ptr(), self.pruned_B.data_ptr(),
         )  # fmt: skip
         return Beams(picked, scores, parent, code)
 
@@ -156,4 +155,4 @@ class CompiledStep:
 def _plain(x: Tensor) -> Tensor:
     """Float32, in one piece, in the memory of the CPU."""
     assert x.is_cpu
-    return x.float().contiguous()
+    return x if x.dtype == torch.float32 and x.is_contiguous() else x.float().contiguous()
