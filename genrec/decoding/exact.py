@@ -103,7 +103,9 @@ def _walked(scorer: Scorer, index: DeviceIndex, prompts: Prompts, walk: Walk, no
             found = scorer.step(state, parents, codes)
         above, slot, code = (_on(index, x) for x in (step.above, step.slot, step.code))
         total = _totals(index, level, step, found, normalize)
-        added = found.values_BWS[row, slot, code] - total[row, slot]
+        value = found.values_BWS[row, slot, code]
+        # a code that the model rules out stays so, also where the total is of nothing else
+        added = torch.where(value == float("-inf"), value, value - total[row, slot])
         if step.passed is not None:
             added = torch.where(_on(index, step.passed), 0.0, added)
         score = score[row, above] + added

@@ -127,7 +127,7 @@ class Search:
                 break
             n_beams = min(WIDER * n_beams, limit)
             for some in _parts(short, at_once):
-                found = _replaced(found, some, self._beams(batch.take(some), n_beams))
+                found = _joined(found, some, self._beams(batch.take(some), n_beams))
         if self.n_beams >= limit:
             return found
         last, proven = self._last(batch, found)
@@ -137,7 +137,7 @@ class Search:
         for some in _parts(unproven, at_once):
             # within the margin, a prefix could not be told from one that scores more
             above = last[some] - np.float32(2 * self.margin)
-            found = _replaced(found, some, self._beams(batch.take(some), limit, above))
+            found = _joined(found, some, self._beams(batch.take(some), limit, above))
         return found
 
     def _last(self, batch: Batch, found: Found) -> tuple[Float32, npt.NDArray[np.bool_]]:
@@ -160,6 +160,20 @@ def _widest(index: DeviceIndex) -> int:
 def _nothing(n_rows: int) -> Found:
     none = np.zeros((n_rows, 0))
     return Found(none.astype(np.int64), none.astype(np.float32), np.full(n_rows, -np.inf, dtype=np.float32))
+
+
+def _joined(found: Found, rows: Rows, again: Found) -> Found:
+    """``found`` with the rows of a further search, and what these rows had before that it lost.
+
+    More beams do not always find all that fewer found. The bound of the further search holds for all the others.
+    """
+    old_leaves, old_scores = found.leaves[rows], found.scores[rows]
+    lost = (old_leaves >= 0) & ~(old_leaves[:, :, None] == again.leaves[:, None, :]).any(axis=2)
+    leaves = np.concatenate([again.leaves, np.where(lost, old_leaves, -1)], axis=1)
+    scores = np.concatenate([again.scores, np.where(lost, old_scores, np.float32(-np.inf))], axis=1)
+    order = np.argsort(-scores, axis=1, kind="stable")
+    best = np.take_along_axis(leaves, order, axis=1), np.take_along_axis(scores, order, axis=1)
+    return _replaced(found, rows, Found(*best, again.pruned))
 
 
 def _replaced(found: Found, rows: Rows, again: Found) -> Found:

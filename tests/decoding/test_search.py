@@ -118,3 +118,22 @@ def test_an_exact_search_is_exact_and_no_certificate_is_ever_wrong(data):
         if found.certified[row]:
             best = np.sort(slow[np.isfinite(slow)])[::-1][:top_k]
             np.testing.assert_allclose(found.scores[row][: len(listed)], best, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_an_exact_search_that_runs_out_of_beams_loses_nothing(seed):
+    """A last level more peaked than the others: the prefixes of the best items are not the best prefixes."""
+    sizes = (5, 5, 5)
+    base = random_logp(sizes, ragged=False, seed=seed)
+
+    def logp(row, prefix):
+        return base(row, prefix) * (4 if len(prefix) == 2 else 1)
+
+    found = {
+        exact: answer(
+            grid_codes(*sizes), logp, [0, 1], SearchOptions(top_k=2, n_beams=2, exact=exact, max_beams=3), n_beams=2
+        )
+        for exact in (False, True)
+    }
+    assert (found[True].items >= 0).all()
+    assert (found[True].scores >= found[False].scores - 1e-6).all()

@@ -132,3 +132,21 @@ def test_items_that_do_not_exist_and_models_that_return_nan_are_errors():
     with pytest.raises(DataError, match="NaN"):
         broken = ScriptedScorer(lambda row, prefix: np.full(2, np.nan) if prefix else good(row, prefix))
         score_items(broken, index, row_prompts([0]), np.array([0]), normalize="vocab")
+
+
+@pytest.mark.parametrize("normalize", ["vocab", "level", "children"])
+def test_a_code_that_the_model_rules_out_scores_minus_infinity(normalize):
+    """Also where nothing else follows, and its total is minus infinity too."""
+    codes = ItemCodes.from_int([[0, 0], [1, 1]], (2, 2), "c")
+
+    def logp(row, prefix):
+        return np.array([-np.inf, -np.inf] if prefix == (1,) else [-0.5, -1.5])
+
+    class Unnormalised(ScriptedScorer):
+        def step(self, state, parents, codes):
+            found = super().step(state, parents, codes)
+            return found if normalize == "vocab" else type(found)(found.values_BWS)
+
+    index = DeviceIndex(CatalogIndex.build(codes), torch.device("cpu"))
+    found = score_items(Unnormalised(logp), index, row_prompts([0]), np.array([[0, 1]]), normalize=normalize)
+    assert np.isfinite(found[0, 0]) and found[0, 1] == -np.inf
