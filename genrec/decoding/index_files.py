@@ -18,6 +18,7 @@ from genrec.decoding.mapped import load_mapped
 from genrec.decoding.namespaces import Namespace
 from genrec.errors import ArtifactError, FingerprintMismatch
 from genrec.item_tokenizers.codes import ItemCodes, check_catalog
+from genrec.manifest import Manifest
 
 if TYPE_CHECKING:
     from genrec.decoding.index import CatalogIndex
@@ -57,9 +58,15 @@ def load_fields(path: Path, codes: ItemCodes | None) -> dict[str, Any]:
     """The fields of the :class:`CatalogIndex` of an artifact, arrays memory-mapped."""
     from genrec import artifacts
 
-    manifest = artifacts.read(path, kind=KIND)
-    if manifest.schema not in _OLDER:
-        manifest = artifacts.read(path, kind=KIND, schema=SCHEMA)
+    def fields(manifest: artifacts.Manifest) -> dict[str, Any]:
+        if manifest.schema not in (*_OLDER, SCHEMA):
+            artifacts.read(path, kind=KIND, schema=SCHEMA)  # raises, with what to do
+        return _fields(manifest, codes)
+
+    return artifacts.load(path, fields, kind=KIND)
+
+
+def _fields(manifest: Manifest, codes: ItemCodes | None) -> dict[str, Any]:
     meta = manifest.meta
     if codes is not None:
         check_catalog("index", manifest.catalog or "", codes.catalog)
@@ -87,7 +94,7 @@ def load_fields(path: Path, codes: ItemCodes | None) -> dict[str, Any]:
             "namespaces": tuple(Namespace(**each) for each in meta.get("namespaces", ())),
         }
     except KeyError as error:
-        raise ArtifactError(f"{path}: the index has no array {error}") from error
+        raise ArtifactError(f"{manifest.path}: the index has no array {error}") from error
 
 
 def _shared_leaves(leaf_ranks: Ints) -> Mapping[str, Ints]:

@@ -254,3 +254,21 @@ def test_bytes_per_item_of_dense_codes():
     upper = (16 + 256) + 4 * (2 + 17 + 257) + 4
     assert index.bytes_per_item == pytest.approx(5 + upper / 4096)
     assert walk(dict_trie(rows, ragged=False), (3, 2, 1)) == {ITEMS: [3 * 256 + 2 * 16 + 1]}
+
+
+def test_an_index_that_is_replaced_while_it_is_read_is_never_mixed(tmp_path, monkeypatch):
+    from genrec.decoding import index_files
+
+    first, second = (ItemCodes.from_int(rows, (3, 3), "c") for rows in ([[0, 1], [2, 0]], [[1, 1], [2, 2]]))
+    CatalogIndex.build(first).save(tmp_path / "index")
+    mapped = index_files.load_mapped
+
+    def meanwhile(file):
+        monkeypatch.setattr(index_files, "load_mapped", mapped)
+        CatalogIndex.build(second).save(tmp_path / "index", overwrite=True)
+        return mapped(file)
+
+    monkeypatch.setattr(index_files, "load_mapped", meanwhile)
+    found = CatalogIndex.load(tmp_path / "index")
+    assert found.codes == second.fingerprint
+    assert found.path_codes([0, 1]).tolist() == [[1, 1], [2, 2]]
