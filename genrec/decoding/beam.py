@@ -112,10 +112,15 @@ def _split_ended(
 
 def _to_host(beams: Beams, pruned_B: Tensor) -> Found:
     pruned = pruned_B.cpu().numpy()
-    rows = np.flatnonzero(np.isnan(pruned))
+    refuse_broken(np.isnan(pruned))
+    return Found(leaves=beams.node.cpu().numpy(), scores=beams.score.cpu().numpy(), pruned=pruned)
+
+
+def refuse_broken(broken_B: npt.NDArray[np.bool_]) -> None:
+    """Raise DataError where the model returned infinity or NaN for some rows of a batch (internal)."""
+    rows = np.flatnonzero(broken_B)
     if len(rows):
         raise DataError(
-            f"the model returned inf or NaN for {len(rows)} of {len(pruned)} rows of the batch, first row {rows[0]}",
+            f"the model returned inf or NaN for {len(rows)} of {len(broken_B)} rows of the batch, first row {rows[0]}",
             hint="the weights or the inputs are not finite; half precision may overflow",
         )
-    return Found(leaves=beams.node.cpu().numpy(), scores=beams.score.cpu().numpy(), pruned=pruned)

@@ -14,12 +14,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from genrec.decoding.beam import refuse_broken
 from genrec.decoding.deny import dead_nodes
 from genrec.decoding.filters import RowFilters
-from genrec.decoding.search import ROWS_TIMES_BEAMS, WIDER, Batch, Search
+from genrec.decoding.search import ROWS_TIMES_BEAMS, WIDER, Batch, Search, parts_of
 from genrec.decoding.select import NEG_INF, Candidates, DeviceIndex, expand, kill
 from genrec.decoding.small import SMALL_SET
-from genrec.errors import DataError
 
 Rows = npt.NDArray[np.intp]
 T = TypeVar("T")
@@ -104,7 +104,7 @@ def guided_search(search: Search, batch: Batch, rule: Rule, root: Tensor, *, n_b
         columns = rule.choose(level, found.node_BC, key, min(n_beams, host.n_nodes(level + 1)))
         pruned = torch.maximum(pruned, _best_left(key, columns))
         beams = _chosen(found, key, columns)
-    _check(broken)
+    refuse_broken(broken.cpu().numpy())
     return Walked(
         leaves=beams.node.cpu().numpy(),
         scores=beams.score.cpu().numpy(),
@@ -133,7 +133,7 @@ def widen(
     while n_beams < limit and (more := unfinished(found)).any():
         n_beams = min(WIDER * n_beams, limit)
         rows, size = np.flatnonzero(more), max(1, ROWS_TIMES_BEAMS // n_beams)
-        parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+        parts = parts_of(rows, size)
         kept = np.flatnonzero(~more)
         found = join([_take(found, kept), *(once(part, n_beams) for part in parts)], [kept, *parts])
     return found
@@ -175,12 +175,3 @@ def _chosen(found: Candidates, key_BC: Tensor, columns_BP: Tensor) -> Beams:
         parent=at // found.width,
         code=torch.where(alive, found.code_BC.gather(1, at), 0),
     )
-
-
-def _check(broken: Tensor) -> None:
-    rows = torch.nonzero(broken).flatten().tolist()
-    if rows:
-        raise DataError(
-            f"the model returned NaN for {len(rows)} of {len(broken)} rows of the batch, first row {rows[0]}",
-            hint="the weights or the inputs are not finite; half precision may overflow",
-        )

@@ -126,7 +126,7 @@ class Search:
             if not len(short):
                 break
             n_beams = min(WIDER * n_beams, limit)
-            for some in _parts(short, at_once):
+            for some in parts_of(short, at_once):
                 found = _joined(found, some, self._beams(batch.take(some), n_beams))
         if self.n_beams >= limit:
             return found
@@ -134,7 +134,7 @@ class Search:
         unproven = np.flatnonzero(~proven & (last > -np.inf))
         # a step is as wide as its neediest row: those of like need go together
         unproven = unproven[np.argsort(last[unproven] - found.pruned[unproven], kind="stable")]
-        for some in _parts(unproven, at_once):
+        for some in parts_of(unproven, at_once):
             # within the margin, a prefix could not be told from one that scores more
             above = last[some] - np.float32(2 * self.margin)
             found = _joined(found, some, self._beams(batch.take(some), limit, above))
@@ -148,7 +148,8 @@ class Search:
         return (endless if self.wanted.top_k is None else lists.scores[:, -1]), lists.certified
 
 
-def _parts(rows: Rows, size: int) -> list[Rows]:
+def parts_of(rows: Rows, size: int) -> list[Rows]:
+    """The rows in pieces of ``size`` (internal)."""
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 

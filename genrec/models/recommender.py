@@ -170,10 +170,13 @@ class GenerativeRecommender:
 
     def allowed(self, filters: Filters, n_rows: int) -> list[ItemFilter | None]:
         """The items that each row may get, names looked up and retired items taken away (internal)."""
-        snapshot = self._snapshot
-        found = by_row(filters, n_rows, None if snapshot is None else snapshot.filters)
-        live = None if snapshot is None else snapshot.live
+        found = self._named(filters, n_rows)
+        live = None if self._snapshot is None else self._snapshot.live
         return found if live is None else [live if each is None else each & live for each in found]
+
+    def _named(self, filters: Filters, n_rows: int) -> list[ItemFilter | None]:
+        """The filter of every row, names looked up."""
+        return by_row(filters, n_rows, None if self._snapshot is None else self._snapshot.filters)
 
     @property
     def n_items(self) -> int:
@@ -210,7 +213,7 @@ class GenerativeRecommender:
         n_beams = wanted.n_beams or max(self.settings.n_beams, wanted.top_k or 0)
         normalize = self._normalize(wanted.normalize)
         rows = self._histories(histories)
-        filters = by_row(wanted.filter, len(rows), None if self._snapshot is None else self._snapshot.filters)
+        filters = self._named(wanted.filter, len(rows))
         margin = CERTIFICATE_MARGIN if self.model.dtype == torch.float32 else HALF_MARGIN
         search = Search(self._scorer, self._on_device(), wanted, n_beams, normalize, margin)
         found: list[Recommendations] = []
@@ -248,7 +251,7 @@ class GenerativeRecommender:
             raise ConfigError("sample: exact and diversity are for recommend", hint="leave them out of the options")
         rows = self._histories(histories)
         seeds = check_seed(seed, len(rows))
-        filters = by_row(wanted.filter, len(rows), None if self._snapshot is None else self._snapshot.filters)
+        filters = self._named(wanted.filter, len(rows))
         n_beams = wanted.n_beams or max(self.settings.n_beams, wanted.top_k or 0)
         search = Search(self._scorer, self._on_device(), wanted, n_beams, self._normalize(wanted.normalize))
         found: list[Samples] = []
