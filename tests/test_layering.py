@@ -35,6 +35,7 @@ BASE = {
     "errors",
     "formats",
     "manifest",
+    "progress",
     "recipe_build",
     "recipe_leaves",
     "recipe_text",

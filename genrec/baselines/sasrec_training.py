@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from genrec import artifacts
 from genrec.baselines.sasrec_encoder import batch_loss
@@ -24,6 +23,7 @@ from genrec.data.histories import Histories
 from genrec.data.ties import Bools, redraw
 from genrec.errors import ArtifactError
 from genrec.metrics.ranking import RankedTargets, expected_ranks, ndcg, recall
+from genrec.progress import ProgressBar
 from genrec.schedules import fitting_warmup, warmup_cosine
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class Training:
         settings, progress = self.settings, self.progress
         usable = np.flatnonzero(train.lengths >= 2)
         self.n_steps = settings.epochs * -(-len(usable) // settings.batch_size)
-        bar = tqdm(desc="sasrec", unit="epoch", total=settings.epochs, initial=progress.epoch - 1, disable=None)
+        bar = ProgressBar(desc="sasrec", unit="epoch", total=settings.epochs, initial=progress.epoch - 1)
         with bar:
             while progress.epoch <= settings.epochs:
                 items = redraw(train.items, tied, seed=settings.seed, epoch=progress.epoch - 1)

@@ -95,17 +95,16 @@ def _is_codes(path: Path) -> bool:
 def _compare_codes(
     paths: list[Path], vectors: Path | None, json_file: Path | None, *, every: bool, held_out: bool, seed: int
 ) -> None:
-    from tqdm import tqdm
-
     from genrec.artifacts import atomic_write_bytes
     from genrec.evaluation.identifier_inputs import check_one_catalog, load_subject
     from genrec.evaluation.identifier_tables import comparison_of_codes, json_bytes, reports_of_codes
     from genrec.evaluation.identifier_tokenizers import CONTROL, notes_of_comparison, tokenizer_reports
     from genrec.evaluation.identifiers import InspectSettings
+    from genrec.progress import ProgressBar
 
     # an item tokenizer of the user's, named module:Class, may lie where the command is run
     sys.path.append(str(Path.cwd()))
-    with tqdm(total=2 * len(paths) + 1, unit="step", delay=2, disable=None) as bar:
+    with ProgressBar(total=2 * len(paths) + 1, unit="step") as bar:
         subjects = []
         for path in paths:
             subjects.append(load_subject(path, vectors=vectors))

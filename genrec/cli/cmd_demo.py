@@ -30,7 +30,7 @@ def demo(
     resolved = load_recipe(workbench.find("train/pipelines/demo.yaml"), overrides)
     todo = stages(resolved.value, out)
     if plan:
-        say_plan(out, resolved.value, todo)
+        say_plan(out, resolved, todo)
         return
     announce(out, resolved, todo, replace=replace)
     finish(out, resolved.value)

@@ -72,9 +72,8 @@ def encode(
 
     docs/scale.md has sizes, figures and the use of several machines.
     """
-    from tqdm import tqdm
-
     from genrec.pipeline.encode import EncodeSettings, encode_items
+    from genrec.progress import ProgressBar
 
     sys.path.append(str(Path.cwd()))  # an item tokenizer or an embedder of the user's, named module:Class
     settings = EncodeSettings(
@@ -98,7 +97,7 @@ def encode(
 
     def progress(name: str, done: int, total: int) -> None:
         if name not in bars:
-            bars[name] = tqdm(total=total, desc=name, unit="item", unit_scale=True, delay=2, disable=None)
+            bars[name] = ProgressBar(total=total, desc=name, unit="item", unit_scale=True)
         bars[name].update(done)
 
     log = logging.getLogger("genrec")

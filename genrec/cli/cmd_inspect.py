@@ -58,19 +58,18 @@ def inspect(
 
     docs/identifiers.md has every formula and how to read a report.
     """
-    from tqdm import tqdm
-
     from genrec.artifacts import atomic_write_bytes
     from genrec.evaluation.identifier_inputs import inspect_subject, load_subject
     from genrec.evaluation.identifier_page import identifier_page
     from genrec.evaluation.identifier_refit import refitted
     from genrec.evaluation.identifier_tables import inspect_table, json_bytes, reports_of_codes
     from genrec.evaluation.identifiers import InspectSettings
+    from genrec.progress import ProgressBar
 
     # an item tokenizer of the user's, named module:Class, may lie where the command is run
     sys.path.append(str(Path.cwd()))
     settings = InspectSettings(seed=seed)
-    with tqdm(total=3 + refit + (html_file is not None), unit="step", delay=2, disable=None) as bar:
+    with ProgressBar(total=3 + refit + (html_file is not None), unit="step") as bar:
         subject = load_subject(path, catalog=catalog, vectors=vectors, split=split)
         bar.update()
         reports = inspect_subject(subject, settings, held_out=held_out, category_field=categories, step=bar.update)

@@ -124,7 +124,7 @@ def recommend(
     ]
     limits = [name for name, given in (("--where", where), ("--max-per", max_per)) if given]
     if len(rows) < top_k and limits:
-        print(f"note: {len(rows)} of {top_k} items: {' and '.join(limits)} leaves no more", file=sys.stderr)
+        print(f"note: {len(rows)} of {top_k} items: no more were found under {' and '.join(limits)}", file=sys.stderr)
     if as_json:
         answer = {"history": [catalog.ids[i] for i in items], "items": rows}
         print(json.dumps(answer, indent=1, ensure_ascii=False))

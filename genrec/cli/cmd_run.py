@@ -46,7 +46,7 @@ def run(
         None, "--until", help="Run only this stage and what it needs (--plan names them)."
     ),
     plan: bool = typer.Option(
-        False, "--plan", help="Say what would run, with an estimate of time and memory, and stop."
+        False, "--plan", help="Print the recipe and what would run, with an estimate of time and memory, and stop."
     ),
     replace: bool = typer.Option(False, "--replace", help=REPLACE),
 ) -> None:
@@ -63,7 +63,7 @@ def run(
     folder = out or Path("runs") / resolved.value.name
     todo = stages_until(stages(resolved.value, folder), until)
     if plan:
-        say_plan(folder, resolved.value, todo)
+        say_plan(folder, resolved, todo)
         return
     announce(folder, resolved, todo, replace=replace)
     for line in left_out(folder):

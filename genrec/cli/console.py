@@ -57,15 +57,13 @@ def estimate_table(planned: Sequence[Planned], folder: Path) -> str:
     return "\n".join(lines)
 
 
-def recipe_text(resolved: Resolved[PipelineRecipe]) -> str:
-    """Every setting by its origin (given, derived from the seed, default) and block."""
+def recipe_text(resolved: Resolved[PipelineRecipe], *, defaults: bool = False) -> str:
+    """The settings by their origin (given, derived from the seed; and the defaults, if wanted) and block."""
     from genrec.pipeline.stages import described
 
-    titles = {
-        "given": "given",
-        "derived": "derived from the seed",
-        "default": "defaults (recipe.json has the empty ones)",
-    }
+    titles = {"given": "given", "derived": "derived from the seed"}
+    if defaults:
+        titles["default"] = "defaults (recipe.json has the empty ones)"
     rows, lines = described(resolved), []
     for origin, title in titles.items():
         blocks: dict[str, list[str]] = {}
@@ -77,6 +75,8 @@ def recipe_text(resolved: Resolved[PipelineRecipe]) -> str:
         for block, values in blocks.items():
             text = f"{block}: {', '.join(values)}".removeprefix(": ")
             lines += textwrap.wrap(text, 116, initial_indent=" " * 6, subsequent_indent=" " * 8)
+    if not defaults:
+        lines.append("    defaults for the rest: --plan prints them, recipe.json keeps all")
     return "\n".join(lines)
 
 
@@ -87,10 +87,12 @@ REPLACE = (
 """Help of the option --replace."""
 
 
-def say_plan(folder: Path, recipe: PipelineRecipe, todo: Sequence[Stage]) -> None:
-    """Print what would run, what it is expected to cost, and what it would replace."""
+def say_plan(folder: Path, resolved: Resolved[PipelineRecipe], todo: Sequence[Stage]) -> None:
+    """Print the whole recipe, what would run, what it is expected to cost, and what it would replace."""
     from genrec.pipeline import replacement, runner
 
+    recipe = resolved.value
+    print(recipe_text(resolved, defaults=True))
     print(estimate_table(runner.plan(folder, todo), folder))
     other = replacement.other_run(folder, recipe, todo)
     for each in [other] if other is not None else replacement.replaced(folder, recipe, todo):
@@ -140,11 +142,11 @@ def announce(
 def finish(folder: Path, recipe: PipelineRecipe) -> None:
     """Print the results of a finished run: the table, how to read it, a few lists, where the rest is."""
     from genrec.evaluation.tables import results_table
-    from genrec.pipeline.report_stage import TABLE, example_lists, headline, load_reports
+    from genrec.pipeline.report_stage import example_lists, headline, load_reports
 
     reports = load_reports(folder, recipe)
     print()
-    print(results_table(reports, TABLE))
+    print(results_table(reports))
     for line in headline(reports, recipe.model.kind):
         print(line)
     print()

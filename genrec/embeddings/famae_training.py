@@ -14,11 +14,11 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from genrec.data.batching import length_batches
 from genrec.data.histories import Histories
 from genrec.metrics.ranking import expected_ranks
+from genrec.progress import ProgressBar
 from genrec.schedules import warmup_cosine
 from genrec.seeding import derive, rng, torch_rng
 
@@ -213,7 +213,7 @@ def _epochs(network: FamaeNetwork, windows: Windows, held: Windows, settings: Fa
     log: list[dict[str, float]] = []
     best: dict[str, float] = {}
     tables = _copied(network)
-    for epoch in tqdm(range(1, settings.epochs + 1), desc="famae", unit="epoch", disable=None):
+    for epoch in ProgressBar(range(1, settings.epochs + 1), desc="famae", unit="epoch"):
         network.train()
         losses = []
         for rows in length_batches(

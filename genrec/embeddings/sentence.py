@@ -93,14 +93,14 @@ def encode_cached(
     The cache holds immutable shards named by the hash of their bytes and moved into place when complete, so
     killed and concurrent runs do no harm and a damaged shard is recognised and ignored.
     """
-    from tqdm import tqdm
+    from genrec.progress import ProgressBar
 
     keys = [_key(identity, text) for text in texts]
     folder = None if cache is None else cache / hashlib.sha256(identity.encode()).hexdigest()[:16]
     known = _read_shards(folder) if folder else {}
     todo = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
     order = sorted(todo, key=lambda key: (len(todo[key]), key))  # like lengths together: less padding
-    with tqdm(total=len(order), desc="embed", unit="text", disable=None if progress and order else True) as bar:
+    with ProgressBar(total=len(order), desc="embed", unit="text", show=progress and bool(order)) as bar:
         for start in range(0, len(order), _SHARD):
             part = order[start : start + _SHARD]
             vectors = _encode(encoder, [todo[key] for key in part], batch_size, bar)

@@ -94,7 +94,7 @@ def comparison_table(
     Raises DataError as :func:`compare` does. Stability: stable.
     """
     rule = rule_text([ours, *others])
-    metrics = table_metrics([ours, *others]) if metrics is None else metrics
+    metrics = table_metrics([ours, *others], ("recall@10", "ndcg@10")) if metrics is None else metrics
     width = max([len(other.name) for other in others] + [16])
     lines = [
         f"{'against':<{width}}  {'metric':<12} {'ours':>7} {'theirs':>7} {'diff':>8}  {'95 % interval':<19} "

@@ -47,13 +47,13 @@ def ranked_batches(
     Each batch's arrays are in the order of its targets and queries. Raises ConfigError when the model cannot
     be asked in the way the settings want, DataError for a malformed answer.
     """
-    from tqdm import tqdm
+    from genrec.progress import ProgressBar
 
     dense = settings.method == "dense" or (settings.method == "auto" and isinstance(model, DenseRecommender))
     if not isinstance(model, DenseRecommender if dense else Recommender):
         raise ConfigError(f"method: {type(model).__name__} has no {'score_all' if dense else 'recommend'}")
     n, size = len(evalset), rows_at_once(model.n_items, settings.batch_size) if dense else settings.batch_size
-    with tqdm(total=n, unit="query", delay=2, disable=None if progress else True) as bar:
+    with ProgressBar(total=n, unit="query", show=progress) as bar:
         for start in range(0, n, size):
             stop = min(start + size, n)
             batch = evalset.take(np.arange(start, stop))

@@ -11,7 +11,7 @@ import numpy as np
 from genrec.errors import DataError
 from genrec.evaluation.report import EvalReport, Row, best_metric, or_none, parts_of
 
-HEADLINE = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
+HEADLINE = ("recall@5", "recall@10", "recall@20", "ndcg@10", "mrr@10", "coverage@10")
 """The four numbers most papers report."""
 
 

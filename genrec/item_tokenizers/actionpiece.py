@@ -12,7 +12,6 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from tqdm.auto import tqdm
 
 from genrec import recipes
 from genrec.data.histories import Histories
@@ -34,6 +33,7 @@ from genrec.item_tokenizers.codes import ItemCodes, check_catalog
 from genrec.item_tokenizers.quantizers.kmeans import checked_rows
 from genrec.item_tokenizers.quantizers.product import ROTATIONS, Rotation, fit_product
 from genrec.item_tokenizers.segmenter import TokenRows
+from genrec.progress import ProgressBar
 from genrec.seeding import derive, rng
 
 Int32 = npt.NDArray[np.int32]
@@ -172,7 +172,7 @@ class ActionPiece:
         """
         tokens_EC = self._learned.tokens_of(histories.items)
         spans = list(pairwise(histories.offsets.tolist()))
-        bar = tqdm(spans, desc="actionpiece", unit="history", delay=2, disable=None if progress else True)
+        bar = ProgressBar(spans, desc="actionpiece", unit="history", show=progress)
         if seed is None:
             cut, rows = SetSegmenter(self.vocabulary), tokens_EC.tolist()
             return TokenRows.from_lists((cut(rows[start:end]) for start, end in bar), self.n_tokens)

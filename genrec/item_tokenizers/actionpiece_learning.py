@@ -10,7 +10,6 @@ from itertools import combinations, pairwise, product
 
 import numpy as np
 import numpy.typing as npt
-from tqdm.auto import tqdm
 
 from genrec.errors import DataError
 from genrec.item_tokenizers.actionpiece_nodes import (
@@ -25,6 +24,7 @@ from genrec.item_tokenizers.actionpiece_nodes import (
     tidy,
 )
 from genrec.item_tokenizers.actionpiece_vocab import MergeVocabulary
+from genrec.progress import ProgressBar
 
 Ints = npt.NDArray[np.int64]
 _LOWER = 0.7  # of the largest count: what is in the heap
@@ -74,7 +74,7 @@ class MergeLearner:
         if not n_base <= n_tokens <= MAX_TOKENS:
             raise DataError(f"expected {n_base} (the features) to {MAX_TOKENS:,} tokens, got {n_tokens}")
         total = n_tokens - n_base
-        bar = tqdm(total=total, desc="actionpiece", unit="merge", delay=2, disable=None if progress else True)
+        bar = ProgressBar(total=total, desc="actionpiece", unit="merge", show=progress)
         with bar:
             while len(self.pairs) < total and (key := self._heaviest()) is not None:
                 token = self.rules.get(key)

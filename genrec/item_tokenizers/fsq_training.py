@@ -14,9 +14,9 @@ import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from genrec.item_tokenizers.quantizers.scalar import ScalarQuantizer
+from genrec.progress import ProgressBar
 from genrec.seeding import derive, torch_rng
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def train(x_ND: Floats, settings: FsqSettings, *, seed: int, progress: bool = Tr
         x = torch.from_numpy(x_ND).to(device)
         floor = float((x - x.mean(dim=0)).abs().mean())
         optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, foreach=True)
-        for epoch in tqdm(range(1, settings.epochs + 1), desc="fsq", unit="epoch", disable=None if progress else True):
+        for epoch in ProgressBar(range(1, settings.epochs + 1), desc="fsq", unit="epoch", show=progress):
             row = {"epoch": epoch, **_epoch(model, x, settings.batch_size, optimizer, order_rng), "floor": floor}
             history.append({k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in row.items()})
             if epoch % max(1, settings.epochs // 10) == 0:

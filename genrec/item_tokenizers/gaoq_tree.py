@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from genrec.item_tokenizers.quantizers.anchors import align, orthogonal_anchors
 from genrec.item_tokenizers.quantizers.balanced import balanced_kmeans
 from genrec.item_tokenizers.quantizers.kmeans import nearest
+from genrec.progress import ProgressBar
 from genrec.seeding import derive, rng
 
 Floats = npt.NDArray[np.float32]
@@ -138,7 +138,7 @@ def grow(x_ND: Floats, growth: Growth, *, keys: Keys, seed: int) -> Grown:
     parents_PD = x_ND[:0]  # the children of the root are not aligned
     levels: list[Branches] = []
     nodes, anchors = [], []
-    for at, size in enumerate(tqdm(growth.sizes, desc="gaoq", unit="level", disable=None)):
+    for at, size in enumerate(ProgressBar(growth.sizes, desc="gaoq", unit="level")):
         by_node = order[np.argsort(node_N[order], kind="stable")]
         level, node_N = _split(x_ND, by_node, node_N, size, growth.max_iterations, derive(seed, "gaoq", at))
         if at and growth.aligned:

@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch.optim import Optimizer
-from tqdm import tqdm
 
 from genrec.item_tokenizers.rqvae_codebooks import encoded, revive, start_codebooks
 from genrec.item_tokenizers.rqvae_losses import (
@@ -27,6 +26,7 @@ from genrec.item_tokenizers.rqvae_losses import (
 )
 from genrec.item_tokenizers.rqvae_model import RqVaeModel
 from genrec.item_tokenizers.rqvae_settings import RqVaeSettings
+from genrec.progress import ProgressBar
 from genrec.seeding import derive, torch_rng
 
 Floats = npt.NDArray[np.float32]
@@ -78,7 +78,7 @@ def train(
     floor = float((run.x - run.x.mean(dim=0)).square().sum(dim=1).mean())
     history: list[dict[str, Any]] = []
     report: dict[str, Any] = {}
-    for epoch in tqdm(range(1, settings.epochs + 1), desc="rqvae", unit="epoch", disable=None if progress else True):
+    for epoch in ProgressBar(range(1, settings.epochs + 1), desc="rqvae", unit="epoch", show=progress):
         since = epoch - settings.warmup_epochs - 1  # epochs with a quantizer before this one
         if since < 0:
             row = _warm_up_epoch(run)

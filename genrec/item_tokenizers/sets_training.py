@@ -15,8 +15,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
+from genrec.progress import ProgressBar
 from genrec.seeding import derive, torch_rng
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def train(
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, foreach=True)
     order_rng = torch_rng(derive(seed, "setrec"), "order")
     history: list[dict[str, Any]] = []
-    for epoch in tqdm(range(1, settings.epochs + 1), desc="setrec", unit="epoch", disable=None if progress else True):
+    for epoch in ProgressBar(range(1, settings.epochs + 1), desc="setrec", unit="epoch", show=progress):
         found = _epoch(model, x, settings.batch_size, optimizer, order_rng)
         row = {"epoch": epoch, "reconstruction": found, "floor": floor}
         history.append({k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in row.items()})

@@ -59,7 +59,7 @@ def slice_bars(reports: Sequence[EvalReport], ours: str, file: Path, metric: str
     labels = [f"{s}\n{100 * share:.0f} % of targets" for s, share in zip(slices, shares, strict=True)]
     axis.set_xticks(np.arange(len(slices)) + 0.4 - width / 2, labels)
     axis.set_ylabel(metric)
-    axis.legend(frameon=False, fontsize=8)
+    figure.legend(loc="outside upper center", ncols=min(4, len(reports)), frameon=False, fontsize=8)
     axis.spines[["top", "right"]].set_visible(False)
     _save(plt, figure, file)
 

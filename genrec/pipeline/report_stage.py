@@ -29,7 +29,6 @@ from genrec.pipeline.runner import same_catalog
 log = logging.getLogger(__name__)
 
 N_EXAMPLES = 3
-TABLE = ("recall@5", "recall@10", "recall@20", "ndcg@10", "mrr@10", "coverage@10")
 MODELS = {
     "popularity": "the items with most training events, for everyone",
     "copy_last": "the items of the history, newest first, then by popularity",
@@ -171,7 +170,7 @@ def _markdown(
         "",
         "## Results",
         "",
-        results_table(reports, TABLE, style="markdown", intervals=False),
+        results_table(reports, style="markdown", intervals=False),
         *[f"- {line}" for line in headline(reports, recipe.model.kind)],
         "",
         *_identifier_lines(reports[-1]),

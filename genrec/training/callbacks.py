@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,10 +13,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from tqdm import tqdm
 from transformers import TrainerCallback
 
 from genrec.errors import ConfigError
+from genrec.progress import ProgressBar
 from genrec.training.progress import Status, replaced, snapshot, used_devices
 from genrec.training.settings import TrainSettings
 from genrec.training.trainer import SafeTrainer
@@ -66,14 +65,14 @@ class Loop(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         self.trainer, self.settings = trainer, trainer.settings
         self.steps_per_epoch, self.evaluate, self.request = steps_per_epoch, evaluate, request
-        self.bar: tqdm[Any] | None = None
+        self.bar: ProgressBar | None = None
         self.saved = self.asked = self.took = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Show the bar where somebody watches."""
+        """Start the bar, in one process."""
         self.saved = time.monotonic()
-        if state.is_world_process_zero and sys.stderr.isatty():
-            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="train", unit="step")
+        if state.is_world_process_zero:
+            self.bar = ProgressBar(total=state.max_steps, initial=state.global_step, desc="train", unit="step")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Close the bar."""

@@ -69,13 +69,20 @@ def test_the_report_says_what_was_measured(run: Path) -> None:
         assert word in text
 
 
+def plan_lines(printed: str) -> list[str]:
+    """The lines of stages of a printed plan."""
+    lines = printed.splitlines()
+    start = next(n for n, line in enumerate(lines) if line.startswith("plan for "))
+    return lines[start + 2 : -1]
+
+
 def test_a_second_run_does_nothing_and_a_change_only_what_it_must(run: Path) -> None:
     planned = genrec("run", run / "tiny.yaml", "--out", run / "out", "--plan")
     assert planned.returncode == 0, planned.stderr
-    verbs = {line.split()[0]: line for line in planned.stdout.splitlines()[2:-1]}
+    verbs = {line.split()[0]: line for line in plan_lines(planned.stdout)}
     assert all(" skip " in line for line in verbs.values()), planned.stdout
     changed = genrec("run", run / "tiny.yaml", "--out", run / "out", "--plan", "--set", "train.epochs=3")
-    running = [line.split("  ")[0] for line in changed.stdout.splitlines()[2:-1] if " run " in line]
+    running = [line.split("  ")[0] for line in plan_lines(changed.stdout) if " run " in line]
     assert running == ["train", "evaluate", "report"]
 
 
@@ -105,7 +112,7 @@ def test_recommend_under_a_cap_and_by_chance(run: Path) -> None:
     assert found.returncode == 0, found.stderr
     brands = [brand[row["item_id"]] for row in json.loads(found.stdout)["items"]]
     assert brands and len(set(brands)) == len(brands)
-    assert len(brands) == 8 or "--max-per leaves no more" in found.stderr
+    assert len(brands) == 8 or "no more were found under --max-per" in found.stderr
     draws = [genrec(*asked, "--sample", seed).stdout for seed in (1, 1, 2)]
     assert draws[0] == draws[1] != draws[2] and "drawn, in this order" in draws[0]
     for wrong, said in (("brand", "FIELD:M"), ("brand:0", "FIELD:M"), ("colour:1", "'colour' is not in the catalog")):
@@ -228,7 +235,9 @@ def test_a_bundle_has_no_users(run: Path) -> None:
 
 
 def test_the_recipe_that_runs_is_printed_with_the_origin_of_its_values(run: Path) -> None:
-    shown = genrec("run", run / "tiny.yaml", "--out", run / "other", "--set", "seed=3", "--until", "prepare").stdout
+    asked = ("run", run / "tiny.yaml", "--out", run / "other", "--set", "seed=3", "--until", "prepare")
+    short, shown = genrec(*asked).stdout, genrec(*asked, "--plan").stdout
+    assert "lsa: dim=8" in short and "train: seed=3" in short and "schedule=" not in short
     given, rest = shown.split("    derived from the seed:")
     derived, defaults = rest.split("    defaults")
     assert "train: epochs=2, batch_size=32" in given and "lsa: dim=8" in given

@@ -73,7 +73,8 @@ def test_other_list_lengths_are_compared_and_averaged(tmp_path: Path) -> None:
     assert "recall@5" in out and "ndcg@5 " in out and "@10" not in out
     code, out, err = compare(*runs, "--average")
     assert code == 0, err
-    assert out.splitlines()[0].split() == ["model", "recall@5", "ndcg@5", "repetitions"] and "±" in out
+    columns = ["model", "recall@5", "ndcg@5", "mrr@5", "coverage@5", "repetitions"]
+    assert out.splitlines()[0].split() == columns and "±" in out
     code, out, err = compare(runs[0], "--metric", "ndcg@10")
     assert code == 1 and "ndcg@10" in err and "ndcg@5" in err and "Traceback" not in err
 

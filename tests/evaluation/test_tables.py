@@ -18,7 +18,7 @@ from genrec.evaluation import (
     reports_json,
     results_table,
 )
-from genrec.evaluation.tables import table_metrics
+from genrec.evaluation.tables import HEADLINE, table_metrics
 
 N, Q = 30, 40
 ALL_SEEN = Histories.from_lists([list(range(N))])
@@ -74,7 +74,7 @@ def test_table_is_aligned_and_says_the_rule():
 
 def test_markdown_has_one_cell_per_column():
     lines = results_table([report()], style="markdown", intervals=True).split("\n")
-    assert [line.count("|") for line in lines[:3]] == [6, 6, 6] and "±" in lines[2] and set(lines[1]) == {*"|-:"}
+    assert [line.count("|") for line in lines[:3]] == [8, 8, 8] and "±" in lines[2] and set(lines[1]) == {*"|-:"}
 
 
 def test_reports_under_different_rules_do_not_share_a_table():
@@ -180,17 +180,18 @@ def test_cold_targets_are_never_hidden_in_one_number():
         assert f"{100 * cold.figures['cold.share_of_targets']:.1f} % of all" in table
     shown = results_table([cold], ("recall@10",)).splitlines()[2].split()
     assert shown == ["noise", *(f"{cold.mean(m):.4f}" for m in ("recall@10", *columns))]
-    assert header(results_table([report()])) == ["model", "recall@5", "ndcg@5", "recall@10", "ndcg@10"]
+    assert header(results_table([report()])) == ["model", *HEADLINE]
     all_cold = report(train=Histories.from_lists([[]]))
     assert table_metrics([all_cold], ("recall@10",)) == ["recall@10", "cold.recall@10"]
 
 
 def test_columns_are_what_was_measured():
     short = report(ks=(1, 5))
-    assert header(results_table([short])) == ["model", "recall@5", "ndcg@5"]
+    columns = ["model", "recall@5", "ndcg@5", "mrr@5", "coverage@5"]
+    assert header(results_table([short])) == columns
     assert table_metrics([short], ("recall@10", "mrr@20", "coverage@10")) == ["recall@5", "mrr@5", "coverage@5"]
     assert table_metrics([report(ks=(10, 20))], ("recall@5",)) == ["recall@10"]
-    assert header(average_table([short, report(2, ks=(1, 5))])) == ["model", "recall@5", "ndcg@5", "repetitions"]
+    assert header(average_table([short, report(2, ks=(1, 5))])) == [*columns, "repetitions"]
     with pytest.raises(DataError, match="metric 'precision'"):
         results_table([short], ("precision@3",))
     with pytest.raises(DataError, match="all of the 2 reports"):

@@ -134,7 +134,7 @@ def test_our_model_has_one_colour_that_nothing_else_has(monkeypatch: pytest.Monk
     bars = dict(zip([t.get_text() for t in kept[-1].axes[0].get_yticklabels()], kept[-1].axes[0].patches, strict=True))
     assert [name for name, bar in bars.items() if to_hex(bar.get_facecolor()) == figures.OURS] == ["decoder"]
     figures.slice_bars(found, "decoder", Path("x"), "recall@10")
-    legend = kept[-1].axes[0].get_legend()
+    legend = kept[-1].legends[0]
     shown = {t.get_text(): to_hex(h.get_facecolor()) for t, h in zip(legend.texts, legend.legend_handles, strict=True)}
     assert [name for name, color in shown.items() if color == figures.OURS] == ["decoder"]
     assert len(set(shown.values())) == 3
