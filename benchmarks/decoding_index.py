@@ -45,6 +45,18 @@ def write_sorted_rows(file: Path, n_items: int, level_size: int, seed: int = 0) 
             np.column_stack(columns).astype(dtype).tofile(out)
 
 
+def shorten(rows_file: Path, lengths_file: Path) -> None:
+    """Take the last code of the last row of every prefix of three: the sorted rows stay sorted; write all lengths."""
+    rows = np.memmap(rows_file, dtype=np.uint8, mode="r+").reshape(-1, N_LEVELS)
+    with lengths_file.open("wb") as out:
+        for start in range(0, len(rows), MILLION):
+            part = rows[start : start + MILLION]
+            short = np.append((part[1:, :3] != part[:-1, :3]).any(axis=1), False)
+            part[short, 3] = 0
+            (N_LEVELS - short).astype(np.uint8).tofile(out)
+    rows.flush()
+
+
 def _built(options: Options, level_size: int) -> dict[str, Any]:
     """Bytes and CPU seconds of three builds of ten million items, kept for the other figures."""
     from genrec.decoding.index import CatalogIndex
@@ -87,19 +99,67 @@ def hundred_million(options: Options) -> Measured:
         write_sorted_rows(Path(folder) / "rows", 100 * MILLION, 256)
         steps = {}
         for step in ("build", "search"):
-            command = [sys.executable, __file__, step, folder]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            steps |= {f"{step}_{name}": value for name, value in json.loads(done.stdout).items()}
+            steps |= {f"{step}_{name}": value for name, value in _in_process(step, folder).items()}
     budget = "1e8 distinct uniform identifiers of 4 x 256 codes in a file of 400 MB; one thread"
     return Measured(steps.pop("build_bytes_per_item"), steps, budget)
+
+
+def hundred_million_ragged(options: Options) -> Measured:
+    """Largest memory, in GB, of building and saving an index of 1e8 items of three or four codes, read from files."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_sorted_rows(Path(folder) / "rows", 100 * MILLION, 256)
+        shorten(Path(folder) / "rows", Path(folder) / "lengths")
+        found = _in_process("build", folder)
+    budget = "1e8 identifiers of 4 x 256 codes, a sixth without the last, in files of 400 and 100 MB; one thread"
+    return Measured(found.pop("peak_rss_gb"), found, budget, "mapped pages of the files included")
+
+
+def growing(options: Options) -> Measured:
+    """CPU-seconds until a thousand new items can be found among a million (``CatalogStore.add``), median of five.
+
+    Beside it, in turn: the index alone, grown and built anew, for identifiers of equal and of unequal length.
+    """
+    from genrec.decoding.catalog_store import CatalogStore
+    from genrec.decoding.index import CatalogIndex
+    from genrec.decoding.snapshot import CatalogSnapshot
+    from genrec.item_tokenizers.codes import ItemCodes
+
+    rows = np.random.default_rng(0).integers(0, 256, (MILLION + 1000, N_LEVELS))
+    short = rows.copy()
+    short[::5, 3] = -1
+    spread: dict[str, list[float]] = {}
+    for name, each in (("", rows), (", ragged", short)):
+        everything = ItemCodes.from_int(each, (256,) * N_LEVELS, "after")
+        before = CatalogSnapshot.of(ItemCodes.from_int(each[:MILLION], (256,) * N_LEVELS, "before"))
+        for _ in range(5):
+            store = CatalogStore(before)
+            candidates = {
+                "add": lambda: store.add(each[MILLION:], catalog="after").result(),  # noqa: B023
+                "grown": lambda: before.index.grown(everything),  # noqa: B023
+                "built anew": lambda: CatalogIndex.build(everything),  # noqa: B023
+            }
+            for what, run in candidates.items():
+                start = time.process_time()
+                run()
+                spread.setdefault(what + name, []).append(round(time.process_time() - start, 4))
+            store.close()
+    return Measured(statistics.median(spread["add"]), spread, "1e6 + 1e3 items of 4 x 256 codes, all in one thread")
+
+
+def _in_process(step: str, folder: str) -> dict[str, float]:
+    command = [sys.executable, __file__, step, folder]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)  # type: ignore[no-any-return]
 
 
 def _build(folder: Path) -> dict[str, float]:
     from genrec.decoding.index import CatalogIndex
 
     rows = np.memmap(folder / "rows", dtype=np.uint8, mode="r").reshape(-1, N_LEVELS)
+    file = folder / "lengths"
+    lengths = np.memmap(file, dtype=np.uint8, mode="r") if file.exists() else None
     start = time.process_time()
-    index = CatalogIndex.from_sorted(rows, (256,) * N_LEVELS)
+    index = CatalogIndex.from_sorted(rows, (256,) * N_LEVELS, lengths=lengths)
     built = time.process_time()
     index.save(folder / "index")
     return {
@@ -159,6 +219,8 @@ FIGURES = [
     Figure("index_bytes_per_item_2048", "bytes", lambda o: bytes_per_item(o, 2048), "<= 11", "best possible 5.5", True),
     Figure("index_build_seconds_1e7", "s CPU", build_seconds, "<= 1", quick=True),
     Figure("index_bytes_per_item_1e8", "bytes", hundred_million, "<= 6", "best possible 2"),
+    Figure("index_ragged_peak_gb_1e8", "GB", hundred_million_ragged, "<= 2"),
+    Figure("catalog_add_seconds_1e6", "s CPU", growing, quick=True),
 ]
 
 if __name__ == "__main__":

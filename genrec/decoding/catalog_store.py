@@ -11,7 +11,6 @@ import numpy.typing as npt
 
 from genrec.decoding.filter_set import Defaults
 from genrec.decoding.filters import ItemFilter
-from genrec.decoding.index import CatalogIndex
 from genrec.decoding.snapshot import CatalogSnapshot
 
 Change = Callable[[CatalogSnapshot], CatalogSnapshot]
@@ -22,7 +21,7 @@ class CatalogStore:
 
     A reader takes :attr:`snapshot` once and works with it as long as it likes: a snapshot never changes. Writers take
     turns. What is small acts at once (:meth:`retire`, :meth:`update`, :meth:`set_filters`); new items wait for an index
-    that holds them, which one background thread builds from all identifiers (:meth:`add`).
+    that holds them, which one background thread makes from the present one (:meth:`add`).
 
     An item that is retired is filtered away at once, and left out of the index when that is built the next time, by
     :meth:`add` or :meth:`merge`. Under the normaliser "children" it keeps its share of the probability until then, as
@@ -88,7 +87,7 @@ class CatalogStore:
             base = self._snapshot
             codes = base.grown_codes(rows, catalog)
             keep = np.concatenate([~base.retired, np.ones(codes.n_items - base.n_items, dtype=np.bool_)])
-            index = CatalogIndex.build(codes, keep=keep, namespaces=base.index.namespaces)
+            index = base.index.grown(codes, keep=keep)
             return self._change(
                 lambda now: now.growing(codes, index, fields=fields or {}, new={} if new is None else new)
             )
@@ -100,7 +99,7 @@ class CatalogStore:
 
         def work() -> CatalogSnapshot:
             base = self._snapshot
-            index = CatalogIndex.build(base.codes, keep=~base.retired, namespaces=base.index.namespaces)
+            index = base.index.grown(base.codes, keep=~base.retired)
             return self._change(lambda now: now.with_index(index))
 
         return self._worker.submit(work)

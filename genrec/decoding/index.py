@@ -17,6 +17,7 @@ import numpy.typing as npt
 from genrec.decoding.csr import (
     csr,
     in_leaf_order,
+    merged_items,
     n_edge_codes,
     parts,
     row_blocks,
@@ -110,20 +111,31 @@ class CatalogIndex:
         Under the normaliser "children", items left out here give their probability to their siblings; items that a
         request denies do not. Raises DataError for no items or flags of another length.
         """
-        n = codes.n_items
-        if keep is not None and keep.shape != (n,):
-            raise DataError(f"index: expected {n} keep flags, got shape {keep.shape}")
-        chosen = np.arange(n) if keep is None else np.flatnonzero(keep)
-        if not len(chosen):
-            raise DataError("index: there is no item to index", hint="check the catalog and its tombstones")
-        ranked = sorted_items(codes, chosen)
-        found = csr(row_blocks(codes, ranked), n_edge_codes(codes.level_sizes, codes.ragged))
+        return cls._of_order(codes, sorted_items(codes, np.flatnonzero(_checked_keep(codes, keep))), namespaces)
+
+    def grown(self, codes: ItemCodes, *, keep: npt.NDArray[np.bool_] | None = None) -> CatalogIndex:
+        """What :meth:`build` makes of ``codes``, from the order of this index: only items that it lacks are sorted.
+
+        codes: those of this index and any behind them. Raises DataError where the order of this index is not theirs.
+        """
+        missing = _checked_keep(codes, keep).copy()
+        if self.n_items > codes.n_items:
+            raise DataError(f"index: it has {self.n_items} items, the codes only {codes.n_items}")
+        ranked = self.items[missing[self.items]]
+        missing[self.items] = False
+        new = sorted_items(codes, np.flatnonzero(missing))
+        return self._of_order(codes, merged_items(codes, ranked, new), self.namespaces)
+
+    @classmethod
+    def _of_order(cls, codes: ItemCodes, ranked: Ints, namespaces: tuple[Namespace, ...]) -> CatalogIndex:
+        """The index of items in lexicographic order of their edge codes, which is checked."""
+        found = csr(row_blocks(codes, ranked), n_edge_codes(codes.level_sizes, codes.ragged), len(ranked))
         return cls(
             **vars(found),
             items=in_leaf_order(ranked, found),
             level_sizes=codes.level_sizes,
             ragged=codes.ragged,
-            n_items=n,
+            n_items=codes.n_items,
             catalog=codes.catalog,
             codes=codes.fingerprint,
             namespaces=namespaces,
@@ -135,6 +147,7 @@ class CatalogIndex:
         rows: Ints,
         level_sizes: tuple[int, ...],
         *,
+        lengths: Ints | None = None,
         items: npt.ArrayLike | None = None,
         n_items: int | None = None,
         catalog: str = "",
@@ -143,13 +156,23 @@ class CatalogIndex:
         """Index rows that are sorted already, for catalogs that are large: nothing is sorted or copied as a whole.
 
         rows: unsigned ``[R, L]`` codes in lexicographic order, equal rows allowed; best a ``np.memmap``, which is read
-        once, in blocks. items: int ``[R]``, the item number of each row; None = row r is item r. n_items: N of the
-        catalog, None = one more than the largest item number. Identifiers of equal length only. Raises DataError,
-        naming the row, for rows out of order, codes out of range, and item numbers that repeat or do not exist.
+        once, in blocks. lengths: int ``[R]``, 1..L, for identifiers of unequal length; codes behind the length are 0,
+        and a short identifier stands behind the longer ones that begin with it, as if the size of its level followed.
+        items: int ``[R]``, the item number of each row; None = row r is item r. n_items: N of the catalog, None = one
+        more than the largest item number. Domains are added with ``dataclasses.replace(index, namespaces=...)``.
+
+        Raises DataError, naming the row, for rows out of order, lengths and codes out of range, and item numbers that
+        repeat or do not exist.
         """
         if rows.ndim != 2 or rows.shape[1] != len(level_sizes) or rows.dtype.kind != "u" or not len(rows):
             raise DataError(f"rows: expected unsigned [R, {len(level_sizes)}], got {rows.dtype} {rows.shape}")
-        found = csr(sorted_blocks(rows), n_edge_codes(level_sizes, ragged=False))
+        if lengths is not None and (lengths.shape != (len(rows),) or lengths.dtype.kind not in "iu"):
+            raise DataError(f"lengths: expected integers [{len(rows)}], got {lengths.dtype} {lengths.shape}")
+        sizes = tuple(int(size) for size in level_sizes)
+        if lengths is not None and all((lengths[part] == len(sizes)).all() for part in parts(len(rows))):
+            lengths = None
+        ragged = lengths is not None
+        found = csr(sorted_blocks(rows, lengths, sizes), n_edge_codes(sizes, ragged), len(rows))
         of_rank = np.arange(len(rows), dtype=np.int32) if items is None else np.asarray(items)
         n = n_items if n_items is not None else int(of_rank.max()) + 1
         if items is not None or n < len(rows):
@@ -157,8 +180,8 @@ class CatalogIndex:
         return cls(
             **vars(found),
             items=in_leaf_order(of_rank.astype(np.int32, copy=False), found),
-            level_sizes=tuple(int(size) for size in level_sizes),
-            ragged=False,
+            level_sizes=sizes,
+            ragged=ragged,
             n_items=n,
             catalog=catalog,
             codes=codes,
@@ -341,6 +364,16 @@ class CatalogIndex:
                 f"nodes of depth {depth}: expected 0..{self.n_nodes(depth) - 1}, got {at.min()} .. {at.max()}"
             )
         return at
+
+
+def _checked_keep(codes: ItemCodes, keep: npt.NDArray[np.bool_] | None) -> npt.NDArray[np.bool_]:
+    n = codes.n_items
+    chosen = np.ones(n, dtype=np.bool_) if keep is None else keep
+    if chosen.shape != (n,):
+        raise DataError(f"index: expected {n} keep flags, got shape {chosen.shape}")
+    if not chosen.any():
+        raise DataError("index: there is no item to index", hint="check the catalog and its tombstones")
+    return chosen
 
 
 def _check_pointers(what: str, pointers: Ints, n_nodes: int, n_edges: int) -> int:

@@ -12,6 +12,7 @@ from genrec.decoding import csr
 from genrec.decoding.index import CatalogIndex
 from genrec.decoding.listing import list_items
 from genrec.decoding.mapped import load_mapped
+from genrec.decoding.namespaces import Namespace, join_codes
 from genrec.errors import ArtifactError, DataError, FingerprintMismatch
 from genrec.item_tokenizers.codes import ItemCodes
 from genrec.seeding import number_hash
@@ -106,23 +107,73 @@ def test_ranks_of_leaves_are_counted(codes):
         assert each.tolist() == sorted(each.tolist(), key=lambda item: number_hash(np.array(item)))
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.data())
-def test_sorted_rows_build_the_same_index(data):
-    sizes = tuple(data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=3)))
-    n = data.draw(st.integers(1, 30))
-    rows = np.array(data.draw(st.lists(st.tuples(*(st.integers(0, k - 1) for k in sizes)), min_size=n, max_size=n)))
-    built = CatalogIndex.build(ItemCodes.from_int(rows, sizes, "c"))
-    order = np.lexsort(rows.T[::-1])
-    with mock.patch.object(csr, "BLOCK", data.draw(st.integers(1, 7))):
-        found = CatalogIndex.from_sorted(rows[order].astype(np.uint16), sizes, items=order, catalog="c")
-    for name, array in built.arrays().items():
+def by_definition(rows, sizes):
+    """Items in the order of their codes, the end of a short identifier above all codes of its level."""
+    return sorted(
+        range(len(rows)), key=lambda item: [c if c >= 0 else k for c, k in zip(rows[item], sizes, strict=True)]
+    )
+
+
+def assert_same(found, expected):
+    for name, array in expected.arrays().items():
         np.testing.assert_array_equal(found.arrays()[name], array)
         assert found.arrays()[name].dtype == array.dtype
-    assert (found.branching, found.n_items, found.catalog) == (built.branching, n, "c")
-    if n > 1 and (rows[order[0]] != rows[order[-1]]).any():
-        with mock.patch.object(csr, "BLOCK", data.draw(st.integers(1, 7))), pytest.raises(DataError, match="order"):
-            CatalogIndex.from_sorted(rows[order[::-1]].astype(np.uint8), sizes)
+    for name in ("branching", "n_items", "level_sizes", "ragged", "catalog", "codes", "namespaces"):
+        assert getattr(found, name) == getattr(expected, name), name
+
+
+@settings(max_examples=100, deadline=None)
+@given(item_codes(max_items=30), st.data())
+def test_sorted_rows_build_the_same_index(codes, data):
+    built, order = CatalogIndex.build(codes), by_definition(codes.as_int().tolist(), codes.level_sizes)
+    lengths = np.full(len(codes), codes.n_levels) if codes.lengths is None else codes.lengths
+    rows = codes.codes.astype(np.uint16)
+    stated = lengths[order] if codes.ragged or data.draw(st.booleans()) else None
+    options = {"items": np.array(order), "catalog": "catalog", "codes": codes.fingerprint}
+    with mock.patch.object(csr, "BLOCK", data.draw(st.integers(1, 7))):
+        assert_same(CatalogIndex.from_sorted(rows[order], codes.level_sizes, lengths=stated, **options), built)
+        if built.n_identifiers > 1:
+            back = order[::-1]
+            with pytest.raises(DataError, match="out of order"):
+                CatalogIndex.from_sorted(
+                    rows[back], codes.level_sizes, lengths=None if stated is None else lengths[back]
+                )
+
+
+def test_sorted_rows_of_several_domains():
+    rows = [[0, 1], [1, 0], [1, -1]]
+    joined = join_codes({name: ItemCodes.from_int(rows, (2, 2), name) for name in ("x", "y")})
+    codes = joined.codes
+    found = CatalogIndex.from_sorted(
+        codes.codes, codes.level_sizes, lengths=codes.lengths, catalog=codes.catalog, codes=codes.fingerprint
+    )
+    assert_same(
+        dataclasses.replace(found, namespaces=joined.namespaces),
+        CatalogIndex.build(codes, namespaces=joined.namespaces),
+    )
+
+
+@settings(max_examples=100, deadline=None)
+@given(item_codes(max_items=20), st.data())
+def test_a_grown_index_is_that_of_all_items(codes, data):
+    flags = st.lists(st.booleans(), min_size=len(codes), max_size=len(codes)).map(np.array).filter(np.any)
+    n = data.draw(st.integers(1, len(codes)))
+    head = ItemCodes.from_int(codes.as_int()[:n], codes.level_sizes, "before")
+    namespaces = (Namespace("first", 0, 1),)
+    before = CatalogIndex.build(head, keep=data.draw(flags)[:n] | (np.arange(n) == 0), namespaces=namespaces)
+    keep = data.draw(flags | st.none())
+    with mock.patch.object(csr, "BLOCK", data.draw(st.integers(1, 7))):
+        found = before.grown(codes, keep=keep)
+    assert_same(found, CatalogIndex.build(codes, keep=keep, namespaces=namespaces))
+
+
+def test_an_index_grows_into_codes_of_its_own_alone():
+    index = CatalogIndex.build(ItemCodes.from_int([[0, 1], [1, 1], [1, 0]], (2, 2), "c"))
+    for rows, message in (([[1, 1], [0, 1], [1, 0], [0, 0]], "out of order"), ([[0, 1], [1, 1]], "it has 3 items")):
+        with pytest.raises(DataError, match=message):
+            index.grown(ItemCodes.from_int(rows, (2, 2), "d"))
+    with pytest.raises(DataError, match="3 keep flags"):
+        index.grown(ItemCodes.from_int([[0, 1], [1, 1], [1, 0]], (2, 2), "c"), keep=np.ones(2, dtype=bool))
 
 
 def test_sorted_rows_are_read_from_a_file(tmp_path):
@@ -144,10 +195,20 @@ def test_sorted_rows_are_read_from_a_file(tmp_path):
         ([[0, 1], [1, 1]], {"items": [0]}, "one item number for each of 2 rows"),
         ([[0, 1], [1, 1]], {"items": [0, 2], "n_items": 2}, "numbers 0..1"),
         ([[0, 1], [1, 1]], {"n_items": 1}, "numbers 0..0"),
+        ([[0, 0], [0, 1]], {"lengths": [1, 2]}, "rows 0 and 1 are out of order at level 1"),
+        ([[0, 1], [1, 0], [1, 1]], {"lengths": [2, 1, 2]}, "rows 1 and 2 are out of order at level 1"),
+        ([[0, 1], [0, 0]], {"lengths": [2, 0]}, r"row 1: expected a length of 1\.\.2, got 0"),
+        ([[0, 1], [0, 0]], {"lengths": [3, 1]}, r"row 0: expected a length of 1\.\.2, got 3"),
+        ([[0, 1], [0, 2], [0, 0]], {"lengths": [2, 2, 1]}, r"row 1: a code of level 1 is not in 0\.\.1"),
+        ([[0, 1], [0, 2]], {"lengths": [2, 1]}, "row 1: expected 0 behind its 1 codes, got 2"),
+        ([[0, 1], [0, 0]], {"lengths": [2]}, r"lengths: expected integers \[2\]"),
+        ([[0, 1], [0, 0]], {"lengths": [2.0, 1.0]}, r"lengths: expected integers \[2\], got float64"),
     ],
 )
 def test_sorted_rows_are_checked(rows, options, message):
-    with pytest.raises(DataError, match=message):
+    if "lengths" in options:
+        options = {**options, "lengths": np.array(options["lengths"])}
+    with pytest.raises(DataError, match=message), mock.patch.object(csr, "BLOCK", 1):
         CatalogIndex.from_sorted(np.array(rows, dtype=np.uint8), (2, 2), **options)
 
 

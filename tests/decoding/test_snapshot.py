@@ -159,15 +159,15 @@ def test_a_version_that_cannot_be_published_is_dropped(store):
 
 def test_changes_during_a_merge_are_kept(store):
     started, go_on = threading.Event(), threading.Event()
-    build = CatalogIndex.build
+    grown = CatalogIndex.grown
 
-    def slow_build(*args, **options):
+    def slowly_grown(*args, **options):
         started.set()
         assert go_on.wait(10)
-        return build(*args, **options)
+        return grown(*args, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CatalogIndex, "build", slow_build)
+        patch.setattr(CatalogIndex, "grown", slowly_grown)
         waiting = store.add([[0, 0]], catalog="c1", new=True)
         assert started.wait(10)
         store.retire([4])
