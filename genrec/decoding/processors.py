@@ -42,7 +42,8 @@ def prefix_allowed_tokens_fn(
     def continuations(prefix: tuple[int, ...]) -> list[int]:
         node = [0]
         for level, token in enumerate(prefix):
-            node = index.step(level, node, [_edge_code(index, token_map, level, token)]).tolist()
+            codes = _edge_codes(index, token_map, level, token)
+            node = [max(index.step(level, node, [code]).item() for code in codes)]  # -1 = there is no such edge
         if node == [-1]:
             return [token_map.pad_id]
         codes = index.children(len(prefix), node).codes.tolist()
@@ -126,10 +127,11 @@ def _token(index: CatalogIndex, tokens: TokenMap, level: int, code: int) -> int:
     return tokens.level_offset[level] + code
 
 
-def _edge_code(index: CatalogIndex, tokens: TokenMap, level: int, token: int) -> int:
-    """The code of the edge with a token, -1 where the level has none."""
-    if tokens.ragged and token in (tokens.eos_id, tokens.pad_id):
-        return index.end_code(level) if token == tokens.eos_id else index.pass_code(level)
+def _edge_codes(index: CatalogIndex, tokens: TokenMap, level: int, token: int) -> list[int]:
+    """The codes of the edges with a token, at most one of which a node has; -1 where the level has none."""
+    ends = {index.end_code(level): tokens.eos_id, index.pass_code(level): tokens.pad_id} if tokens.ragged else {}
+    if token in ends.values():
+        return [code for code, at_end in ends.items() if at_end == token]
     if level >= tokens.n_levels or not 0 <= token - tokens.level_offset[level] < tokens.level_sizes[level]:
-        return -1
-    return token - tokens.level_offset[level]
+        return [-1]
+    return [token - tokens.level_offset[level]]

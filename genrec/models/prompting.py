@@ -2,7 +2,8 @@
 
 Encoder-decoder:  ``[<u_7>] <a_3> <b_1> … </s>``, padded on the right; the decoder starts with ``<pad>``.
 Decoder-only:     ``<s> [<u_7>] <a_3> <b_1> …``, padded on the left; the next tokens are the next item's.
-Items stand oldest first, each as its codes; ragged identifiers keep their ``</s>``, which separates them.
+Items stand oldest first, each as its codes; ragged identifiers keep their ``</s>``, which separates them. A text
+vocabulary without ``<s>`` begins with the first token there is; a prompt of nothing is ``</s>`` alone.
 
 Axes: N items, U users (rows), T tokens, M tokens of an item.
 """
@@ -29,7 +30,7 @@ def item_tokens(codes: ItemCodes, token_map: TokenMap) -> npt.NDArray[np.int32]:
 
     Raises FingerprintMismatch if the vocabulary was made for other level sizes.
     """
-    expected = TokenMap.of(codes, n_user_tokens=token_map.n_user_tokens)
+    expected = TokenMap.of(codes, n_user_tokens=token_map.n_user_tokens, base=token_map.base)
     if expected.fingerprint != token_map.fingerprint:
         raise FingerprintMismatch(
             f"the token map has levels {token_map.level_sizes} (ragged: {token_map.ragged}), the codes have "
@@ -77,23 +78,28 @@ def build_prompts(
     if (user_tokens_U is None) == (token_map.n_user_tokens > 0):
         raise DataError(f"users: the vocabulary has {token_map.n_user_tokens} user tokens; pass users to match")
     body = tokens_NM[items]
-    used = body != token_map.pad_id
+    used = token_map.real(body)
     row = np.repeat(histories.rows(), used.sum(axis=1))
     n_rows = len(histories)
     body_length = np.bincount(row, minlength=n_rows)
     decoder = layout == "decoder"
-    n_head = int(decoder) + int(user_tokens_U is not None)
-    length = body_length + n_head + int(not decoder)
+    has_user = user_tokens_U is not None
+    start = token_map.bos_id if decoder else None
+    n_start = int(start is not None)
+    length = body_length + n_start + int(has_user) + int(not decoder)
+    empty = length == 0  # a model needs a token to go on from
+    length[empty] = 1
     width = int(length.max(initial=0))
     shift = width - length if decoder else np.zeros_like(length)
     out = np.full((n_rows, width), token_map.pad_id, dtype=np.int64)
     everyone = np.arange(n_rows)
-    if decoder:
-        out[everyone, shift] = token_map.bos_id
+    out[empty, -1] = token_map.eos_id
+    if start is not None:
+        out[everyone, shift] = start
     if user_tokens_U is not None:
-        out[everyone, shift + n_head - 1] = user_tokens_U
+        out[everyone, shift + n_start] = user_tokens_U
     place = np.arange(len(row)) - (np.cumsum(body_length) - body_length)[row]
-    out[row, shift[row] + n_head + place] = body[used]
+    out[row, shift[row] + n_start + int(has_user) + place] = body[used]
     if not decoder:
         out[everyone, length - 1] = token_map.eos_id
     column = np.arange(width)

@@ -28,7 +28,8 @@ class Collator:
     Decoder-only: one sequence per sample, the prompt of all its items; every item token is predicted from the
     position before it. Encoder-decoder: the encoder reads the prompt of all items but the last, the decoder
     is fed its start token and the last item's tokens, each predicted at its own position. Padding is on the
-    right in both, where causal attention never looks at it.
+    right in both, where causal attention never looks at it. A decoder whose vocabulary has no ``<s>`` (and no user
+    tokens) learns nothing of the first token of a sample.
     """
 
     def __init__(self, data: TrainingData, layout: Layout, decoder_start: int = 0) -> None:
@@ -38,10 +39,12 @@ class Collator:
         self._tokens_NM = item_tokens(codes, data.token_map)
         users = range(len(data.histories))
         self._users_U = user_tokens(data.token_map, users, data.user_ids)
-        self._real_NM = self._tokens_NM != data.token_map.pad_id
+        self._real_NM = data.token_map.real(self._tokens_NM)
         self._symbols_NM = index.path_codes(np.arange(codes.n_items))
         self._nodes_NM = parent_nodes(index)
         self.item_lengths_N: Int64 = self._real_NM.sum(axis=1)
+        # nothing stands before the first item to predict its first token from
+        self._bare = layout == "decoder" and data.token_map.bos_id is None and self._users_U is None
 
     @property
     def target_apart(self) -> bool:
@@ -52,7 +55,7 @@ class Collator:
         """Number of symbols that carry a loss."""
         first = samples.ends - 1 if self.target_apart else samples.starts
         predicted = Histories.from_slices(samples.items, first, samples.ends)
-        return int(self.item_lengths_N[predicted.items].sum())
+        return int(self.item_lengths_N[predicted.items].sum()) - len(samples) * int(self._bare)
 
     def __call__(self, samples: Samples) -> dict[str, Any]:
         """Model inputs and targets.
@@ -88,14 +91,15 @@ class Collator:
         real = self._real_NM[items.items]
         row = np.repeat(items.rows(), real.sum(axis=1))
         length_B = np.bincount(row, minlength=len(items))
-        place = np.arange(len(row)) - (np.cumsum(length_B) - length_B)[row]
+        column = before + np.arange(len(row)) - (np.cumsum(length_B) - length_B)[row]
         level = np.nonzero(real)[1]
         order = np.argsort(level, kind="stable")
+        order = order[column[order] >= 0]
         return {
-            "positions": _tensor((row * width + before + place)[order]),
+            "positions": _tensor((row * width + column)[order]),
             "targets": _tensor(self._symbols_NM[items.items][real][order]),
             "nodes": _tensor(self._nodes_NM[items.items][real][order]),
-            "level_counts": np.bincount(level, minlength=real.shape[1]).tolist(),
+            "level_counts": np.bincount(level[order], minlength=real.shape[1]).tolist(),
         }
 
 

@@ -38,15 +38,34 @@ def level_name(level: int) -> str:
 
 
 @dataclass(frozen=True)
+class TextBase:
+    """The text vocabulary that item tokens were added to.
+
+    first_item_id: id of the first item token; all smaller ids belong to the text tokenizer, or to nobody.
+    pad_id, eos_id, bos_id: of the text tokenizer; the first two may be equal, bos_id is None where it has none (Qwen,
+    T5). tokenizer: fingerprint of its vocabulary. Stability: experimental.
+    """
+
+    first_item_id: int
+    pad_id: int
+    eos_id: int
+    bos_id: int | None
+    tokenizer: str
+
+
+@dataclass(frozen=True)
 class TokenMap:
     """The vocabulary of a model over item codes: (level, code) ↔ token string ↔ token id.
 
     Ids: ``<pad>`` 0, ``</s>`` 1, ``<s>`` 2, then the codes of level 0 (``<a_0>``, ``<a_1>``, …), of level 1
     (``<b_0>``, …), then user tokens (``<u_0>``, …). Levels that share a vocabulary use the tokens of level 0.
+    With ``base``, item and user tokens stand behind a text vocabulary, whose special tokens are used.
 
     level_sizes: number of codes of each level.
     ragged: identifiers have unequal lengths, so each ends with ``</s>``; fixed-length ones have no ``</s>``.
     n_user_tokens: users are hashed to this many tokens (0 = the model knows no users).
+    base: None = the vocabulary is item and user tokens alone (:func:`genrec.vocab.text_vocabulary.extend_vocabulary`
+    makes the other kind).
 
     >>> tokens = TokenMap(level_sizes=(4, 4))
     >>> tokens.token_ids(np.array([[3, 1]])).tolist(), tokens.text(np.array([3, 1]))
@@ -59,6 +78,7 @@ class TokenMap:
     ragged: bool = False
     n_user_tokens: int = 0
     shared_vocabulary: bool = False
+    base: TextBase | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "level_sizes", tuple(int(k) for k in self.level_sizes))
@@ -70,24 +90,29 @@ class TokenMap:
             raise ConfigError(f"level_sizes: a shared vocabulary needs equal sizes, got {self.level_sizes}")
 
     @classmethod
-    def of(cls, codes: ItemCodes, *, n_user_tokens: int = 0) -> TokenMap:
+    def of(cls, codes: ItemCodes, *, n_user_tokens: int = 0, base: TextBase | None = None) -> TokenMap:
         """The token map that fits ``codes``."""
-        return cls(codes.level_sizes, codes.ragged, n_user_tokens, codes.shared_vocabulary)
+        return cls(codes.level_sizes, codes.ragged, n_user_tokens, codes.shared_vocabulary, base)
 
     @property
     def pad_id(self) -> int:
-        """Token id of ``<pad>``."""
-        return 0
+        """Token id of padding. It may be :attr:`eos_id` too, so ask masks and :meth:`real` what padding is."""
+        return 0 if self.base is None else self.base.pad_id
 
     @property
     def eos_id(self) -> int:
         """Token id of ``</s>``: the end of a ragged identifier, or of a sequence."""
-        return 1
+        return 1 if self.base is None else self.base.eos_id
 
     @property
-    def bos_id(self) -> int:
-        """Token id of ``<s>``."""
-        return 2
+    def bos_id(self) -> int | None:
+        """Token id of ``<s>``; None where the text vocabulary has none."""
+        return 2 if self.base is None else self.base.bos_id
+
+    @property
+    def first_item_id(self) -> int:
+        """Id of the first item token."""
+        return len(SPECIALS) if self.base is None else self.base.first_item_id
 
     @property
     def n_levels(self) -> int:
@@ -103,8 +128,8 @@ class TokenMap:
     def level_offset(self) -> tuple[int, ...]:
         """First token id of each level: the token of (level, code) is ``level_offset[level] + code``."""
         if self.shared_vocabulary:
-            return (len(SPECIALS),) * self.n_levels
-        ends = np.cumsum((len(SPECIALS), *self.level_sizes[:-1]))
+            return (self.first_item_id,) * self.n_levels
+        ends = np.cumsum((self.first_item_id, *self.level_sizes[:-1]))
         return tuple(int(x) for x in ends)
 
     @property
@@ -114,7 +139,7 @@ class TokenMap:
 
     @property
     def vocab_size(self) -> int:
-        """Number of tokens V."""
+        """Number of token ids V, those of the text vocabulary included."""
         return self.user_offset + self.n_user_tokens
 
     @cached_property
@@ -125,13 +150,17 @@ class TokenMap:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; :meth:`from_dict` restores the same map."""
-        return {**asdict(self), "level_sizes": list(self.level_sizes)}
+        values = {**asdict(self), "level_sizes": list(self.level_sizes)}
+        if self.base is None:  # as it was before there was such a thing: fingerprints stay
+            del values["base"]
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TokenMap:
         """Inverse of :meth:`to_dict`; raises ConfigError for unknown or missing keys."""
         try:
-            return cls(**{**values, "level_sizes": tuple(values["level_sizes"])})
+            base = None if values.get("base") is None else TextBase(**values["base"])
+            return cls(**{**values, "level_sizes": tuple(values["level_sizes"]), "base": base})
         except (TypeError, KeyError) as error:
             raise ConfigError(f"token map: expected the keys of TokenMap.to_dict, got {sorted(values)}") from error
 
@@ -142,10 +171,15 @@ class TokenMap:
         return f"<{level_name(0 if self.shared_vocabulary else level)}_{code}>"
 
     def tokens(self) -> list[str]:
-        """All V token strings in id order."""
+        """All V token strings in id order; raises ConfigError where most of them are a text tokenizer's."""
+        self._alone("tokens")
+        return [*SPECIALS, *self.new_tokens()]
+
+    def new_tokens(self) -> list[str]:
+        """Strings of the item and user tokens in id order, from :attr:`first_item_id` on."""
         levels = range(1 if self.shared_vocabulary else self.n_levels)
         items = [f"<{level_name(level)}_{k}>" for level in levels for k in range(self.level_sizes[level])]
-        return [*SPECIALS, *items, *(f"<u_{k}>" for k in range(self.n_user_tokens))]
+        return [*items, *(f"<u_{k}>" for k in range(self.n_user_tokens))]
 
     def text(self, codes_L: npt.ArrayLike, sep: str = " ") -> str:
         """Token strings of one identifier (``-1`` padding skipped, no ``</s>``), joined by ``sep``."""
@@ -210,8 +244,10 @@ class TokenMap:
         """A Hugging Face text tokenizer of exactly these tokens, split at white space.
 
         Its saved folder loads through ``AutoTokenizer`` without genrec. A word that is no token raises: there
-        is no unknown token, because an unknown item must not become a silent one.
+        is no unknown token, because an unknown item must not become a silent one. Raises ConfigError where the map
+        extends a text vocabulary.
         """
+        self._alone("text_tokenizer")
         from tokenizers import Tokenizer, models, pre_tokenizers
         from transformers import PreTrainedTokenizerFast
 
@@ -224,6 +260,24 @@ class TokenMap:
             bos_token=BOS,
             clean_up_tokenization_spaces=False,
         )
+
+    def real(self, token_ids: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+        """Which tokens of :meth:`token_ids` are an identifier's, bool of the same shape; the others are padding.
+
+        A ragged identifier's ``</s>`` counts, also where ``</s>`` and ``<pad>`` are one token: it follows a code.
+        """
+        ids = np.asarray(token_ids)
+        real = (ids >= self.first_item_id) & (ids < self.user_offset)
+        if self.ragged:
+            real[..., 1:] |= real[..., :-1].copy()
+        return np.asarray(real)
+
+    def _alone(self, what: str) -> None:
+        if self.base is not None:
+            raise ConfigError(
+                f"{what}: the token map extends a text vocabulary, whose tokens its text tokenizer knows",
+                hint="use TextVocabulary.tokenizer",
+            )
 
     def _not_identifiers(self, codes: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         used = codes >= 0

@@ -13,7 +13,7 @@ from genrec.item_tokenizers.codes import ItemCodes
 from genrec.models.backbone import layout_of, scorer_of
 from genrec.models.prompting import build_prompts, item_tokens
 from genrec.testing.oracles import END, ITEMS, dict_trie, walk
-from genrec.vocab.token_map import TokenMap
+from genrec.vocab.token_map import TextBase, TokenMap
 
 
 @settings(max_examples=40, deadline=None)
@@ -24,7 +24,9 @@ def test_mask_is_the_dict_trie_for_any_prefix(data):
     if data.draw(st.booleans()):
         rows[:: data.draw(st.integers(1, 3)), 1:] = -1
     codes = ItemCodes.from_int(rows, (3, 3, 3), "c")
-    tokens = TokenMap.of(codes)
+    # also where <pad> and </s> are one token of a text vocabulary
+    base = data.draw(st.sampled_from([None, TextBase(7, 5, 5, None, "t"), TextBase(7, 0, 1, 2, "t")]))
+    tokens = TokenMap.of(codes, base=base)
     index = CatalogIndex.build(codes)
     processor = CatalogLogitsProcessor(index, tokens, prompt_length=2)
     level = data.draw(st.integers(0, 2))
@@ -47,6 +49,18 @@ def test_mask_is_the_dict_trie_for_any_prefix(data):
         assert one_by_one(row, ids[row]) == sorted(expected)
         for token in expected:
             assert out[row, token] == scores[row, token]
+
+
+@pytest.mark.parametrize("end", [5, 1])
+def test_after_the_end_there_is_only_padding(end):
+    codes = ItemCodes.from_int([[0, -1, -1], [0, 1, 2]], (3, 3, 3), "c")
+    tokens, index = TokenMap.of(codes, base=TextBase(7, 5, end, None, "t")), CatalogIndex.build(codes)
+    processor = CatalogLogitsProcessor(index, tokens, prompt_length=0)
+    allowed = prefix_allowed_tokens_fn(index, tokens, prompt_length=0)
+    for prefix in ([7, end], [7, end, 5]):
+        ids = torch.tensor([prefix])
+        assert torch.isfinite(processor(ids, torch.zeros(1, 16)))[0].nonzero().tolist() == [[5]]
+        assert allowed(0, ids[0]) == [5]
 
 
 def test_generate_with_it_equals_our_search(case):

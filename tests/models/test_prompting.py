@@ -7,7 +7,7 @@ from genrec.data.histories import Histories
 from genrec.errors import DataError, FingerprintMismatch
 from genrec.item_tokenizers.codes import ItemCodes
 from genrec.models.prompting import build_prompts, item_tokens, user_tokens
-from genrec.vocab.token_map import TokenMap
+from genrec.vocab.token_map import TextBase, TokenMap
 
 CODES = ItemCodes.from_int([[0, 1], [3, 2], [1, -1]], (4, 3), "c")
 FIXED = ItemCodes.from_int([[0, 1], [3, 2], [1, 0]], (4, 3), "c")
@@ -44,15 +44,19 @@ def test_both_layouts_read_as_documented():
     st.lists(st.lists(st.integers(0, 2), max_size=4), min_size=1, max_size=4),
     st.sampled_from(["encoder", "decoder"]),
     st.booleans(),
+    st.sampled_from([None, TextBase(9, 3, 3, None, "t"), TextBase(9, 3, 4, 5, "t")]),
 )
-def test_prompts_are_the_concatenation_of_their_items(lists, layout, ragged):
+def test_prompts_are_the_concatenation_of_their_items(lists, layout, ragged, base):
     codes = CODES if ragged else FIXED
-    token_map = TokenMap.of(codes)
+    token_map = TokenMap.of(codes, base=base)
     tokens = item_tokens(codes, token_map)
     prompts = build_prompts(layout, Histories.from_lists(lists), tokens, token_map)
     for row, items in enumerate(lists):
-        body = [t for item in items for t in tokens[item].tolist() if t != token_map.pad_id]
-        expected = [token_map.bos_id, *body] if layout == "decoder" else [*body, token_map.eos_id]
+        lengths = (codes.as_int() >= 0).sum(1) + ragged
+        body = [t for item in items for t in tokens[item, : lengths[item]].tolist()]
+        start = [] if token_map.bos_id is None else [token_map.bos_id]
+        # a prompt of nothing is </s> alone
+        expected = [*start, *body] or [token_map.eos_id] if layout == "decoder" else [*body, token_map.eos_id]
         assert prompts.tokens_BT[row][prompts.mask_BT[row]].tolist() == expected
         assert (prompts.tokens_BT[row][~prompts.mask_BT[row]] == token_map.pad_id).all()
 

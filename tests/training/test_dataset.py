@@ -13,7 +13,7 @@ from genrec.training import dataset
 from genrec.training.collate import Collator
 from genrec.training.dataset import Plan, Samples, TrainingData, prefix_samples, window_samples
 from genrec.training.settings import TrainSettings
-from genrec.vocab.token_map import TokenMap
+from genrec.vocab.token_map import TextBase, TokenMap
 
 rows = st.lists(st.lists(st.integers(0, 23), max_size=12), min_size=1, max_size=12)
 
@@ -129,10 +129,15 @@ def test_the_padding_of_the_first_epoch_is_known_without_drawing_it_again(monkey
     assert fresh.padding_share() == plan.padding_share()  # as after going on in a later epoch
 
 
+BASES = [None, TextBase(9, 3, 3, None, "t"), TextBase(9, 3, 4, 5, "t")]
+
+
 @pytest.mark.parametrize("ragged", [False, True])
 @pytest.mark.parametrize("n_user_tokens", [0, 5])
-def test_decoder_batches_spell_out_the_items(ragged, n_user_tokens):
+@pytest.mark.parametrize("base", BASES)
+def test_decoder_batches_spell_out_the_items(ragged, n_user_tokens, base):
     data = walks(ragged, n_user_tokens)
+    data = replace(data, token_map=replace(data.token_map, base=base))
     tokens, codes = data.token_map, data.codes.as_int()
     samples = window_samples(data.histories, 4)
     batch = Collator(data, "decoder")(samples)
@@ -147,14 +152,15 @@ def test_decoder_batches_spell_out_the_items(ragged, n_user_tokens):
         predicted[divmod(position, width)] = tokens.eos_id if is_end else tokens.level_offset[level] + symbol
     total = 0
     for b, (user, items) in enumerate(listed(data.histories, samples)):
-        want = [tokens.bos_id]
+        want = [] if tokens.bos_id is None else [tokens.bos_id]
         if n_user_tokens:
             want += tokens.user_tokens([f"user {user}"]).tolist()
-        header = len(want)
-        want += [int(t) for item in items for t in tokens.token_ids(codes[item]) if t != tokens.pad_id]
+        header = max(len(want), 1)  # nothing predicts the first token of a sequence
+        lengths = (codes >= 0).sum(1) + ragged
+        want += [int(t) for item in items for t in tokens.token_ids(codes[item])[: lengths[item]]]
         row = batch["input_ids"][b].tolist()
         assert row[: len(want) - 1] == want[:-1] or row[: len(want)] == want
-        assert all(t == tokens.pad_id for t in row[len(want) :])
+        assert all(t in (0, tokens.pad_id) for t in row[len(want) :])
         for place in range(header, len(want)):
             assert predicted[b, place - 1] == want[place]
         total += len(want) - header

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from genrec.errors import ConfigError, DataError
 from genrec.item_tokenizers.codes import ItemCodes
-from genrec.vocab.token_map import TokenMap
+from genrec.vocab.token_map import TextBase, TokenMap
 
 
 @st.composite
@@ -164,3 +165,27 @@ def test_saved_text_tokenizer_loads_without_genrec(tmp_path):
     assert back.decode(expected) == text
     assert (back.pad_token_id, back.eos_token_id, back.bos_token_id) == (0, 1, 2)
     assert back(["<a_1>", "<a_1> <b_1>"], padding=True)["input_ids"] == [[4, 0], [4, 304]]
+
+
+def test_a_map_without_text_is_stored_as_before():
+    """Bundles of older versions load, and their models stay bound to them."""
+    tokens = TokenMap((4, 4))
+    assert tokens.to_dict() == {"level_sizes": [4, 4], "ragged": False, "n_user_tokens": 0, "shared_vocabulary": False}
+    assert tokens.fingerprint == "2ee39f0cf9372eeef14ec5904265327c"
+
+
+@given(map_and_codes(), st.integers(2, 50), st.booleans(), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_behind_a_text_vocabulary_everything_moves(case, first, one_token, has_bos):
+    alone, codes = case
+    base = TextBase(first, pad_id=0, eos_id=0 if one_token else 1, bos_id=1 if has_bos else None, tokenizer="t")
+    tokens = replace(alone, base=base)
+    ids, before = tokens.token_ids(codes), alone.token_ids(codes)
+    real = before != alone.pad_id
+    assert tokens.real(ids).tolist() == alone.real(before).tolist() == real.tolist()
+    assert (ids[before >= 3] == before[before >= 3] - 3 + first).all()
+    assert (ids[before == alone.eos_id] == tokens.eos_id).all() and (ids[~real] == tokens.pad_id).all()
+    assert tokens.codes(ids).tolist() == codes.tolist()
+    assert tokens.vocab_size - first == alone.vocab_size - 3 == len(tokens.new_tokens())
+    assert TokenMap.from_dict(json.loads(json.dumps(tokens.to_dict()))) == tokens
+    assert tokens.fingerprint != alone.fingerprint
