@@ -10,7 +10,7 @@ import pytest
 import genrec
 
 PACKAGE = Path(genrec.__file__).parent
-WORKBENCH = [PACKAGE.parent / name for name in ("tokenizers", "train", "serve")]
+WORKBENCH = [PACKAGE.parent / name for name in ("tokenizers", "prompts", "train", "serve")]
 
 # a layer may import itself and lower numbers; two names with one number may not import each other
 LAYERS = {
@@ -48,7 +48,13 @@ BASE = {
 LAZY = {"pyarrow", "pydantic", "vllm", "fastapi", "matplotlib", "sentence_transformers", "faiss", "datasets"}
 MAY_IMPORT_LAZY_ONES = {"serving", "cli", "testing"}
 BANNED_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
-WITHOUT_TORCH = ["genrec.data", "genrec.metrics", "genrec.decoding.index", "genrec.item_tokenizers.codes"]
+WITHOUT_TORCH = [
+    "genrec.data",
+    "genrec.metrics",
+    "genrec.decoding.index",
+    "genrec.item_tokenizers.codes",
+    "genrec.prompts",
+]
 WITHOUT_TORCH += ["genrec", *(f"genrec.{name}" for name in sorted(BASE))]
 
 

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-PACKAGES = ["data", "embeddings", "item_tokenizers", "vocab", "metrics", "evaluation", "baselines"]
+PACKAGES = ["data", "embeddings", "item_tokenizers", "vocab", "prompts", "metrics", "evaluation", "baselines"]
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -1,0 +1,1 @@
+"""Alignment tasks: what ties item tokens to text, as templates and small functions."""

@@ -1,0 +1,101 @@
+"""Batches of alignment examples: the batch of step s is a pure function of the mixture, the seed and s."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+
+from genrec.data.batching import length_batches, padding_share
+from genrec.errors import DataError
+from genrec.prompts.data import Int64
+from genrec.prompts.encode import Encoded, ExampleEncoder, TokenRows
+from genrec.prompts.mixture import TaskMixture
+from genrec.seeding import derive, rng
+
+WINDOW = 64
+"""Batches whose examples are encoded together and sorted by length; a resumed run encodes one window anew."""
+ATTEMPTS = 100
+"""Rows tried for one sample before the data are called unusable."""
+
+
+def example_of(mixture: TaskMixture, encoder: ExampleEncoder, epoch: int, i: int, attempt: int) -> Encoded | None:
+    """Sample ``i`` as ids, its oldest history items dropped until it fits; None if it cannot (internal).
+
+    for n = max_items, then the largest n in max_items - 1 .. 1 that fits:
+        the example with the n newest items of its history
+    """
+    example = mixture.example(epoch, i, attempt=attempt)
+    if example is None:
+        return None
+    encoded = encoder(example)
+    if encoder.fits(encoded):
+        return encoded
+    best, low, high = None, 1, mixture.data.max_items - 1
+    while low <= high:
+        n = (low + high) // 2
+        shorter = mixture.example(epoch, i, attempt=attempt, max_items=n)
+        cut = None if shorter is None else encoder(shorter)
+        if cut is not None and encoder.fits(cut):
+            best, low = cut, n + 1
+        else:
+            high = n - 1
+    return best
+
+
+class AlignmentPlan:
+    """Which examples are the batch of step s (stable).
+
+    The samples of an epoch come in a random order, in windows of 64 batches; inside a window, batches hold examples of
+    like length (see :func:`genrec.data.batching.length_batches`). A row that has nothing to say, or whose example is
+    longer than ``max_tokens`` even with one history item, is replaced by another row of its task and counted in
+    ``replaced`` (by task). Raises DataError when that goes on 100 times for one sample.
+    """
+
+    def __init__(self, mixture: TaskMixture, encoder: ExampleEncoder, *, batch_size: int, seed: int) -> None:
+        self.mixture, self.encoder, self._batch_size, self._seed = mixture, encoder, batch_size, seed
+        self.steps_per_epoch = -(-len(mixture) // batch_size)
+        self.replaced: Counter[str] = Counter()
+        self._at: tuple[int, int] | None = None
+        self._order: tuple[int, Int64] = (-1, np.zeros(0, np.int64))
+        self._rows, self._batches = TokenRows.of([]), list[Int64]()
+
+    def batch(self, step: int) -> TokenRows:
+        """The examples of step ``step`` (0-based, counted over all epochs)."""
+        epoch, nth = divmod(step, self.steps_per_epoch)
+        window, place = divmod(nth, WINDOW)
+        self._enter(epoch, window)
+        return self._rows.take(self._batches[place])
+
+    def padding_share(self) -> float:
+        """Share of the input token cells that are padding, in [0, 1): of the first window of the first epoch."""
+        self._enter(0, 0)
+        return padding_share(self._lengths(), self._batches)
+
+    def _enter(self, epoch: int, window: int) -> None:
+        if self._at == (epoch, window):
+            return
+        if self._order[0] != epoch:
+            order = rng(self._seed, "order of examples", epoch).permutation(len(self.mixture))
+            self._order = (epoch, order)
+        size = WINDOW * self._batch_size
+        chosen = self._order[1][window * size : (window + 1) * size]
+        self._rows = TokenRows.of([self._encoded(epoch, int(i)) for i in chosen])
+        seed = derive(self._seed, "window", window)
+        self._batches = length_batches(self._lengths(), self._batch_size, seed=seed, epoch=epoch)
+        self._at = (epoch, window)
+
+    def _lengths(self) -> Int64:
+        return self._rows.prompt_lengths if self.encoder.layout == "encoder" else self._rows.lengths
+
+    def _encoded(self, epoch: int, i: int) -> Encoded:
+        for attempt in range(ATTEMPTS):
+            found = example_of(self.mixture, self.encoder, epoch, i, attempt)
+            if found is not None:
+                return found
+            self.replaced[self.mixture.tasks[self.mixture.task_of(i)].name] += 1
+        name = self.mixture.tasks[self.mixture.task_of(i)].name
+        raise DataError(
+            f"task {name!r}: {ATTEMPTS} rows in a row gave no example of at most {self.encoder.max_tokens} tokens",
+            hint="raise max_tokens, lower max_text, or leave the task out",
+        )

@@ -1,0 +1,199 @@
+"""Templates of alignment tasks: a header, then several wordings, each a prompt and a target in sandboxed Jinja2.
+
+::
+
+    ---
+    task: sequential
+    version: 1
+    rows: steps
+    inputs: {history: items, target: item, user: optional user}
+    about: the items that a user had, then the next one
+    ---
+    A user had these items, oldest first: {{ history }}. Which one comes next?
+    => {{ target }}
+    ---
+    (the next wording)
+
+The line that begins with ``=>`` is where the prompt ends and the target begins.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jinja2 import Template
+
+from genrec import recipes
+from genrec.errors import ConfigError
+from genrec.prompts.sandbox import compile_text, run, unknown_input
+from genrec.prompts.segments import CLOSE, OPEN, Many, One, Piece, Segment, Slots, one_line
+from genrec.recipe_text import parse_text
+
+Rows = Literal["steps", "items", "users"]
+Kind = Literal["item", "items", "text", "texts", "user"]
+_OPTIONAL = "optional "
+ARROW, RULE = "=>", "---"
+_NUMBERS = (int, np.integer)
+_KINDS: tuple[Kind, ...] = ("item", "items", "text", "texts", "user")
+
+
+@dataclass(frozen=True)
+class Header:
+    """The head of a template file (stable).
+
+    task: its name. version: raise it when a wording changes. rows: what the task draws from (see
+    :class:`genrec.prompts.data.TaskData`). inputs: name → ``item``, ``items``, ``text``, ``texts`` or ``user``;
+    ``optional`` before it: a wording that uses it can do without. about: one line for ``genrec prompts list``.
+    """
+
+    task: str
+    version: int
+    rows: Rows
+    inputs: dict[str, str]
+    about: str
+
+    def __post_init__(self) -> None:
+        if self.version < 1:
+            raise ConfigError(f"version: expected 1 or more, got {self.version}")
+        for name, kind in self.inputs.items():
+            if kind.removeprefix(_OPTIONAL) not in _KINDS:
+                raise ConfigError(f"inputs.{name}: expected {', '.join(_KINDS)} (or 'optional item' …), got {kind!r}")
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """An example as segments (stable). wording: which of the template's, from 0."""
+
+    task: str
+    wording: int
+    prompt: Piece
+    target: Piece
+
+
+@dataclass(frozen=True)
+class Wording:
+    """One prompt and target of a template (internal). required: inputs without which it cannot be rendered."""
+
+    prompt: Template
+    target: Template
+    uses: frozenset[str]
+    required: frozenset[str]
+
+
+@dataclass(frozen=True, eq=False)
+class PromptTemplate:
+    """A versioned template file (stable). Rendering is a pure function of the inputs and the number of the wording."""
+
+    header: Header
+    wordings: tuple[Wording, ...]
+    source: str
+
+    @classmethod
+    def load(cls, path: str | Path) -> PromptTemplate:
+        """Read a file. Raises ConfigError naming the file and what is wrong in it."""
+        return cls.parse(read_template(path), str(path))
+
+    @classmethod
+    def parse(cls, text: str, where: str = "template") -> PromptTemplate:
+        """The template with this text; ``where`` names it in errors."""
+        if OPEN in text or CLOSE in text:
+            raise ConfigError(f"{where}: the characters U+E000 and U+E001 are not allowed")
+        head, bodies = _sections(text, where)
+        header = recipes.validate(parse_text(head, where).data or {}, Header, where)
+        wordings = tuple(_wording(body, header, f"{where}, wording {n}") for n, body in enumerate(bodies, 1))
+        if not wordings:
+            raise ConfigError(
+                f"{where}: no wording below the header", hint=f"put them below each other, {RULE} between"
+            )
+        return cls(header, wordings, text)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """32 hex digits that identify the text of the template."""
+        return hashlib.sha256(self.source.encode()).hexdigest()[:32]
+
+    def fitting(self, inputs: Mapping[str, Any]) -> list[int]:
+        """The wordings that can be rendered: none of their required inputs is None, empty or missing."""
+        there = {name for name, value in inputs.items() if _given(value)}
+        return [n for n, wording in enumerate(self.wordings) if wording.required <= there]
+
+    def render(self, inputs: Mapping[str, Any], wording: int, *, max_text: int = 400) -> Rendered:
+        """The example with these inputs (item and user numbers, texts, or lists of them).
+
+        max_text: longest text in characters; longer ones are cut at a space. Raises ConfigError for an input that is
+        missing, of another kind, or not of this template.
+        """
+        header, chosen = self.header, self.wordings[wording]
+        slots, values = Slots(), {}
+        for name, value in inputs.items():
+            if name not in header.inputs:
+                raise unknown_input(header.task, name, header.inputs)
+            if name in chosen.uses:
+                values[name] = _opaque(slots, f"{header.task}: {name}", header.inputs[name], value, max_text)
+        values |= dict.fromkeys(chosen.uses - set(values))
+        where = f"{header.task}, wording {wording + 1}"
+        prompt, target = (run(part, values, slots, where) for part in (chosen.prompt, chosen.target))
+        if not prompt or not target:
+            raise ConfigError(f"{where}: the {'target' if prompt else 'prompt'} is empty")
+        return Rendered(header.task, wording, prompt, target)
+
+
+def read_template(path: str | Path) -> str:
+    """The text of a template file (internal). Raises ConfigError."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: expected UTF-8 text ({error.reason} at byte {error.start})") from error
+
+
+def _sections(text: str, where: str) -> tuple[str, list[str]]:
+    """The header and the wordings."""
+    parts: list[list[str]] = [[]]
+    for line in text.splitlines():
+        if line.rstrip() == RULE:
+            parts.append([])
+        else:
+            parts[-1].append(line)
+    if len(parts) < 2 or any(line.strip() for line in parts[0]):
+        raise ConfigError(f"{where}: expected a header between two lines {RULE} at the top of the file")
+    bodies = ["\n".join(lines).strip() for lines in parts[2:]]
+    return "\n".join(parts[1]), [body for body in bodies if body]
+
+
+def _wording(body: str, header: Header, where: str) -> Wording:
+    prompt, arrow, target = f"\n{body}".partition(f"\n{ARROW}")
+    if not arrow or f"\n{ARROW}" in target:
+        raise ConfigError(f"{where}: expected one line that begins with {ARROW}, where the target begins")
+    parts = [compile_text(part.strip(), header.inputs, where) for part in (prompt, target)]
+    uses = parts[0].uses | parts[1].uses
+    optional = {name for name, kind in header.inputs.items() if kind.startswith(_OPTIONAL)}
+    return Wording(parts[0].template, parts[1].template, uses, uses - optional)
+
+
+def _given(value: Any) -> bool:
+    """Item 0 is a value; a blank text and a list without values are none."""
+    if isinstance(value, str):
+        return bool(one_line(value, 1))
+    return value is not None and (isinstance(value, _NUMBERS) or any(map(_given, value)))
+
+
+def _opaque(slots: Slots, where: str, kind: str, value: Any, max_text: int) -> One | Many | None:
+    """The value as a template may see it; blank texts of a list are left out."""
+    if not _given(value):
+        return None
+    base = kind.removeprefix(_OPTIONAL)
+    one, wanted = base in ("item", "text", "user"), str if base.startswith("text") else _NUMBERS
+    values = [value] if one else list(value)
+    if (isinstance(value, str) and not one) or not all(isinstance(v, wanted) for v in values):
+        raise ConfigError(f"{where}: expected {base}, got {str(value)[:60]!r}")
+    role: Any = base.removesuffix("s")
+    segments = [Segment(role, one_line(v, max_text) if isinstance(v, str) else int(v)) for v in values if _given(v)]
+    return slots.one(*segments) if one else slots.many(segments)
