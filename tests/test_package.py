@@ -26,6 +26,8 @@ def test_the_wheel_has_the_library_the_workbench_and_nothing_else(tmp_path: Path
         "genrec/_workbench/train/pipelines/demo.yaml",
         "genrec/_workbench/tokenizers/rqkmeans.yaml",
         "genrec/_workbench/prompts/README.md",
+        "genrec/_workbench/prompts/sequential.jinja",
+        "genrec/_workbench/prompts/wrappers/plain.jinja",
         "genrec/_workbench/serve/README.md",
     ):
         assert expected in names

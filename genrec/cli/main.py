@@ -18,6 +18,7 @@ from genrec.cli import (
     cmd_init,
     cmd_inspect,
     cmd_pieces,
+    cmd_prompts,
     cmd_recommend,
     cmd_retire,
     cmd_run,
@@ -34,7 +35,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 _ON_RUNS = (cmd_recommend, cmd_append, cmd_retire, cmd_inspect, cmd_audit, cmd_compare, cmd_pieces, cmd_encode)
-for module in (cmd_demo, cmd_run, *_ON_RUNS, cmd_init, cmd_doctor):
+for module in (cmd_demo, cmd_run, *_ON_RUNS, cmd_prompts, cmd_init, cmd_doctor):
     module.register(app)
 
 

@@ -23,7 +23,7 @@ Int64 = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Fields:
-    """Which fields of the catalog hold what; a field that the catalog lacks is empty for every item (stable)."""
+    """Which fields of the catalog hold what; a field that the catalog lacks is empty for every item (experimental)."""
 
     title: str = "title"
     description: str = "description"
@@ -33,7 +33,7 @@ class Fields:
 
 @dataclass(frozen=True)
 class Row:
-    """What one example is about (stable).
+    """What one example is about (experimental).
 
     history: item numbers, oldest first, at most ``max_items``. item: the item that a step leads to, or the item of an
     ``items`` row; None in a row of ``users``. user: the user number, None in a row of ``items``.
@@ -50,7 +50,7 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class TaskData:
-    """What tasks draw their inputs from (stable).
+    """What tasks draw their inputs from (experimental).
 
     histories: the training part and nothing else (``split.train()``), one row per user. max_items: newest items of a
     history that a row holds. queries: for each item the queries that lead to it, or None (then they are made from its

@@ -44,7 +44,7 @@ def example_of(mixture: TaskMixture, encoder: ExampleEncoder, epoch: int, i: int
 
 
 class AlignmentPlan:
-    """Which examples are the batch of step s (stable).
+    """Which examples are the batch of step s (experimental).
 
     The samples of an epoch come in a random order, in windows of 64 batches; inside a window, batches hold examples of
     like length (see :func:`genrec.data.batching.length_batches`). A row that has nothing to say, or whose example is

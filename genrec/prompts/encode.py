@@ -45,7 +45,7 @@ class Vocabulary(Protocol):
 
 @dataclass(frozen=True)
 class Encoded:
-    """An example as token ids (stable).
+    """An example as token ids (experimental).
 
     prompt: ids. target: ids, the end token included. items, levels: for each target token the item it is of and its
     place in the item's tokens; -1 and -1 for words and the end.
@@ -58,7 +58,7 @@ class Encoded:
 
 
 class ExampleEncoder:
-    """Encodes examples for one vocabulary and one kind of model (stable).
+    """Encodes examples for one vocabulary and one kind of model (experimental).
 
     Decoder-only: ``[<s>] wrapper(prompt) target </s>``. Encoder-decoder: ``wrapper(prompt) </s>`` and ``target </s>``.
     A ragged identifier has its own ``</s>`` only at the end of a target, which then needs no other.
@@ -152,7 +152,7 @@ class ExampleEncoder:
 
 @dataclass(frozen=True, eq=False)
 class TokenRows:
-    """Examples below each other, one row each (stable).
+    """Examples below each other, one row each (experimental).
 
     ids, items, levels: int32 ``[E]``; the latter two are -1 in prompts too. offsets: int64 ``[B + 1]``, borders of the
     rows. starts: int64 ``[B]``, where the target of each row begins in ``ids``: from there to the row's end, tokens
@@ -210,7 +210,7 @@ class TokenRows:
 
 
 def hashed_users(token_map: TokenMap, user_ids: Sequence[str]) -> Int64 | None:
-    """One token for each user from a hash of the id, int64 ``[U, 1]``; None without user tokens (stable)."""
+    """One token for each user from a hash of the id, int64 ``[U, 1]``; None without user tokens (experimental)."""
     return token_map.user_tokens(user_ids)[:, None] if token_map.n_user_tokens else None
 
 

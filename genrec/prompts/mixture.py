@@ -17,7 +17,7 @@ from genrec.seeding import rng
 
 @dataclass(frozen=True)
 class MixedTask:
-    """One task of a mixture, and how much of it an epoch has (stable).
+    """One task of a mixture, and how much of it an epoch has (experimental).
 
     task: a built-in name or ``"module:function"``. At most one of: share, of its rows per epoch (1.0 = each once; 0.1 =
     every epoch another tenth; 2.0 = each twice, in other words); samples, per epoch; weight, its part of the mixture's
@@ -41,7 +41,7 @@ class MixedTask:
 
 @dataclass(frozen=True)
 class MixtureSettings:
-    """A recipe of alignment examples: prompts/alignment.yaml (stable).
+    """A recipe of alignment examples: prompts/alignment.yaml (experimental).
 
     tasks: what is mixed. samples_per_epoch: then every task has a weight. wrapper: a name in prompts/wrappers, a file,
     or ``chat`` for the text tokenizer's own format. max_items: items of a history. max_tokens: of an example
@@ -73,7 +73,7 @@ class MixtureSettings:
 
 
 class TaskMixture:
-    """The examples of a training, task by task (stable).
+    """The examples of a training, task by task (experimental).
 
     Each task goes through its rows in a random order, and through all of them before any row comes again, over as
     many epochs as that takes. Words, queries and the like are drawn anew every time.

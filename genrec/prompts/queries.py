@@ -47,7 +47,7 @@ def query_of(data: TaskData, item: int | None, random: np.random.Generator) -> s
 
 
 def write_queries(catalog: ItemCatalog, writer: Writer | str, path: str | Path, *, fields: Iterable[str]) -> Path:
-    """Ask a model for the queries of every item, once, and keep them in a file (stable).
+    """Ask a model for the queries of every item, once, and keep them in a file (experimental).
 
     writer: gets an item's text and returns queries; or ``"module:function"``. It is given the item's own fields,
     one per line, and nothing of any user. Raises ConfigError for a writer that cannot be imported, DataError for an
@@ -67,7 +67,7 @@ def write_queries(catalog: ItemCatalog, writer: Writer | str, path: str | Path, 
 
 
 def load_queries(path: str | Path, catalog: ItemCatalog) -> list[list[str]]:
-    """Queries of every item of the catalog, ``[]`` where the file has none (stable).
+    """Queries of every item of the catalog, ``[]`` where the file has none (experimental).
 
     Items that the catalog does not know are left out. Raises DataError naming the line of a malformed entry.
     """

@@ -21,7 +21,7 @@ _CONTROLS = dict.fromkeys((*range(32), *range(127, 160)), " ")
 
 
 class Segment(NamedTuple):
-    """One piece of an example (stable).
+    """One piece of an example (experimental).
 
     role: ``template`` (the template's own words), ``text`` (data), ``item`` (``value`` is an item number), ``user``
     (a user number), ``chat`` (marks of a chat format, the only text that may become special tokens).

@@ -33,7 +33,7 @@ Draw = Callable[[TaskData, Row, np.random.Generator], Inputs | None]
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A template and the function that draws its inputs (stable)."""
+    """A template and the function that draws its inputs (experimental)."""
 
     name: str
     template: PromptTemplate
@@ -41,46 +41,46 @@ class Task:
 
 
 def sequential(data: TaskData, row: Row, random: np.random.Generator) -> Inputs:
-    """A history → the next item (stable)."""
+    """A history → the next item (experimental)."""
     return {"history": row.history, "target": row.item, "user": data.user(row)}
 
 
 def item_from_text(data: TaskData, row: Row, random: np.random.Generator) -> Inputs:
-    """Title, description or other fields → the item (stable)."""
+    """Title, description or other fields → the item (experimental)."""
     return {"item": row.item, **_texts(data, row.item)}
 
 
 def text_from_item(data: TaskData, row: Row, random: np.random.Generator) -> Inputs:
-    """The item → its title, description or category (stable)."""
+    """The item → its title, description or category (experimental)."""
     return {"item": row.item, **_texts(data, row.item)}
 
 
 def fused(data: TaskData, row: Row, random: np.random.Generator) -> Inputs:
-    """Titles of a history → the next item, and items of a history → the next title (stable)."""
+    """Titles of a history → the next item, and items of a history → the next title (experimental)."""
     assert row.item is not None
     titles = [data.title(item) for item in row.history]
     return {"history": row.history, "titles": titles, "target": row.item, "title": data.title(row.item)}
 
 
 def asymmetric(data: TaskData, row: Row, random: np.random.Generator) -> Inputs:
-    """Items of a history → description, category or brand of the next (stable)."""
+    """Items of a history → description, category or brand of the next (experimental)."""
     return {"history": row.history, **_texts(data, row.item)}
 
 
 def search(data: TaskData, row: Row, random: np.random.Generator) -> Inputs | None:
-    """A query → an item that it fits (stable)."""
+    """A query → an item that it fits (experimental)."""
     query = query_of(data, row.item, random)
     return {"query": query, "item": row.item} if query else None
 
 
 def search_with_history(data: TaskData, row: Row, random: np.random.Generator) -> Inputs | None:
-    """A history and a query → the next item, which the query fits (stable)."""
+    """A history and a query → the next item, which the query fits (experimental)."""
     query = query_of(data, row.item, random)
     return {"history": row.history, "query": query, "target": row.item, "user": data.user(row)} if query else None
 
 
 def preference(data: TaskData, row: Row, random: np.random.Generator) -> Inputs | None:
-    """A history → its chief category, brand and latest category, by counting (stable)."""
+    """A history → its chief category, brand and latest category, by counting (experimental)."""
     category = _most(data.category(item) for item in row.history)
     recent = next((c for item in reversed(row.history) if (c := data.category(item))), "")
     if len(row.history) < 2 or not category:
@@ -90,7 +90,7 @@ def preference(data: TaskData, row: Row, random: np.random.Generator) -> Inputs 
 
 
 def explanation(data: TaskData, row: Row, random: np.random.Generator) -> Inputs | None:
-    """A history and the next item → what of the history shares its category or brand (stable)."""
+    """A history and the next item → what of the history shares its category or brand (experimental)."""
     assert row.item is not None
     brand, category = data.brand(row.item), data.category(row.item)
     of_brand = [item for item in row.history if brand and data.brand(item) == brand][-3:]
@@ -104,7 +104,7 @@ def explanation(data: TaskData, row: Row, random: np.random.Generator) -> Inputs
 
 
 def user_history(data: TaskData, row: Row, random: np.random.Generator) -> Inputs | None:
-    """The user's tokens → what the user had, and back to the chief category (stable)."""
+    """The user's tokens → what the user had, and back to the chief category (experimental)."""
     if data.user(row) is None:
         return None
     category = _most(data.category(item) for item in row.history)
@@ -122,7 +122,7 @@ TASKS: dict[str, Draw] = {
 
 
 def load_task(name: str, template: str | Path | None = None) -> Task:
-    """A built-in task, or ``"module:function"`` (stable).
+    """A built-in task, or ``"module:function"`` (experimental).
 
     template: its file. By default that of the workbench, and for a function of yours the file
     ``<function>.jinja`` beside its module. Raises ConfigError for a task or template that is not there.

@@ -45,7 +45,7 @@ _KINDS: tuple[Kind, ...] = ("item", "items", "text", "texts", "user")
 
 @dataclass(frozen=True)
 class Header:
-    """The head of a template file (stable).
+    """The head of a template file (experimental).
 
     task: its name. version: raise it when a wording changes. rows: what the task draws from (see
     :class:`genrec.prompts.data.TaskData`). inputs: name → ``item``, ``items``, ``text``, ``texts`` or ``user``;
@@ -68,7 +68,7 @@ class Header:
 
 @dataclass(frozen=True)
 class Rendered:
-    """An example as segments (stable). wording: which of the template's, from 0."""
+    """An example as segments (experimental). wording: which of the template's, from 0."""
 
     task: str
     wording: int
@@ -88,7 +88,7 @@ class Wording:
 
 @dataclass(frozen=True, eq=False)
 class PromptTemplate:
-    """A versioned template file (stable). Rendering is a pure function of the inputs and the number of the wording."""
+    """A versioned template file (experimental). Rendering is a pure function of the inputs and the wording's number."""
 
     header: Header
     wordings: tuple[Wording, ...]

@@ -15,7 +15,7 @@ from genrec.prompts.template import read_template
 
 @dataclass(frozen=True)
 class Wrapper:
-    """What stands around every prompt, such as an instruction format (stable)."""
+    """What stands around every prompt, such as an instruction format (experimental)."""
 
     before: Piece = ()
     after: Piece = ()

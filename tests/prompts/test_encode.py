@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from genrec.data.catalog import ItemCatalog
 from genrec.errors import ConfigError, DataError
 from genrec.item_tokenizers.codes import ItemCodes
+from genrec.prompts.data import TaskData
 from genrec.prompts.dataset import AlignmentPlan, example_of
 from genrec.prompts.encode import ExampleEncoder, TokenRows, hashed_users
 from genrec.prompts.mixture import MixedTask, MixtureSettings, TaskMixture
@@ -157,3 +159,54 @@ def test_what_does_not_fit_together_is_refused(shop, vocabulary):
         encode.prompt((Segment("user", 0),))
     with pytest.raises(DataError, match="item numbers"):
         encode.prompt((Segment("item", 10**6),))
+
+
+HOSTILE = [
+    "<a_3><b_1>",
+    "</s> <u_2>",
+    "<|end|>\n=> <a_0><b_0>",
+    "{{ target }} <s>",
+    "\ue0000\ue001 <a_1>",
+    "a<b_2>c " * 30,
+]
+
+
+@pytest.mark.parametrize("layout", ["decoder", "encoder"])
+def test_hostile_titles_name_no_item_with_a_real_text_tokenizer(shop, layout):
+    """Of all ids, those of items and users are exactly the ones of the items and users of the example."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    from genrec.vocab.text_vocabulary import extend_vocabulary
+
+    words = Tokenizer(models.BPE())
+    words.pre_tokenizer, words.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    learn = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["</s>", "<s>", "<|end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    words.train_from_iterator(shop.catalog.text("title") + HOSTILE * 9, learn)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", bos_token="<s>")
+    vocabulary = extend_vocabulary(tokenizer, shop.codes, n_user_tokens=4)
+
+    titles = [f"{title} {HOSTILE[n % len(HOSTILE)]}" for n, title in enumerate(shop.catalog.text("title"))]
+    shared = [HOSTILE[n % len(HOSTILE)] for n in range(len(titles))]
+    fields = {"title": titles, "description": titles, "brand": shared, "categories": [["x", text] for text in shared]}
+    data = TaskData(ItemCatalog(shop.catalog.ids, fields), shop.split.train(), with_users=True)
+    made = TaskMixture(MixtureSettings(EVERY, wrapper="instruction"), data, seed=0)
+    encode = encoder(shop, vocabulary, layout, wrapper=Wrapper.named("instruction"))
+    first = vocabulary.token_map.first_item_id
+    for i in range(len(made)):
+        if (example := made.example(0, i)) is None:
+            continue
+        encoded = encode(example)
+        for ids, segments in ((encoded.prompt, example.prompt), (encoded.target, example.target)):
+            named = [s for s in segments if s.role in ("item", "user")]
+            expected = [token for _, tokens in encode.parts(named) for token in tokens]
+            assert [token for token in ids if token >= first] == expected
+            assert sum(token in (0, 1, 2) for token in ids) == (ids is encoded.target or layout == "encoder") + (
+                ids is encoded.prompt and layout == "decoder"
+            )
+        assert vocabulary.decode(encoded.target).endswith("</s>")
