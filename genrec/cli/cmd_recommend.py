@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
     from genrec.data.catalog import ItemCatalog
     from genrec.decoding.diversity import MaxPer
     from genrec.decoding.filters import ItemFilter
+    from genrec.decoding.interface import SearchOptions
     from genrec.item_tokenizers.codes import ItemCodes
+    from genrec.models.recommender import GenerativeRecommender
 
 AMONG = {
     "vocab": "among all tokens",
@@ -78,50 +81,21 @@ def recommend(
     disable_progress_bar()  # of loading weights
     bundle = load_bundle(run)
     model = bundle.recommender
-    if user is not None and not (run / "interactions").is_dir():
-        raise ConfigError(f"{run} holds no log", hint="give the run folder, or the items with --history")
-    if user is None and model.token_map.n_user_tokens:
-        print(
-            "warning: this list is not personal: the model tells users apart and was asked as an unknown one\n"
-            "hint: for a user of the log give --user USER and the run folder instead of --history",
-            file=sys.stderr,
-        )
+    _check_user(run, user, model)
     _check_lineage(run, model.codes)
     catalog = bundle.catalog or _catalog(run)
     items = _of_user(run, user, catalog) if user is not None else _of_ids(history or "", catalog)
-    if n_beams is not None and n_beams < top_k:
-        print(
-            f"warning: --n-beams {n_beams} finds {n_beams} identifiers: the list may be shorter than --top-k {top_k}\n"
-            f"hint: give --n-beams {top_k} or more, or leave it out",
-            file=sys.stderr,
-        )
-    allowed = _allowed(where, catalog) if where else None
+    _check_beams(n_beams, top_k)
     options = SearchOptions(
         top_k=top_k,
         n_beams=n_beams,
         exclude_seen=not keep_seen,
-        filter=allowed,
+        filter=_allowed(where, catalog) if where else None,
         diversity=_caps(max_per, catalog) if max_per else None,
     )
-    if sample is None:
-        lists = model.recommend([items], options, users=[user or ""])
-        listed, scores, normalize = lists.items, lists.scores, str(lists.normalize)
-        header = "recommended, best first (score: log-probability of the identifier"
-    else:
-        drawn = model.sample([items], options, users=[user or ""], seed=sample)
-        listed, scores, normalize = drawn.items, drawn.logp, drawn.normalize
-        header = "drawn, in this order (score: log-probability of the item"
-    titles, codes = catalog.text("title", clean=True), model.codes.as_int()
-    rows: list[dict[str, Any]] = [
-        {
-            "item_id": catalog.ids[item],
-            "title": titles[item],
-            "score": score,
-            "identifier": model.token_map.text(codes[item]),
-        }
-        for item, score in zip(listed[0].tolist(), scores[0].tolist(), strict=True)
-        if item >= 0
-    ]
+    found = _ask(model, items, options, user, sample)
+    titles = catalog.text("title", clean=True)
+    rows = _rows(found, model, catalog, titles)
     limits = [name for name, given in (("--where", where), ("--max-per", max_per)) if given]
     if len(rows) < top_k and limits:
         print(f"note: {len(rows)} of {top_k} items: no more were found under {' and '.join(limits)}", file=sys.stderr)
@@ -132,9 +106,72 @@ def recommend(
     print("history (newest last):")
     for item in items[-10:]:
         print(f"    {catalog.ids[item]:<14} {titles[item][:80]}")
-    print(f"{header} {AMONG[normalize]}):")
+    _print_list(found, rows)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """One list: item numbers (-1 = no more) and scores, what they are, and what the scores are normalised over."""
+
+    items: list[int]
+    scores: list[float]
+    header: str
+    normalize: str
+
+
+def _ask(
+    model: GenerativeRecommender, items: list[int], options: SearchOptions, user: str | None, seed: int | None
+) -> _Found:
+    """The best items, or with a seed items drawn by chance."""
+    if seed is None:
+        lists = model.recommend([items], options, users=[user or ""])
+        header = "recommended, best first (score: log-probability of the identifier"
+        return _Found(lists.items[0].tolist(), lists.scores[0].tolist(), header, str(lists.normalize))
+    drawn = model.sample([items], options, users=[user or ""], seed=seed)
+    header = "drawn, in this order (score: log-probability of the item"
+    return _Found(drawn.items[0].tolist(), drawn.logp[0].tolist(), header, drawn.normalize)
+
+
+def _rows(found: _Found, model: GenerativeRecommender, catalog: ItemCatalog, titles: list[str]) -> list[dict[str, Any]]:
+    """What is printed of every item."""
+    codes = model.codes.as_int()
+    return [
+        {
+            "item_id": catalog.ids[item],
+            "title": titles[item],
+            "score": score,
+            "identifier": model.token_map.text(codes[item]),
+        }
+        for item, score in zip(found.items, found.scores, strict=True)
+        if item >= 0
+    ]
+
+
+def _print_list(found: _Found, rows: list[dict[str, Any]]) -> None:
+    print(f"{found.header} {AMONG[found.normalize]}):")
     for place, row in enumerate(rows, 1):
         print(f"{place:>3} {row['score']:>8.3f}  {row['item_id']:<14} {padded(row['title'], 70)}  {row['identifier']}")
+
+
+def _check_user(run: Path, user: str | None, model: GenerativeRecommender) -> None:
+    """Refuse a user where there is no log; warn of a bare history where the model tells users apart."""
+    if user is not None and not (run / "interactions").is_dir():
+        raise ConfigError(f"{run} holds no log", hint="give the run folder, or the items with --history")
+    if user is None and model.token_map.n_user_tokens:
+        print(
+            "warning: this list is not personal: the model tells users apart and was asked as an unknown one\n"
+            "hint: for a user of the log give --user USER and the run folder instead of --history",
+            file=sys.stderr,
+        )
+
+
+def _check_beams(n_beams: int | None, top_k: int) -> None:
+    if n_beams is not None and n_beams < top_k:
+        print(
+            f"warning: --n-beams {n_beams} finds {n_beams} identifiers: the list may be shorter than --top-k {top_k}\n"
+            f"hint: give --n-beams {top_k} or more, or leave it out",
+            file=sys.stderr,
+        )
 
 
 def _check_lineage(run: Path, codes: ItemCodes) -> None:

@@ -92,7 +92,10 @@ class ItemCatalog:
         """The id of each item number; raises :class:`DataError` outside 0..N-1 (so also for padding)."""
         wanted = np.asarray(numbers, np.int64).reshape(-1)
         if len(wanted) and (wanted.min() < 0 or wanted.max() >= len(self)):
-            raise DataError(f"item numbers: expected 0..{len(self) - 1}, got {wanted.min()} .. {wanted.max()}")
+            raise DataError(
+                f"item numbers: expected 0..{len(self) - 1}, got {wanted.min()} .. {wanted.max()}",
+                hint="a later version of the catalog knows the numbers behind; -1 is padding",
+            )
         return [self.ids[n] for n in wanted.tolist()]
 
     def text(self, field: str, *, clean: bool = False) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Lock
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,9 @@ import numpy.typing as npt
 from genrec.decoding.filter_set import Defaults
 from genrec.decoding.filters import ItemFilter
 from genrec.decoding.snapshot import CatalogSnapshot
+
+if TYPE_CHECKING:
+    from genrec.data.catalog import ItemCatalog
 
 Change = Callable[[CatalogSnapshot], CatalogSnapshot]
 
@@ -69,15 +73,16 @@ class CatalogStore:
         self,
         rows: npt.ArrayLike,
         *,
-        catalog: str,
+        catalog: ItemCatalog | str,
         fields: Mapping[str, npt.ArrayLike] | None = None,
         new: Defaults | None = None,
     ) -> Future[CatalogSnapshot]:
         """Append items with these identifiers; the answer comes when they can be found.
 
-        rows: int ``[M, L]``, -1 behind short ones; the items get the numbers N, N + 1, … . catalog: fingerprint of the
-        catalog with them (``ItemCatalog.append(...).fingerprint``). fields: values of the new items, left out means
-        missing. new: whether they are in the filters that do not follow from a field; to be said where there are any.
+        rows: int ``[M, L]``, -1 behind short ones; the items get the numbers N, N + 1, … . catalog: the one with them
+        (``ItemCatalog.append``), or its fingerprint alone: then the snapshot has no ids for their numbers. fields:
+        values of the new items, left out means missing. new: whether they are in the filters that do not follow from a
+        field; to be said where there are any.
 
         Changes made meanwhile by others are kept. The future raises DataError or ConfigError for what does not fit, and
         whatever went wrong: the current version then stays.
@@ -85,11 +90,14 @@ class CatalogStore:
 
         def work() -> CatalogSnapshot:
             base = self._snapshot
+            known = None if isinstance(catalog, str) else catalog
             codes = base.grown_codes(rows, catalog)
             keep = np.concatenate([~base.retired, np.ones(codes.n_items - base.n_items, dtype=np.bool_)])
             index = base.index.grown(codes, keep=keep)
             return self._change(
-                lambda now: now.growing(codes, index, fields=fields or {}, new={} if new is None else new)
+                lambda now: now.growing(
+                    codes, index, fields=fields or {}, new={} if new is None else new, catalog=known
+                )
             )
 
         return self._worker.submit(work)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,10 @@ from genrec.decoding.filters import ItemFilter, in_namespace
 from genrec.decoding.index import CatalogIndex
 from genrec.decoding.namespaces import Namespace
 from genrec.errors import ConfigError, DataError, FingerprintMismatch
-from genrec.item_tokenizers.codes import ItemCodes
+from genrec.item_tokenizers.codes import ItemCodes, check_catalog
+
+if TYPE_CHECKING:
+    from genrec.data.catalog import ItemCatalog
 
 Mask = npt.NDArray[np.bool_]
 Field = npt.NDArray[Any]
@@ -32,9 +35,10 @@ class CatalogSnapshot:
     version: a number that grows with every change. codes: of all items, retired ones included: histories hold them.
     index: of the items that were not retired when it was built. retired: bool ``[N]``. filters: by name; the
     namespaces of the index are among them, and the conditions. fields: numbers of the items ``[N]``, NaN = missing.
-    conditions: filters that follow from a field ("price < 30"), by name; they follow its changes.
+    conditions: filters that follow from a field ("price < 30"), by name; they follow its changes. catalog: the ids and
+    titles behind the numbers; its tombstones are not looked at. None where the caller keeps them.
 
-    Raises FingerprintMismatch where index and codes differ, DataError for fields of another length.
+    Raises FingerprintMismatch where index, codes and catalog differ, DataError for fields of another length.
     Stability: experimental.
     """
 
@@ -45,6 +49,7 @@ class CatalogSnapshot:
     filters: FilterSet
     fields: Mapping[str, Field] = field(default_factory=dict)
     conditions: Mapping[str, Condition] = field(default_factory=dict)
+    catalog: ItemCatalog | None = None
 
     def __post_init__(self) -> None:
         n = self.codes.n_items
@@ -53,6 +58,8 @@ class CatalogSnapshot:
                 f"index was built from codes {self.index.codes[:8]}, got codes {self.codes.fingerprint[:8]}",
                 hint="build the index again with CatalogIndex.build",
             )
+        if self.catalog is not None:
+            check_catalog("codes", self.codes.catalog, self.catalog.fingerprint)
         for name, values in {"retired": self.retired, **self.fields}.items():
             if values.shape != (n,):
                 raise DataError(f"{name}: expected one value for each of {n} items, got shape {values.shape}")
@@ -62,13 +69,20 @@ class CatalogSnapshot:
         cls,
         codes: ItemCodes,
         *,
+        catalog: ItemCatalog | None = None,
         retired: npt.ArrayLike | None = None,
         filters: Mapping[str, ItemFilter | str] | None = None,
         fields: Mapping[str, npt.ArrayLike] | None = None,
         namespaces: tuple[Namespace, ...] = (),
     ) -> CatalogSnapshot:
-        """Version 0. filters: an :class:`ItemFilter`, or a condition on a field such as ``"price < 30"``, by name."""
-        gone = np.zeros(len(codes), dtype=np.bool_) if retired is None else np.array(retired, dtype=np.bool_)
+        """Version 0.
+
+        catalog: with it, answers of any later version can be read as ids (:class:`CatalogStore` takes the catalogs that
+        follow). retired: bool ``[N]``, None = the tombstones of ``catalog``, if it is given and has any. filters: an
+        :class:`ItemFilter`, or a condition on a field such as ``"price < 30"``, by name.
+        """
+        stated = catalog.retired if retired is None and catalog is not None else retired
+        gone = np.zeros(len(codes), dtype=np.bool_) if stated is None else np.array(stated, dtype=np.bool_)
         index = CatalogIndex.build(codes, keep=~gone, namespaces=namespaces)
         domains = {each.name: in_namespace(index, each.name) for each in namespaces}
         first = cls(
@@ -78,6 +92,7 @@ class CatalogSnapshot:
             retired=gone,
             filters=FilterSet(domains, n_items=len(codes), catalog=codes.catalog),
             fields={name: np.asarray(values, dtype=np.float64) for name, values in (fields or {}).items()},
+            catalog=catalog,
         )
         return replace(first.with_filters(filters or {}), version=0)
 
@@ -157,12 +172,19 @@ class CatalogSnapshot:
         return self._next(index=index)
 
     def growing(
-        self, codes: ItemCodes, index: CatalogIndex, *, fields: Mapping[str, npt.ArrayLike], new: Defaults
+        self,
+        codes: ItemCodes,
+        index: CatalogIndex,
+        *,
+        fields: Mapping[str, npt.ArrayLike],
+        new: Defaults,
+        catalog: ItemCatalog | None = None,
     ) -> CatalogSnapshot:
         """The next version with items behind the present ones. index: made of ``codes``, see :meth:`grown_codes`.
 
         fields: values ``[M]`` of the new items, NaN where left out. new: whether they are in the filters that do not
-        follow from codes or fields. Raises as :meth:`FilterSet.extended`, ConfigError for an unknown field.
+        follow from codes or fields. catalog: the one with them. Raises as :meth:`FilterSet.grown`, ConfigError for an
+        unknown field.
         """
         added = codes.n_items - self.n_items
         if unknown := set(fields) - set(self.fields):
@@ -181,15 +203,17 @@ class CatalogSnapshot:
             retired=np.concatenate([self.retired, np.zeros(added, dtype=np.bool_)]),
             filters=self.filters.grown(codes.n_items, codes.catalog, stated),
             fields=grown,
+            catalog=catalog,
         )
         domains = {each.name: in_namespace(index, each.name) for each in index.namespaces}
         return replace(larger, filters=larger.filters.with_filters({**domains, **larger._computed()}))
 
-    def grown_codes(self, rows: npt.ArrayLike, catalog: str) -> ItemCodes:
+    def grown_codes(self, rows: npt.ArrayLike, catalog: ItemCatalog | str) -> ItemCodes:
         """The identifiers with these rows (int ``[M, L]``, -1 behind short ones) behind them.
 
         No level grows, since the model has a token for each of its codes and no other. Raises DataError for codes that
-        do not fit. catalog: fingerprint of the catalog with the new items.
+        do not fit, and for another number of them than ``catalog`` has new items; FingerprintMismatch where it does not
+        begin with the present items. catalog: the one with the new items, or its fingerprint.
         """
         new, codes = np.asarray(rows), self.codes
         if new.ndim != 2 or new.shape[1] != codes.n_levels or new.dtype.kind not in "iu" or not len(new):
@@ -206,12 +230,27 @@ class CatalogSnapshot:
         if not codes.ragged and (new < 0).any():
             row = int((new < 0).any(axis=1).argmax())
             raise DataError(f"new item {row}: expected {codes.n_levels} codes, as all identifiers have")
-        added = ItemCodes.from_int(new, codes.level_sizes, catalog)
+        added = ItemCodes.from_int(new, codes.level_sizes, "")
         lengths = None
         if codes.lengths is not None:
             short = np.full(len(new), codes.n_levels, dtype=np.uint8) if added.lengths is None else added.lengths
             lengths = np.concatenate([codes.lengths, short])
-        return replace(codes, codes=np.concatenate([codes.codes, added.codes]), lengths=lengths, catalog=catalog)
+        joined = np.concatenate([codes.codes, added.codes])
+        return replace(codes, codes=joined, lengths=lengths, catalog=self._fingerprint_of(catalog, len(joined)))
+
+    def _fingerprint_of(self, catalog: ItemCatalog | str, n_items: int) -> str:
+        """The fingerprint of the catalog that follows this one."""
+        if isinstance(catalog, str):
+            return catalog
+        if catalog.parent != self.codes.catalog and not catalog.extends(self.codes.catalog, self.n_items):
+            raise FingerprintMismatch(
+                f"catalog {catalog.fingerprint[:8]} does not begin with the items of {self.codes.catalog[:8]}",
+                hint="append the new items to the catalog of the current version (ItemCatalog.append)",
+            )
+        if len(catalog) != n_items:
+            new = len(catalog) - self.n_items
+            raise DataError(f"new items: {n_items - self.n_items} identifiers, and the catalog has {new} more items")
+        return catalog.fingerprint
 
     def _next(self, **changes: Any) -> CatalogSnapshot:
         return replace(self, version=self.version + 1, **changes)

@@ -49,7 +49,7 @@ class Bundle:
         from genrec.data.catalog import ItemCatalog
 
         catalog = ItemCatalog.load(folder)
-        check_catalog("the codes of the bundle", self.recommender.codes.catalog, catalog.fingerprint)
+        check_catalog("the codes of the bundle", self.manifest.catalog or "", catalog.fingerprint)
         config = self.recommender.model.config
         n_items, trained_on = getattr(config, "genrec_n_items", 0), getattr(config, "genrec_catalog", "")
         if n_items and not catalog.extends(trained_on, n_items):

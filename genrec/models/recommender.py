@@ -133,9 +133,18 @@ class GenerativeRecommender:
         bundle.recommender._load_catalog = lambda: bundle.catalog
         return bundle.recommender
 
-    @cached_property
+    @property
     def catalog(self) -> ItemCatalog | None:
-        """The catalog stored with the model (ids, titles); None where there is none."""
+        """Ids and titles of the items: those of the version that answers now if it has them, else those of the model.
+
+        An item keeps its number, so the newest catalog reads the answers of all versions before. None where the model
+        came without. Of a version with new items that has none (:class:`CatalogSnapshot`), the new numbers are unknown.
+        """
+        snapshot = self.now._snapshot
+        return self._stored_catalog if snapshot is None or snapshot.catalog is None else snapshot.catalog
+
+    @cached_property
+    def _stored_catalog(self) -> ItemCatalog | None:
         return self._load_catalog()
 
     def swap(self, snapshot: CatalogSnapshot) -> None:

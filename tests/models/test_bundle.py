@@ -9,6 +9,7 @@ import pytest
 
 from genrec.data.catalog import ItemCatalog
 from genrec.decoding.index import CatalogIndex
+from genrec.decoding.snapshot import CatalogSnapshot
 from genrec.errors import ArtifactError, ConfigError, FingerprintMismatch, MissingExtra
 from genrec.item_tokenizers.codes import ItemCodes
 from genrec.models.bundle import load_bundle, save_bundle
@@ -143,6 +144,15 @@ def test_what_is_no_bundle_is_told_with_what_to_give(tmp_path, catalog, name, sa
     with pytest.raises(ArtifactError, match=said) as caught:
         load_bundle(tmp_path / name)
     assert caught.value.hint.startswith(hint)
+
+
+def test_the_catalog_of_a_bundle_can_be_asked_for_after_the_model_has_another(tmp_path, recommender, catalog):
+    save_bundle(tmp_path / "bundle", recommender, catalog=catalog)
+    model = GenerativeRecommender.from_pretrained(tmp_path / "bundle")
+    snapshot = CatalogSnapshot.of(model.codes)
+    codes = snapshot.grown_codes(model.codes.as_int()[:1], "a fingerprint alone")
+    model.swap(snapshot.growing(codes, snapshot.index.grown(codes), fields={}, new={}))
+    assert model.n_items == len(catalog) + 1 and model.catalog.ids == catalog.ids
 
 
 def test_parts_of_different_bundles_are_refused(tmp_path, recommender, catalog):

@@ -6,8 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from genrec.data.catalog import ItemCatalog
 from genrec.decoding.catalog_store import CatalogStore
 from genrec.decoding.filters import ItemFilter
+from genrec.decoding.index import CatalogIndex
 from genrec.decoding.interface import SearchOptions
 from genrec.decoding.snapshot import CatalogSnapshot
 from genrec.errors import ConfigError, DataError, FingerprintMismatch
@@ -84,6 +86,45 @@ def test_under_children_a_retired_item_gives_its_share_away_when_it_leaves_the_i
     assert (after >= before - 1e-5).all()
     with pytest.raises(DataError, match="item 0 is not in the index"):
         recommender.score(fixed_case.histories, [0])
+
+
+def test_new_items_are_read_and_written_by_their_ids(fixed_case):
+    ids = tuple(f"item-{n}" for n in range(40))
+    catalog = ItemCatalog(ids, {"title": [""] * 40}).retire(["item-7"])
+    codes = replace(fixed_case.codes, catalog=catalog.fingerprint)
+    model = GenerativeRecommender(fixed_case.model, fixed_case.token_map, codes, CatalogIndex.build(codes))
+    model._load_catalog = lambda: catalog
+    assert model.catalog is catalog
+    store = CatalogStore(CatalogSnapshot.of(codes, catalog=catalog), publish=model.swap)
+    assert np.flatnonzero(store.snapshot.retired).tolist() == [7]
+    before = model.recommend([[1]], OPTIONS)
+    later = catalog.append(["new-a", "new-b"], {})
+    store.add(rows_of(codes, [5, 6]), catalog=later).result()
+    found = model.recommend([["item-1", "new-b"]], OPTIONS)
+    assert model.catalog is later
+    assert sorted(found.to_ids(model.catalog)[0]) == sorted({*later.ids} - {"item-1", "item-7", "new-b"})
+    assert before.to_ids(later) == before.to_ids(catalog)
+    with pytest.raises(DataError, match=r"expected 0\.\.39"):
+        found.to_ids(catalog)
+    store.add(rows_of(codes, [5]), catalog="a fingerprint alone").result()
+    assert model.catalog is catalog and store.snapshot.n_items == 43
+    store.close()
+
+
+def test_the_catalog_of_new_items_goes_on_where_the_present_one_ends(fixed_case):
+    catalog = ItemCatalog(tuple(f"item-{n}" for n in range(40)), {"title": [""] * 40})
+    codes = replace(fixed_case.codes, catalog=catalog.fingerprint)
+    store = CatalogStore(CatalogSnapshot.of(codes, catalog=catalog))
+    other = ItemCatalog(tuple(f"item-{n}" for n in range(1, 42)), {"title": [""] * 41})
+    same = ItemCatalog((*catalog.ids, "new"), {"title": [""] * 41})  # not appended, and the same all the same
+    with pytest.raises(FingerprintMismatch, match="does not begin with"):
+        store.add(rows_of(codes, [5]), catalog=other).result()
+    with pytest.raises(DataError, match="2 identifiers, and the catalog has 1 more"):
+        store.add(rows_of(codes, [5, 6]), catalog=same).result()
+    assert store.add(rows_of(codes, [5]), catalog=same).result().catalog is same
+    with pytest.raises(FingerprintMismatch, match="codes belong to catalog"):
+        CatalogSnapshot.of(codes, catalog=other)
+    store.close()
 
 
 def test_what_cannot_be_swapped_in(fixed_case):
