@@ -81,7 +81,7 @@ def list_items(
 
 
 def joined_lists(
-    found: Sequence[Recommendations], order: Sequence[npt.NDArray[np.int64]], *, width: int, normalize: str
+    found: Sequence[Recommendations], order: Sequence[npt.NDArray[np.int64]], *, width: int, normalize: str | None
 ) -> Recommendations:
     """The lists of batches in the order of the request; ``order``: the row numbers of each batch (internal).
 
@@ -102,7 +102,7 @@ def joined_lists(
         scores=whole("scores", -np.inf, np.float32),
         ranks=whole("ranks", np.inf, np.float32),
         normalize=normalize,
-        n_identifiers=flat("n_identifiers", np.int32),
+        n_identifiers=None if any(each.n_identifiers is None for each in found) else flat("n_identifiers", np.int32),
         certified=None if any(each.certified is None for each in found) else flat("certified", np.bool_),
     )
 

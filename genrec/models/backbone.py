@@ -102,12 +102,24 @@ def build(settings: BackboneSettings, token_map: TokenMap, *, seed: int) -> PreT
         "eos_token_id": token_map.eos_id,
         "genrec_vocabulary": token_map.fingerprint,
     }
+    return _build(settings, shared, token_map.bos_id, seed)
+
+
+def build_body(settings: BackboneSettings, *, seed: int) -> PreTrainedModel:
+    """The same without a vocabulary, for models that read and write vectors; its embeddings are frozen (internal)."""
+    model = _build(settings, {"vocab_size": VOCAB_MULTIPLE, "pad_token_id": 0, "eos_token_id": 1}, 2, seed)
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        layer.weight.requires_grad_(False)
+    return model
+
+
+def _build(settings: BackboneSettings, shared: dict[str, Any], bos_id: int, seed: int) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed would also reseed the GPU
         torch.default_generator.manual_seed(seeding.derive(seed, "backbone", settings.kind))
         if isinstance(settings, T5Settings):
             return _build_t5(settings, shared)
-        return _build_decoder(settings, {**shared, "bos_token_id": token_map.bos_id})
+        return _build_decoder(settings, {**shared, "bos_token_id": bos_id})
 
 
 def _build_t5(settings: T5Settings, shared: dict[str, Any]) -> PreTrainedModel:

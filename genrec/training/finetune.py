@@ -22,6 +22,8 @@ from torch import nn
 
 from genrec import disk
 from genrec.data.histories import Histories
+from genrec.data.splits import EvalSet
+from genrec.data.ties import Bools
 from genrec.errors import FingerprintMismatch
 from genrec.models.backbone import layout_of
 from genrec.schedules import fitting_warmup
@@ -34,7 +36,7 @@ from genrec.training.losses import CodeLoss
 from genrec.training.module import TrainingModule, trainable
 from genrec.training.progress import Status, TrainState, assign, used_devices
 from genrec.training.settings import TrainSettings
-from genrec.training.trainer import SafeTrainer, StepBatches, arguments
+from genrec.training.trainer import Batches, SafeTrainer, StepBatches, arguments
 from genrec.training.validation import validator
 
 logger = logging.getLogger(__name__)
@@ -104,21 +106,43 @@ def finetune(
     The global random state is left as it was. Processes started by torchrun share every batch; the returned
     weights are the same in all.
     """
-    folder = Path(out_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     if evaluate is None and settings.eval_every and data.valid is not None and len(data.valid):
         evaluate = validator(data, settings)
+    return run_job(_job(model, data, settings), settings, out_dir, resume=resume, evaluate=evaluate)
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """What :func:`run_job` trains (internal).
+
+    module: ``forward(batch, scale) -> loss``, with what is evaluated as its ``model``. plan, collator: the samples of
+    every step, and how they become a batch. identity: what a checkpoint must have been trained on to be gone on from,
+    beside the settings.
+    """
+
+    module: Any
+    plan: Plan
+    collator: Batches
+    identity: dict[str, Any]
+
+
+def run_job(
+    job: Job, settings: TrainSettings, out_dir: str | Path, *, resume: bool, evaluate: Evaluate | None
+) -> TrainResult:
+    """Train as :func:`finetune` says, whatever the model and its loss are (internal)."""
+    folder = Path(out_dir)
+    folder.mkdir(parents=True, exist_ok=True)
     request = StopRequest()
     with _own_random_state(), request.listening():
-        trainer, plan = _prepare(model, data, settings, folder)
-        loop = Loop(trainer, plan.steps_per_epoch, evaluate if settings.eval_every else None, request)
+        trainer = _prepare(job, settings, folder)
+        loop = Loop(trainer, job.plan.steps_per_epoch, evaluate if settings.eval_every else None, request)
         trainer.add_callback(loop)
         with disk.claimed(folder, "training") if trainer.is_world_process_zero() else nullcontext():
             _run(trainer, folder, resume)
-    return _result(trainer, model, plan)
+    return _result(trainer, job.module.model, job.plan)
 
 
-def _prepare(model: Any, data: TrainingData, settings: TrainSettings, folder: Path) -> tuple[SafeTrainer, Plan]:
+def _job(model: Any, data: TrainingData, settings: TrainSettings) -> Job:
     bound = getattr(model.config, "genrec_vocabulary", data.token_map.fingerprint)
     if bound != data.token_map.fingerprint:
         raise FingerprintMismatch(
@@ -137,18 +161,22 @@ def _prepare(model: Any, data: TrainingData, settings: TrainSettings, folder: Pa
         tied=data.tied,
         target_apart=collator.target_apart,
     )
-    n_steps = settings.epochs * plan.steps_per_epoch
-    n_steps = min(n_steps, settings.max_steps) if settings.max_steps else n_steps
     loss = CodeLoss(data.token_map, settings.softmax, settings.label_smoothing, data.codes)
-    module = TrainingModule(model, loss)
+    return Job(TrainingModule(model, loss), plan, collator, _identity(model, data))
+
+
+def _prepare(job: Job, settings: TrainSettings, folder: Path) -> SafeTrainer:
+    n_steps = settings.epochs * job.plan.steps_per_epoch
+    n_steps = min(n_steps, settings.max_steps) if settings.max_steps else n_steps
     args = arguments(settings, n_steps, folder)
     rated = _short_warmup(settings, n_steps)
-    trainer = SafeTrainer(module, args, settings, _optimizers(module, rated, n_steps, args.device))
-    trainer.batches = StepBatches(plan, collator, n_steps, args.process_index, args.world_size)
-    trainer.recipe = _identity(model, data, settings, args.bf16)
+    trainer = SafeTrainer(job.module, args, settings, _optimizers(job.module, rated, n_steps, args.device))
+    trainer.batches = StepBatches(job.plan, job.collator, n_steps, args.process_index, args.world_size)
+    chosen = {k: v for k, v in dataclasses.asdict(settings).items() if k not in MAY_CHANGE}
+    trainer.recipe = {**chosen, "betas": list(settings.betas), "bf16": args.bf16, **job.identity}
     # every process drops other activations
     torch.manual_seed(derive(settings.seed, "dropout", args.process_index))
-    return trainer, plan
+    return trainer
 
 
 def _short_warmup(settings: TrainSettings, n_steps: int) -> TrainSettings:
@@ -219,21 +247,29 @@ def _result(trainer: SafeTrainer, model: Any, plan: Plan) -> TrainResult:
     )
 
 
-def _identity(model: Any, data: TrainingData, settings: TrainSettings, bf16: bool) -> dict[str, Any]:
-    """What must be equal for a checkpoint to be gone on from; ``bf16``: whether it is used."""
-    shapes = json.dumps([(name, list(w.shape), w.requires_grad) for name, w in model.named_parameters()])
-    chosen = {k: v for k, v in dataclasses.asdict(settings).items() if k not in MAY_CHANGE}
-    chosen["betas"] = list(settings.betas)
+def _identity(model: Any, data: TrainingData) -> dict[str, Any]:
+    """What must be equal for a checkpoint to be gone on from, beside the settings."""
     return {
-        **chosen,
-        "bf16": bf16,
-        "model": hashlib.sha256(f"{type(model).__name__} {shapes}".encode()).hexdigest()[:32],
+        "model": shapes_digest(model),
         "vocabulary": data.token_map.fingerprint,
         "codes": data.codes.fingerprint,
-        "histories": _digest(data.histories),
-        "tied": None if data.tied is None else hashlib.sha256(data.tied.tobytes()).hexdigest()[:32],
-        "valid": None if data.valid is None else _digest(data.valid.histories, data.valid.targets),
+        **data_digests(data.histories, data.tied, data.valid),
         "users": _users_digest(data),
+    }
+
+
+def shapes_digest(model: nn.Module) -> str:
+    """32 hex digits of the kind of model, and of name, shape and part in training of its weights (internal)."""
+    shapes = json.dumps([(name, list(w.shape), w.requires_grad) for name, w in model.named_parameters()])
+    return hashlib.sha256(f"{type(model).__name__} {shapes}".encode()).hexdigest()[:32]
+
+
+def data_digests(histories: Histories, tied: Bools | None, valid: EvalSet | None) -> dict[str, Any]:
+    """What a training reads of users, for the identity of a :class:`Job` (internal)."""
+    return {
+        "histories": _digest(histories),
+        "tied": None if tied is None else hashlib.sha256(tied.tobytes()).hexdigest()[:32],
+        "valid": None if valid is None else _digest(valid.histories, valid.targets),
     }
 
 

@@ -10,7 +10,7 @@ import math
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -23,9 +23,8 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from genrec.errors import GenrecError
 from genrec.seeding import derive
 from genrec.training import checkpoints
-from genrec.training.collate import Collator
 from genrec.training.dataset import Plan, Samples
-from genrec.training.module import TrainingModule, trainable
+from genrec.training.module import trainable
 from genrec.training.precision import has_bf16
 from genrec.training.progress import Clock, TrainState, save_weights
 from genrec.training.settings import TrainSettings
@@ -40,6 +39,16 @@ class TrainingDiverged(GenrecError, ArithmeticError):
     """The loss or its gradient is not finite; the last checkpoint is untouched (stable)."""
 
 
+class Batches(Protocol):
+    """Makes the batch of a loss that sums over targets (internal)."""
+
+    def n_targets(self, samples: Samples) -> int:
+        """Number of targets, whose losses are summed."""
+
+    def __call__(self, samples: Samples) -> dict[str, Any]:
+        """The arguments of the module's ``forward`` but ``scale``."""
+
+
 class StepBatches(Dataset[dict[str, Any]]):
     """Item s is this process's share of the batch of step s (internal).
 
@@ -48,7 +57,7 @@ class StepBatches(Dataset[dict[str, Any]]):
     with nothing repeats one sample at weight zero, so that all take part in every step.
     """
 
-    def __init__(self, plan: Plan, collator: Collator, n_steps: int, rank: int = 0, world: int = 1) -> None:
+    def __init__(self, plan: Plan, collator: Batches, n_steps: int, rank: int = 0, world: int = 1) -> None:
         self.plan, self.collator, self.n_steps = plan, collator, n_steps
         self.rank, self.world = rank, world
 
@@ -104,7 +113,7 @@ class SafeTrainer(Trainer):  # type: ignore[misc]
 
     def __init__(
         self,
-        module: TrainingModule,
+        module: nn.Module,
         args: TrainingArguments,
         settings: TrainSettings,
         optimizers: tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR],
