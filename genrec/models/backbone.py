@@ -113,7 +113,7 @@ def build_body(settings: BackboneSettings, *, seed: int) -> PreTrainedModel:
     return model
 
 
-def _build(settings: BackboneSettings, shared: dict[str, Any], bos_id: int, seed: int) -> PreTrainedModel:
+def _build(settings: BackboneSettings, shared: dict[str, Any], bos_id: int | None, seed: int) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed would also reseed the GPU
         torch.default_generator.manual_seed(seeding.derive(seed, "backbone", settings.kind))
