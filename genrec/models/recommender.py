@@ -40,6 +40,7 @@ from genrec.vocab.token_map import TokenMap
 
 if TYPE_CHECKING:
     from genrec.data.catalog import ItemCatalog
+    from genrec.models.template_prompts import TemplatePrompts
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +81,8 @@ class GenerativeRecommender:
     The model's own ``generation_config`` (sampling, penalties, …) plays no part.
 
     model: T5, Llama, Qwen2 or Qwen3. index: built from ``codes``. user_ids: the ids behind user numbers,
-    needed if the vocabulary has user tokens and users are given as numbers. Raises FingerprintMismatch if
+    needed if the vocabulary has user tokens and users are given as numbers. prompts: how a model is asked that was
+    trained with words around histories; None = with the histories alone. Raises FingerprintMismatch if
     model, vocabulary, codes and index do not belong together. Stability: stable.
     """
 
@@ -93,6 +95,7 @@ class GenerativeRecommender:
         settings: DecodingSettings | None = None,
         *,
         user_ids: Sequence[str] | None = None,
+        prompts: TemplatePrompts | None = None,
     ) -> None:
         if index.codes != codes.fingerprint:
             raise FingerprintMismatch(
@@ -113,6 +116,7 @@ class GenerativeRecommender:
         self.index = index
         self.settings = settings or DecodingSettings()
         self.user_ids = user_ids
+        self.prompts = prompts
         self._tokens_NM = item_tokens(codes, token_map)
         self._scorer: Scorer = scorer_of(model, token_map)
         self._device_index: DeviceIndex | None = None
@@ -164,6 +168,7 @@ class GenerativeRecommender:
         view = copy.copy(now)
         if codes is not now.codes:
             view._tokens_NM = item_tokens(codes, self.token_map)
+            view.prompts = self.prompts and self.prompts.with_codes(codes)
         if snapshot.index is not now.index:
             view._device_index = None
         before = now._snapshot
@@ -335,16 +340,12 @@ class GenerativeRecommender:
         recent = histories.last(self.settings.max_items)
         order, size = np.argsort(recent.lengths, kind="stable"), self.settings.batch_size
         for batch in (order[start : start + size] for start in range(0, len(order), size)):
-            yield (
-                batch,
-                build_prompts(
-                    layout_of(self.model),
-                    recent.take(batch),
-                    self._tokens_NM,
-                    self.token_map,
-                    None if of_user is None else of_user[batch],
-                ),
-            )
+            some, their = recent.take(batch), None if of_user is None else of_user[batch]
+            if self.prompts is not None:
+                yield batch, self.prompts(some, their)
+            else:
+                layout = layout_of(self.model)
+                yield batch, build_prompts(layout, some, self._tokens_NM, self.token_map, their)
 
     def _histories(self, given: Histories | Sequence[Sequence[int]] | Sequence[Sequence[str]]) -> Histories:
         if isinstance(given, Histories):

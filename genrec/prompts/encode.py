@@ -7,6 +7,7 @@ cannot name an item. Axes: N items, M tokens of an item, U users, E tokens of al
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -85,8 +86,7 @@ class ExampleEncoder:
             )
         self.vocabulary, self.layout, self.max_tokens = vocabulary, layout, max_tokens
         self.wrapper = wrapper or Wrapper()
-        self._tokens_NM = token_map.token_ids(codes.as_int())
-        self._lengths_N = (codes.as_int() >= 0).sum(axis=1)
+        self._tokens_NM, self._lengths_N = _item_tokens(token_map, codes)
         self._users_UM = users_UM
         self._eos, self._bos = token_map.eos_id, token_map.bos_id
         self._ragged = token_map.ragged
@@ -96,6 +96,18 @@ class ExampleEncoder:
         """The ids, however long."""
         target, items, levels = self._target(example.target)
         return Encoded(self.prompt(example.prompt), target, items, levels)
+
+    def with_codes(self, codes: ItemCodes) -> ExampleEncoder:
+        """The same for a later version of the catalog."""
+        other = copy.copy(self)
+        other._tokens_NM, other._lengths_N = _item_tokens(self.vocabulary.token_map, codes)
+        return other
+
+    def with_users(self, users_UM: Int64 | None) -> ExampleEncoder:
+        """The same for other users."""
+        other = copy.copy(self)
+        other._users_UM = users_UM
+        return other
 
     def prompt(self, segments: Sequence[Segment]) -> tuple[int, ...]:
         """Ids of a prompt, as a model is asked: wrapped, with start (decoder) or end (encoder)."""
@@ -212,6 +224,12 @@ class TokenRows:
 def hashed_users(token_map: TokenMap, user_ids: Sequence[str]) -> Int64 | None:
     """One token for each user from a hash of the id, int64 ``[U, 1]``; None without user tokens (experimental)."""
     return token_map.user_tokens(user_ids)[:, None] if token_map.n_user_tokens else None
+
+
+def _item_tokens(token_map: TokenMap, codes: ItemCodes) -> tuple[Int64, Int64]:
+    """Tokens of every item ``[N, M]``, and how many of them are codes ``[N]``."""
+    codes_NL = codes.as_int()
+    return token_map.token_ids(codes_NL), (codes_NL >= 0).sum(axis=1)
 
 
 def _flat(parts: Sequence[Sequence[int]]) -> Int32:

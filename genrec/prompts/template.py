@@ -123,6 +123,14 @@ class PromptTemplate:
         there = {name for name, value in inputs.items() if _given(value)}
         return [n for n, wording in enumerate(self.wordings) if wording.required <= there]
 
+    def prompt(self, inputs: Mapping[str, Any], wording: int, *, max_text: int = 400) -> Piece:
+        """The prompt alone, as a model is asked; lists may be empty (a user without a history).
+
+        Raises ConfigError where the prompt of this wording needs an input that is not given.
+        """
+        where = f"{self.header.task}, wording {wording + 1}"
+        return run(self.wordings[wording].prompt, *self._values(inputs, wording, max_text), where)
+
     def render(self, inputs: Mapping[str, Any], wording: int, *, max_text: int = 400) -> Rendered:
         """The example with these inputs (item and user numbers, texts, or lists of them).
 
@@ -130,18 +138,23 @@ class PromptTemplate:
         missing, of another kind, or not of this template.
         """
         header, chosen = self.header, self.wordings[wording]
-        slots, values = Slots(), {}
-        for name, value in inputs.items():
-            if name not in header.inputs:
-                raise unknown_input(header.task, name, header.inputs)
-            if name in chosen.uses:
-                values[name] = _opaque(slots, f"{header.task}: {name}", header.inputs[name], value, max_text)
-        values |= dict.fromkeys(chosen.uses - set(values))
+        values, slots = self._values(inputs, wording, max_text)
         where = f"{header.task}, wording {wording + 1}"
         prompt, target = (run(part, values, slots, where) for part in (chosen.prompt, chosen.target))
         if not prompt or not target:
             raise ConfigError(f"{where}: the {'target' if prompt else 'prompt'} is empty")
         return Rendered(header.task, wording, prompt, target)
+
+    def _values(self, inputs: Mapping[str, Any], wording: int, max_text: int) -> tuple[dict[str, Any], Slots]:
+        """What a template may see of the inputs, and what its marks will stand for."""
+        header, uses = self.header, self.wordings[wording].uses
+        slots, values = Slots(), dict[str, Any].fromkeys(uses)
+        for name, value in inputs.items():
+            if name not in header.inputs:
+                raise unknown_input(header.task, name, header.inputs)
+            if name in uses:
+                values[name] = _opaque(slots, f"{header.task}: {name}", header.inputs[name], value, max_text)
+        return values, slots
 
 
 def read_template(path: str | Path) -> str:
@@ -187,9 +200,9 @@ def _given(value: Any) -> bool:
 
 def _opaque(slots: Slots, where: str, kind: str, value: Any, max_text: int) -> One | Many | None:
     """The value as a template may see it; blank texts of a list are left out."""
-    if not _given(value):
-        return None
     base = kind.removeprefix(_OPTIONAL)
+    if not _given(value):
+        return slots.many([]) if base.endswith("s") and value is not None else None
     one, wanted = base in ("item", "text", "user"), str if base.startswith("text") else _NUMBERS
     values = [value] if one else list(value)
     if (isinstance(value, str) and not one) or not all(isinstance(v, wanted) for v in values):
