@@ -118,7 +118,7 @@ def _to_host(beams: Beams, pruned_B: Tensor) -> Found:
 
 def refuse_broken(broken_B: npt.NDArray[np.bool_]) -> None:
     """Raise DataError where the model returned infinity or NaN for some rows of a batch (internal)."""
-    rows = np.flatnonzero(broken_B)
+    rows = broken_B.nonzero()[0]
     if len(rows):
         raise DataError(
             f"the model returned inf or NaN for {len(rows)} of {len(broken_B)} rows of the batch, first row {rows[0]}",

@@ -1,9 +1,10 @@
 """One step of a constrained beam search as one compiled loop (numba). Importing this imports numba. Internal.
 
-The functions see bare pointers: arrays would be counted in and out of every call, which took half of the time. What
-they may read and write is checked by :mod:`genrec.decoding.steps`, their only caller.
+A search fills in one :class:`Call`, sizes and addresses, and hands it over at every step: arrays would be counted in
+and out, and arguments converted one by one, which took longer than a step for one user. What the functions may read
+and write is checked by :mod:`genrec.decoding.steps`, their only caller.
 
-Axes: B batch, W beams, S symbols of a level, D dead nodes, F filters.
+Axes: B batch, W beams, S symbols of a level, D dead nodes, F filters, P picked.
 """
 
 # mypy: disable-error-code="untyped-decorator"
@@ -11,23 +12,54 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
-from numba import cfunc, njit, types
+from numba import carray, cfunc, from_dtype, njit, types
 from numba.cpython.unsafe.numbers import trailing_zeros
 from numba.extending import intrinsic
+
+logger = logging.getLogger(__name__)
 
 F32 = np.float32
 NEG_INF = F32(-np.inf)
 INF = F32(np.inf)
 BLOCK = 16
 """Scores that are compared at once; buffers of scores are padded to a multiple."""
-LEVEL, GIVEN, CHILDREN = 0, 1, 2
-"""Who normalises: over all S symbols here, the model, over the children here."""
 _LOW32 = (1 << 32) - 1
+
+
+class Call(ctypes.Structure):
+    """One step: sizes, and addresses of arrays in one piece; 0 = no such array. No two searches share one."""
+
+    batch: int
+    n_beams: int
+    nodes: int  # int64 [B, W], -1 = no beam
+    scores: int  # float32 [B, W]
+    n_symbols: int
+    values: int  # float32 [B, W, S]
+    totals: int  # float32 [B, W]; without it the step normalises
+    by_children: int  # over the children, not over the S symbols
+    width: int  # the most children at the level
+    ranked: int  # edges have other ranks than their numbers
+    n_dead: int
+    dead: int  # int64 [B, D]
+    n_words: int
+    words: int  # uint64 [F, n_words]
+    before: int  # int64 [F, n_words + 1]
+    filter_of: int  # int64 [B], -1 = no filter
+    bars: int  # float32 [B]
+    keys: int  # scratch: int64 [P + 1]
+    buffer: int  # scratch: float32 [width + BLOCK]
+    n_picked: int
+    place: int  # result: int64 [3, B, P], node, parent and code
+    score: int  # result: float32 [B, P]
+    pruned: int  # float32 [B]: raised where something better is left out, NaN where the model is broken
+
+    _fields_ = [(name, ctypes.c_int64) for name in __annotations__]
 
 
 class Level(NamedTuple):
@@ -56,22 +88,22 @@ class Limits(NamedTuple):
     bar: Any
 
 
-class Out(NamedTuple):
-    """Where the results of one row go."""
-
-    node: Any
-    parent: Any
-    code: Any
-    score: Any
-    pruned: Any
-
-
 class Heap(NamedTuple):
     """The ``room`` best keys so far, the smallest first; scores: a buffer for one beam's children."""
 
     keys: Any
     room: Any
     scores: Any
+
+
+@intrinsic
+def _pointer(_: Any, address: Any, kind: Any) -> Any:
+    """An address as a pointer to numbers of a kind, a type of numpy's."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(kind.dtype)(address, kind), generate
 
 
 @intrinsic
@@ -270,100 +302,95 @@ def _offer(heap: Any, size: Any, count: Any, first: Any, column: Any, limits: An
 
 
 @njit(error_model="numpy")
-def _write(level: Any, heap: Any, size: Any, nodes: Any, n: Any, out: Any) -> None:
+def _write(call: Any, row: Any, level: Any, nodes: Any, heap: Any, size: Any) -> None:
     """Empty the heap into the results of a row, the smallest key first, from the end."""
+    n = call.n_picked
+    node, score = _at(_pointer(call.place, np.int64), row * n), _at(_pointer(call.score, np.float32), row * n)
+    parent, code = _at(node, call.batch * n), _at(node, 2 * call.batch * n)
+    pruned = _at(_pointer(call.pruned, np.float32), row)
     for at in range(size, n):
-        out.node[at], out.parent[at], out.code[at], out.score[at] = -1, 0, 0, NEG_INF
+        node[at], parent[at], code[at], score[at] = -1, 0, 0, NEG_INF
     while size > 0:
         key = heap.keys[0]
         size -= 1
         _replace_root(heap.keys, size, heap.keys[size])
         if size == n:
-            if _score(key) > out.pruned[0]:
-                out.pruned[0] = _score(key)
+            if _score(key) > pruned[0]:
+                pruned[0] = _score(key)
             continue
         column = _LOW32 - (key & _LOW32)
-        parent = column // level.width
-        child = np.int64(level.pointers[nodes[parent]]) + column % level.width
-        out.node[size], out.parent[size], out.code[size] = child, parent, np.int64(level.tokens[child])
-        out.score[size] = _score(key)
+        beam = column // level.width
+        child = np.int64(level.pointers[nodes[beam]]) + column % level.width
+        node[size], parent[size], code[size] = child, beam, np.int64(level.tokens[child])
+        score[size] = _score(key)
 
 
-def _select(
-    tokens: Any, pointers: Any, ranks: Any, ranked: Any, width: Any,
-    nodes: Any, scores: Any, batch: Any, beams: Any,
-    values: Any, totals: Any, n_symbols: Any, mode: Any,
-    dead: Any, n_dead: Any, words: Any, before: Any, filter_of: Any, n_words: Any, bars: Any,
-    keys: Any, buffer: Any, n: Any,
-    place: Any, score: Any, pruned: Any,
-) -> None:  # fmt: skip
+@njit(error_model="numpy")
+def _limits(call: Any, row: Any) -> Any:
+    own = _pointer(call.filter_of, np.int64)[row] if call.n_words > 0 else -1
+    bar = _pointer(call.bars, np.float32)[row] if call.bars != 0 else NEG_INF
+    which = max(own, 0)
+    dead = _at(_pointer(call.dead, np.int64), row * call.n_dead)
+    words = _at(_pointer(call.words, np.uint64), which * call.n_words)
+    before = _at(_pointer(call.before, np.int64), which * (call.n_words + 1))
+    return Limits(dead, call.n_dead, own >= 0, words, before, bar)
+
+
+def _select(calls: Any, tokens: Any, pointers: Any, ranks: Any) -> None:
     """What :class:`genrec.decoding.steps.Step` says, for all rows; every row by itself.
 
-        for each beam, for each child that beats the smallest of the n + 1 best: enter it if it is allowed
+        for each beam, for each child that beats the smallest of the P + 1 best: enter it if it is allowed
 
-    Index: tokens, pointers and ranks of the level, see :class:`Level`. Beams: node int64 and score float32 ``[B, W]``.
-    Model: values float32 ``[B, W, S]``, totals ``[B, W]``, read if mode is GIVEN. Limits: dead int64 ``[B, D]``; words
-    uint64 ``[F, n_words]``, before int64 ``[F, n_words + 1]``, filter_of int64 ``[B]``, read if n_words > 0; bars
-    float32 ``[B]``. Scratch: keys int64 ``[n + 1]``, buffer float32 ``[width + BLOCK]``. Results: place int64
-    ``[3, B, n]`` (node, parent, code), score float32 ``[B, n]``; pruned float32 ``[B]`` is raised or set to NaN where
-    there is a reason.
+    calls: one :class:`Call`. tokens, pointers, ranks: of the level, see :class:`Level`.
     """
-    level, heap = Level(tokens, pointers, ranks, ranked > 0, width), Heap(keys, n + 1, buffer)
-    for row in range(batch):
-        own = filter_of[row] if n_words > 0 else -1
-        which = max(own, 0)
-        limits = Limits(
-            _at(dead, row * n_dead),
-            n_dead,
-            own >= 0,
-            _at(words, which * n_words),
-            _at(before, which * (n_words + 1)),
-            bars[row],
-        )
-        size = 0
-        for beam in range(beams):
-            at = row * beams + beam
-            if nodes[at] < 0:
+    call = carray(calls, 1)[0]
+    level = Level(tokens, pointers, ranks, call.ranked > 0, call.width)
+    heap = Heap(_pointer(call.keys, np.int64), call.n_picked + 1, _pointer(call.buffer, np.float32))
+    totals, pruned = _pointer(call.totals, np.float32), _pointer(call.pruned, np.float32)
+    given, by_children, n_symbols = call.totals != 0, call.by_children != 0, call.n_symbols
+    for row in range(call.batch):
+        limits, size = _limits(call, row), 0
+        nodes = _at(_pointer(call.nodes, np.int64), row * call.n_beams)
+        for beam in range(call.n_beams):
+            if nodes[beam] < 0:
                 continue
-            first = np.int64(pointers[nodes[at]])
-            count = np.int64(pointers[nodes[at] + 1]) - first
-            logits = _at(values, at * n_symbols)
-            total = totals[at] if mode == GIVEN else NEG_INF
-            _gather(_at(tokens, first), count, logits, n_symbols, buffer)
-            if mode == LEVEL:
-                total = _log_sum_exp(logits, n_symbols)
-            elif mode == CHILDREN:
-                total = _log_sum_exp(buffer, count)
-            if not total < INF or (mode != LEVEL and not _sum(logits, n_symbols) < INF):
+            at = row * call.n_beams + beam
+            first = np.int64(pointers[nodes[beam]])
+            count = np.int64(pointers[nodes[beam] + 1]) - first
+            values = _at(_pointer(call.values, np.float32), at * n_symbols)
+            _gather(_at(tokens, first), count, values, n_symbols, heap.scores)
+            if given:
+                total = totals[at]
+            elif by_children:
+                total = _log_sum_exp(heap.scores, count)
+            else:
+                total = _log_sum_exp(values, n_symbols)
+            if not total < INF or ((given or by_children) and not _sum(values, n_symbols) < INF):
                 pruned[row] = F32(np.nan)
-            _to_scores(buffer, count, scores[at], total)
-            size = _offer(heap, size, count, first, beam * width, limits, level)
-        node = _at(place, row * n)
-        parent, code = _at(node, batch * n), _at(node, 2 * batch * n)
-        out = Out(node, parent, code, _at(score, row * n), _at(pruned, row))
-        _write(level, heap, size, _at(nodes, row * beams), n, out)
+            _to_scores(heap.scores, count, _pointer(call.scores, np.float32)[at], total)
+            size = _offer(heap, size, count, first, beam * level.width, limits, level)
+        _write(call, row, level, nodes, heap, size)
 
 
 @functools.cache
-def compiled(tokens: str, pointers: str, ranks: str) -> Callable[..., None]:
-    """The step for an index with arrays of these types (names of numpy's); it takes addresses and integers.
+def compiled(tokens: str, pointers: str, ranks: str) -> Callable[[Call, int, int, int], None]:
+    """The step for an index with arrays of these types (names of numpy's); it takes a call and their addresses.
 
     Compiling takes some seconds. The result is kept on disk, beside this file or in the user's cache folder, by numba's
     rules: it is renewed when this file changes, so nothing that is compiled may be moved elsewhere.
     """
-    float32, int64 = types.CPointer(types.float32), types.CPointer(types.int64)
-    own = [types.CPointer(getattr(types, name)) for name in (tokens, pointers, ranks)]
-    n = types.int64
-    signature = types.void(
-        *own, n, n, int64, float32, n, n, float32, float32, n, n,
-        int64, n, types.CPointer(types.uint64), int64, int64, n, float32, int64, float32, n,
-        int64, float32, float32,
-    )  # fmt: skip
+    kinds = [types.CPointer(getattr(types, name)) for name in (tokens, pointers, ranks)]
+    signature = types.void(types.CPointer(from_dtype(np.dtype(Call))), *kinds)
     try:
         code = cfunc(signature, cache=True)(_select)
-    except Exception:  # a folder that cannot be written, a damaged cache; mistakes of ours come up again below
+    except Exception as error:  # a folder that cannot be written, a damaged cache; our mistakes come up again below
+        logger.warning(
+            "the search step is compiled in this process, which takes seconds: numba's cache failed (%s: %s); "
+            "NUMBA_CACHE_DIR can name a folder for it",
+            type(error).__name__,
+            error,
+        )
         code = cfunc(signature)(_select)
-    kinds = [ctypes.c_int64 if each == n else ctypes.c_void_p for each in signature.args]
-    call: Any = ctypes.CFUNCTYPE(None, *kinds)(code.address)
+    call: Any = ctypes.CFUNCTYPE(None, ctypes.POINTER(Call), *[ctypes.c_void_p] * 3)(code.address)
     call.keep = code
     return call  # type: ignore[no-any-return]

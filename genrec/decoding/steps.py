@@ -110,46 +110,49 @@ class CompiledStep:
     def __init__(self, index: DeviceIndex, batch: int, normalize: Normalize, limits: Limits) -> None:
         from genrec.decoding import kernel
 
-        self._kernel, self._arrays, self._kept = kernel, index.arrays, limits
-        self._own_mode = kernel.CHILDREN if normalize == "children" else kernel.LEVEL
-        dead = limits.dead or [None] * index.host.depth
-        self._dead = [(0, 0) if d is None else (address(d.nodes_BD, np.int64), d.nodes_BD.shape[1]) for d in dead]
-        self._filters: tuple[int, ...] = (0, 0, 0, 0)
-        if (filters := limits.filters) is not None:
-            arrays = ((filters.words, np.uint64), (filters.before, np.int64), (filters.of_row, np.int64))
-            self._filters = (*(address(array, kind) for array, kind in arrays), filters.words.shape[1])
+        self._compiled, self._arrays, self._kept = kernel.compiled, index.arrays, limits
+        self._dead = limits.dead or [None] * index.host.depth
+        self._room, self._widest = 0, max(index.host.branching) + kernel.BLOCK
         # numpy allocates several times faster than torch
-        bars = np.full((2, batch), -np.inf if limits.above is None else limits.above, dtype=np.float32)
-        self._bars, self.pruned_B = (torch.from_numpy(each) for each in bars)
-        self._buffer = torch.from_numpy(np.empty(max(index.host.branching) + kernel.BLOCK, dtype=np.float32))
-        self._keys, self._room = self._buffer, 0
+        self.pruned_B = torch.from_numpy(np.full(batch, -np.inf if limits.above is None else limits.above, np.float32))
+        self._call = call = kernel.Call(batch=batch, pruned=self.pruned_B.data_ptr())
+        call.by_children = int(normalize == "children")
+        if limits.above is not None:
+            call.bars = address(limits.above, np.float32)
+        if (filters := limits.filters) is not None:
+            call.words, call.n_words = address(filters.words, np.uint64), filters.words.shape[1]
+            call.before, call.filter_of = address(filters.before, np.int64), address(filters.of_row, np.int64)
 
     def __call__(self, level: int, running: Beams, found: StepScores, n: int) -> Beams:
         """See the protocol."""
-        at = self._arrays.levels[level]
-        ranks, rank_type = self._arrays.ranks(level) if self._kept.filters is not None else (0, "int32")
-        values = _plain(found.values_BWS)
-        batch, beams, n_symbols = values.shape
-        node, score = running.node.contiguous(), running.score.contiguous()
-        assert node.shape == (batch, beams)
-        mode, total = self._own_mode, None
-        if found.total_BW is not None and mode == self._kernel.LEVEL:
-            mode, total = self._kernel.GIVEN, _plain(found.total_BW)
-            assert total.shape == node.shape
-        n = min(n, beams * at.width)
-        if self._room <= n:
-            self._keys, self._room = torch.from_numpy(np.empty(n + 1, dtype=np.int64)), n + 1
-        picked, parent, code = (torch.from_numpy(x) for x in np.empty((3, batch, n), dtype=np.int64))
+        at, call = self._arrays.levels[level], self._call
+        node, score, values = running.node.contiguous(), running.score.contiguous(), _plain(found.values_BWS)
+        batch, beams, call.n_symbols = values.shape
+        assert batch == call.batch and node.numel() == score.numel() == batch * beams
+        call.n_beams, call.width = beams, at.width
+        call.nodes, call.scores, call.values = node.data_ptr(), score.data_ptr(), values.data_ptr()
+        total = None if found.total_BW is None or call.by_children else _plain(found.total_BW)
+        assert total is None or total.shape == node.shape
+        call.totals = 0 if total is None else total.data_ptr()
+        dead = self._dead[level]
+        call.n_dead = 0 if dead is None else dead.nodes_BD.shape[1]
+        call.dead = 0 if dead is None else address(dead.nodes_BD, np.int64)
+        ranks, rank_type = self._arrays.ranks(level) if call.n_words else (0, "int32")
+        call.ranked = ranks != 0
+        call.n_picked = n = min(n, beams * at.width)
+        if n >= self._room:
+            self._make_room(n + 1)
+        picked, parent, code = torch.from_numpy(np.empty((3, batch, n), dtype=np.int64)).unbind()
         scores = torch.from_numpy(np.empty((batch, n), dtype=np.float32))
-        self._kernel.compiled(at.token_type, at.pointer_type, rank_type)(
-            at.tokens, at.pointers, ranks, ranks, at.width,
-            node.data_ptr(), score.data_ptr(), batch, beams,
-            values.data_ptr(), 0 if total is None else total.data_ptr(), n_symbols, mode,
-            *self._dead[level], *self._filters, self._bars.data_ptr(),
-            self._keys.data_ptr(), self._buffer.data_ptr(), n,
-            picked.data_ptr(), scores.data_ptr(), self.pruned_B.data_ptr(),
-        )  # fmt: skip
+        call.place, call.score = picked.data_ptr(), scores.data_ptr()
+        self._compiled(at.token_type, at.pointer_type, rank_type)(call, at.tokens, at.pointers, ranks)
         return Beams(picked, scores, parent, code)
+
+    def _make_room(self, n: int) -> None:
+        """Scratch memory for ``n`` keys and the scores of a beam's children."""
+        self._room, self._scratch = n, torch.from_numpy(np.empty(n + self._widest, dtype=np.int64))
+        self._call.keys = self._scratch.data_ptr()
+        self._call.buffer = self._call.keys + 8 * n
 
 
 def _plain(x: Tensor) -> Tensor:

@@ -1,7 +1,10 @@
 """The compiled step against the tensor operations, and what only one of them can get wrong."""
 
+import functools
+import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
 
@@ -196,6 +199,22 @@ def test_whole_searches_agree_and_rows_stay_what_they_are_alone(normalize, ragge
         assert alone.pruned[0] == together.pruned[row]
 
 
+def test_searches_at_the_same_time_share_nothing_that_changes():
+    random = np.random.default_rng(0)
+    device = DeviceIndex(build(random.integers(0, 300, (4000, 3)), (300, 300, 300)), CPU)
+
+    def search(row):
+        deny = Histories.from_lists([random_items[row]])
+        found = beam_search(
+            RandomLogits([300] * 3), device, row_prompts([row]), n_beams=50, normalize="level", deny=deny
+        )
+        return found.leaves.tobytes(), found.scores.tobytes(), found.pruned.tobytes()
+
+    random_items = random.integers(0, 4000, (40, 100)).tolist()
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(search, range(40))) == [search(row) for row in range(40)]
+
+
 @pytest.mark.parametrize("step", [CompiledStep, TorchStep])
 def test_no_rows_no_results(step):
     index = build([[0, 1], [1, 0]], (2, 2))
@@ -252,18 +271,75 @@ def test_indexes_with_wide_pointers():
     assert found[0].leaves.tolist() == found[1].leaves.tolist()
 
 
+def leaves_of_a_search(seed=0):
+    index = build(np.random.default_rng(seed).integers(0, 40, (500, 3)), (40, 40, 40))
+    filters = RowFilters.of([None, RankFilter.of(ItemFilter.of_mask(np.arange(500) % 3 == 0), index)])
+    device, prompts = DeviceIndex(index, CPU), row_prompts([0, 1])
+    return beam_search(
+        RandomLogits([40] * 3), device, prompts, n_beams=9, normalize="level", filters=filters
+    ).leaves.tolist()
+
+
 def test_numba_is_imported_by_the_first_search_and_not_needed():
-    code = """
+    code = f"""
 import sys
-import numpy as np, torch
+from importlib.util import module_from_spec, spec_from_file_location
 from genrec.decoding import beam, select, steps
 assert "numba" not in sys.modules
+spec = spec_from_file_location("those", {__file__!r})
+those = module_from_spec(spec)
+spec.loader.exec_module(those)
 sys.modules["numba"] = None  # not installed
-class Index:
-    device = torch.device("cpu")
-assert steps.fastest_step(Index()) is steps.TorchStep
+assert steps.fastest_step(select.DeviceIndex(those.build([[0]], (1,)), those.CPU)) is steps.TorchStep
+print(those.leaves_of_a_search())
 """
-    subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code], check=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", "-c", code], check=True, capture_output=True, text=True
+    )
+    assert json.loads(done.stdout) == leaves_of_a_search()
+
+
+@pytest.fixture
+def compile_again(monkeypatch):
+    """Call it to forget what this process has compiled; afterwards numba's cache is the folder it is given."""
+    import numba
+
+    from genrec.decoding import kernel
+
+    compiled = kernel.compiled.__wrapped__
+
+    def again(folder):
+        monkeypatch.setattr(numba.config, "CACHE_DIR", str(folder))
+        monkeypatch.setattr(numba.config, "CACHE_LOCATOR_CLASSES", "UserProvidedCacheLocator")
+        monkeypatch.setattr(kernel, "compiled", functools.cache(compiled))
+
+    return again
+
+
+def test_without_a_folder_to_keep_compiled_code_in_it_is_compiled_and_said(compile_again, tmp_path, caplog):
+    expected = leaves_of_a_search()
+    (tmp_path / "file").touch()
+    compile_again(tmp_path / "file" / "below")
+    assert leaves_of_a_search() == expected
+    (line,) = caplog.messages
+    assert "compiled in this process" in line
+    assert "no locator available" in line
+
+
+@pytest.mark.slow  # compiles twice
+def test_a_damaged_cache_is_not_used_and_said(compile_again, tmp_path, caplog):
+    compile_again(tmp_path)
+    expected = leaves_of_a_search()
+    assert not caplog.messages
+    kept = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert kept
+    for file in kept:
+        file.write_bytes(b"not what numba wrote")
+    compile_again(tmp_path)
+    assert leaves_of_a_search() == expected
+    (line,) = caplog.messages
+    assert "compiled in this process" in line
+    assert "UnpicklingError" in line
 
 
 @pytest.mark.parametrize("step", [CompiledStep, TorchStep])
