@@ -6,6 +6,7 @@ modules below.
 
 from __future__ import annotations
 
+import decoding_cost
 import decoding_index
 import decoding_loop
 import decoding_parallel
@@ -19,4 +20,5 @@ FIGURES: list[Figure] = [
     *decoding_trained.FIGURES,
     *decoding_loop.FIGURES,
     *decoding_select.FIGURES,
+    *decoding_cost.FIGURES,
 ]

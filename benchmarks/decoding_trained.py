@@ -4,11 +4,13 @@ The runs are those of the quality suite (runs/quality/; brought up to date first
 one thread, users one by one, the candidates of a user one after another.
 
     python benchmarks/decoding_trained.py --plot docs/recall-per-ms.svg   # the curve from benchmarks/results/
+    python benchmarks/decoding_trained.py --cold runs/quality/games-decoder-0   # drafts, of a run that is finished
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import time
 import warnings
@@ -152,8 +154,11 @@ def recall_curve(runs: dict[str, Path]) -> Measured:
     return Measured(ratio, spread=rows, budget=f"recall of {SIZES.asked}, times of {SIZES.timed} test users; {text}")
 
 
-def cold(run: Path, part: str = "test") -> dict[str, dict[str, float]]:
-    """Recall@10 on cold, warm and all targets: without drafts, with them, and of content-kNN on unseen items."""
+def cold(run: Path, part: str = "test") -> dict[str, dict[str, Any]]:
+    """Recall@10 on cold, warm and all targets: without drafts, with them, and of content-kNN on unseen items.
+
+    Beside it, of the model's own list and of content-kNN's: the share of users whose item at each place is a target.
+    """
     trained = Trained(run)
     split, model, queries = trained.split, trained.model(), trained.queries(SIZES.cold, part)
     train = split.train()
@@ -171,7 +176,21 @@ def cold(run: Path, part: str = "test") -> dict[str, dict[str, float]]:
         means = {key: interval.mean for key, interval in report.intervals.items()}
         wanted = ["recall@10", "warm.recall@10", "cold.recall@10", "cold.recall@2"]
         found[name] = {key: float(means.get(key, np.nan)) for key in wanted}
+    asked = SearchOptions(top_k=TOP_K)
+    lists = {
+        "no drafts": model.recommend(queries.histories, asked),
+        "content-kNN": recommend_dense(content, queries.histories, asked),
+    }
+    for name, each in lists.items():
+        found[name] |= {"hits by place": hits_by_place(each.items, queries.targets)}
     return found
+
+
+def hits_by_place(items: np.ndarray, targets: Histories) -> list[float]:
+    """Share of users whose item at each place is one of their targets."""
+    hit = np.zeros(items.shape, dtype=bool)
+    np.logical_or.at(hit, targets.rows(), items[targets.rows()] == targets.items[:, None])
+    return [float(share) for share in hit.mean(axis=0)]
 
 
 def cold_figure(options: Options, value: str) -> Measured:
@@ -295,7 +314,7 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
     figure.savefig(file, metadata={"Date": None})
 
 
-def _quietly(measure: Any, *args: Any) -> Measured:
+def _quietly(measure: Any, *args: Any) -> Any:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="decoding with normalize")
         return measure(*args)
@@ -322,11 +341,16 @@ FIGURES = [
 
 
 def main() -> None:
-    """Plot the committed curve."""
+    """Plot the committed curve, or print what drafts do for a run as it is."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--plot", type=Path, required=True, help="the file to write: .svg or .png")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--plot", type=Path, help="the file to write: .svg or .png")
+    what.add_argument("--cold", type=Path, metavar="RUN", help="a finished run with text_embeddings; it is only read")
     args = parser.parse_args()
-    plot(committed("decoding")["recall10_exact_to_beam20"]["spread"], args.plot)
+    if args.cold:
+        print(json.dumps(_quietly(cold, args.cold), indent=1))
+    else:
+        plot(committed("decoding")["recall10_exact_to_beam20"]["spread"], args.plot)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from genrec.data.histories import Histories
+
 
 @pytest.fixture
 def trained(shop, monkeypatch):
@@ -27,9 +29,17 @@ def test_every_figure_is_measured(trained):
     )
     curve = found["recall10_exact_to_beam20"]
     assert len(curve.spread) == 2 * 2 * 7 and all(row["p50"] <= row["p99"] for row in curve.spread)
-    assert found["cold_warm_loss"].spread["no drafts"]["warm.recall@10"] >= 0
+    drafts = found["cold_warm_loss"].spread
+    assert drafts["no drafts"]["warm.recall@10"] >= 0
+    assert len(drafts["no drafts"]["hits by place"]) == len(drafts["content-kNN"]["hits by place"]) == 10
     shop.decoding_trained.plot(curve.spread, folder / "curve.svg")
     assert (folder / "curve.svg").stat().st_size > 1000
+
+
+def test_hits_by_place(bench):
+    targets = Histories.from_lists([[5, 3, 5], [7], [1, 2]])
+    items = np.array([[3, 4, 5], [8, 7, -1], [9, 8, 7]])
+    assert bench.decoding_trained.hits_by_place(items, targets) == [1 / 3, 1 / 3, 1 / 3]
 
 
 def test_overlap_and_filters(bench):
