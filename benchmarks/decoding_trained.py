@@ -4,7 +4,8 @@ The runs are those of the quality suite (runs/quality/; brought up to date first
 one thread, users one by one, the candidates of a user one after another.
 
     python benchmarks/decoding_trained.py --plot docs/recall-per-ms.svg   # the curve from benchmarks/results/
-    python benchmarks/decoding_trained.py --cold runs/quality/games-decoder-0   # drafts, of a run that is finished
+    python benchmarks/decoding_trained.py --cold runs/quality/games-decoder-0   # a figure of a finished run, as it is
+    python benchmarks/decoding_trained.py --filtered runs/quality/beauty-neutral-t5-0
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -198,7 +199,11 @@ def cold_figure(options: Options, value: str) -> Measured:
     run = [games_run(options, stage) for stage in ("content", "train")][-1]
     if "cold" not in options.cache:
         options.cache["cold"] = cold(run)
-    found = options.cache["cold"]
+    return cold_measured(options.cache["cold"], run, value)
+
+
+def cold_measured(found: dict[str, dict[str, Any]], run: Path, value: str) -> Measured:
+    """The warm loss or the cold ratio of a run's drafts; everything that was measured in ``spread``."""
     drafted, plain, content = found["quota 0.2"], found["no drafts"], found["content-kNN"]
     ratio = drafted["cold.recall@10"] / content["cold.recall@10"]
     loss = 1 - drafted["warm.recall@10"] / plain["warm.recall@10"]
@@ -341,14 +346,17 @@ FIGURES = [
 
 
 def main() -> None:
-    """Plot the committed curve, or print what drafts do for a run as it is."""
+    """Plot the committed curve, or print what a finished run gives, without bringing it up to date."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--plot", type=Path, help="the file to write: .svg or .png")
-    what.add_argument("--cold", type=Path, metavar="RUN", help="a finished run with text_embeddings; it is only read")
+    what.add_argument("--cold", type=Path, metavar="RUN", help="what drafts do; the run must have text_embeddings")
+    what.add_argument("--filtered", type=Path, metavar="RUN", help="lists under filters beside exact ones")
     args = parser.parse_args()
     if args.cold:
-        print(json.dumps(_quietly(cold, args.cold), indent=1))
+        print(json.dumps(asdict(cold_measured(_quietly(cold, args.cold), args.cold, "ratio")), indent=1))
+    elif args.filtered:
+        print(json.dumps(asdict(_quietly(filtered_overlap, args.filtered)), indent=1))
     else:
         plot(committed("decoding")["recall10_exact_to_beam20"]["spread"], args.plot)
 

@@ -2,6 +2,8 @@ import threading
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from genrec.decoding.catalog_store import CatalogStore
 from genrec.decoding.filters import ItemFilter
@@ -155,6 +157,58 @@ def test_a_version_that_cannot_be_published_is_dropped(store):
         other.add([[0, 0]], catalog="c1", new=True).result()
     assert other.snapshot is first and published == [0, 1]
     other.close()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_any_order_of_changes_ends_in_the_catalog_that_a_list_of_items_says(data):
+    """Every change is made to a list of dictionaries too."""
+    ragged = data.draw(st.booleans())
+    items = [{"price": float(n), "some": n % 3 == 0, "retired": False, "indexed": True} for n in range(6)]
+    rows = codes_of(6, ragged=ragged).as_int()
+    store = CatalogStore(
+        CatalogSnapshot.of(
+            codes_of(6, ragged=ragged),
+            fields={"price": np.arange(6)},
+            filters={"some": ItemFilter.of_items([0, 3], 6, "c0"), "cheap": "price < 3"},
+        )
+    )
+    versions = [store.snapshot]
+    for turn in range(data.draw(st.integers(1, 6))):
+        item = data.draw(st.integers(0, len(items) - 1))
+        match data.draw(st.sampled_from(["retire", "update", "add", "merge"])):
+            case "retire" if sum(not each["retired"] for each in items) > 1:
+                store.retire([item])
+                items[item]["retired"] = True
+            case "update":
+                items[item]["price"] = data.draw(st.sampled_from([1.0, 9.0]))
+                store.update("price", [item], [items[item]["price"]])
+            case "add":
+                n_new, new = data.draw(st.integers(1, 3)), data.draw(st.booleans())
+                more = codes_of(n_new, seed=turn, ragged=ragged).as_int()
+                store.add(more, catalog=f"c{turn + 1}", fields={"price": 2.0}, new={"some": new}).result()
+                rows = np.concatenate([rows, more])
+                items += [{"price": 2.0, "some": new, "retired": False} for _ in range(n_new)]
+                items = [{**each, "indexed": not each["retired"]} for each in items]
+            case "merge":
+                store.merge().result()
+                items = [{**each, "indexed": not each["retired"]} for each in items]
+        versions.append(store.snapshot)
+    store.close()
+    now, n = store.snapshot, len(items)
+
+    def flags(wanted):
+        return np.array([wanted(each) for each in items])
+
+    listed = now.live.mask if now.live is not None else now.index.rank_of >= 0
+    assert (now.retired == flags(lambda each: each["retired"])).all() and (listed == ~now.retired).all()
+    assert (now.filters["some"].mask == flags(lambda each: each["some"])).all()
+    assert (now.filters["cheap"].mask == flags(lambda each: each["price"] < 3)).all()
+    expected = CatalogIndex.build(now.codes, keep=flags(lambda each: each["indexed"]))
+    for name, array in expected.arrays().items():
+        np.testing.assert_array_equal(now.index.arrays()[name], array)
+    assert now.codes.as_int().tolist() == rows.tolist() and now.n_items == n
+    assert [each.version for each in versions] == sorted(each.version for each in versions)
 
 
 def test_changes_during_a_merge_are_kept(store):

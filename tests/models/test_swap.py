@@ -147,14 +147,16 @@ def test_every_answer_under_fire_is_that_of_exactly_one_version(fixed_case):
         recommender.swap(snapshot)
         seen[snapshot.version] = snapshot
 
-    store = CatalogStore(CatalogSnapshot.of(fixed_case.codes), publish=publish)
+    some = {"some": ItemFilter.of_items(range(0, 40, 3), 40, fixed_case.codes.catalog)}
+    store = CatalogStore(CatalogSnapshot.of(fixed_case.codes, filters=some), publish=publish)
+    asked = [OPTIONS, replace(OPTIONS, filter="some"), replace(OPTIONS, filter="~some")]
     answers, errors, done = [], [], threading.Event()
 
     def read(number):
         histories = fixed_case.histories.take([number, number + 1])
         while not done.is_set():
             try:
-                answers.append((number, recommender.recommend(histories, OPTIONS)))
+                answers.append((number, recommender.recommend(histories, asked[number])))
             except Exception as error:
                 errors.append(error)
                 return
@@ -167,7 +169,7 @@ def test_every_answer_under_fire_is_that_of_exactly_one_version(fixed_case):
         pass
     for turn in range(6):
         rows = rows_of(fixed_case.codes, random.integers(0, 40, 2))
-        waiting = store.add(rows, catalog=f"version {turn}")
+        waiting = store.add(rows, catalog=f"version {turn}", new=turn % 2 == 0)
         store.retire(random.integers(0, 40, 2))
         waiting.result()
         n_answers = len(answers)
@@ -184,6 +186,8 @@ def test_every_answer_under_fire_is_that_of_exactly_one_version(fixed_case):
         key = (number, found.version)
         if key not in expected:
             alone, live = fresh(fixed_case, seen[found.version])
+            named = seen[found.version].filters
+            live = live & named[asked[number].filter] if asked[number].filter else live
             histories = fixed_case.histories.take([number, number + 1])
             expected[key] = alone.recommend(histories, replace(OPTIONS, filter=live))
         assert_same_lists(found, expected[key])
