@@ -101,7 +101,7 @@ class TaskMixture:
                 "version": task.template.header.version,
                 "template": task.template.fingerprint,
                 "rows": len(rows),
-                "samples": count,
+                "samples": int(count),
             }
             for task, rows, count in zip(self.tasks, self._rows, self.counts, strict=True)
         }

@@ -142,7 +142,8 @@ def run_job(
     return _result(trainer, job.module.model, job.plan)
 
 
-def _job(model: Any, data: TrainingData, settings: TrainSettings) -> Job:
+def bind(model: Any, data: TrainingData) -> None:
+    """Check that the model has the vocabulary of the data, and note in it the identifiers it learns (internal)."""
     bound = getattr(model.config, "genrec_vocabulary", data.token_map.fingerprint)
     if bound != data.token_map.fingerprint:
         raise FingerprintMismatch(
@@ -151,6 +152,10 @@ def _job(model: Any, data: TrainingData, settings: TrainSettings) -> Job:
     # saved with the model: it understands these identifiers, and those of later versions of the catalog
     model.config.genrec_codes = data.codes.fingerprint
     model.config.genrec_n_items, model.config.genrec_catalog = len(data.codes), data.codes.catalog
+
+
+def _job(model: Any, data: TrainingData, settings: TrainSettings) -> Job:
+    bind(model, data)
     layout = layout_of(model)
     cut = prefix_samples if layout == "encoder" else window_samples
     collator = Collator(data, layout, getattr(model.config, "decoder_start_token_id", None) or 0)
@@ -162,7 +167,7 @@ def _job(model: Any, data: TrainingData, settings: TrainSettings) -> Job:
         target_apart=collator.target_apart,
     )
     loss = CodeLoss(data.token_map, settings.softmax, settings.label_smoothing, data.codes)
-    return Job(TrainingModule(model, loss), plan, collator, _identity(model, data))
+    return Job(TrainingModule(model, loss), plan, collator, identity_of(model, data))
 
 
 def _prepare(job: Job, settings: TrainSettings, folder: Path) -> SafeTrainer:
@@ -247,8 +252,8 @@ def _result(trainer: SafeTrainer, model: Any, plan: Plan) -> TrainResult:
     )
 
 
-def _identity(model: Any, data: TrainingData) -> dict[str, Any]:
-    """What must be equal for a checkpoint to be gone on from, beside the settings."""
+def identity_of(model: Any, data: TrainingData) -> dict[str, Any]:
+    """What must be equal for a checkpoint to be gone on from, beside the settings (internal)."""
     return {
         "model": shapes_digest(model),
         "vocabulary": data.token_map.fingerprint,
