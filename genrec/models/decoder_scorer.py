@@ -71,7 +71,7 @@ class DecoderScorer:
 
     def __init__(self, model: PreTrainedModel, token_map: TokenMap) -> None:
         base = getattr(model, "get_base_model", lambda: model)()
-        _check(base)
+        check_decoder(base)
         self._model: Any = base
         self._head = OutputHead(base, token_map)
 
@@ -144,8 +144,8 @@ class DecoderScorer:
         return Rotary(cos[:, :, None], sin[:, :, None])
 
 
-def _check(model: Any) -> None:
-    """Raise ConfigError for a model that the loop would not compute as its own forward does."""
+def check_decoder(model: Any) -> None:
+    """Raise ConfigError for a model that the loop would not compute as its own forward does (internal)."""
     config = model.config
     if config.model_type not in MODEL_TYPES:
         raise ConfigError(f"model: expected one of {', '.join(MODEL_TYPES)}, got {config.model_type!r}")

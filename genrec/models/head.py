@@ -32,8 +32,18 @@ def output_scale(model: Any) -> float:
 def output_weight(model: Any) -> Tensor:
     """Rows of the output layer, ``[V, D]``: what the loss and the search multiply hidden states with (internal).
 
-    Raises ConfigError where the layer does more than that: a bias, or an adapter on the layer itself.
+    Where rows are trained apart from the layer, they are those, with their gradients.
     """
+    layer = model.get_output_embeddings()
+    if hasattr(layer, "get_merged_weights"):  # what PEFT wraps a table in: its own weight has the rows of the base
+        trained: Tensor = layer.get_merged_weights(layer.active_adapters)
+        return trained
+    weight: Tensor = layer.weight
+    return weight
+
+
+def check_output(model: Any) -> None:
+    """Raise ConfigError where the output layer is more than its rows: a bias, or an adapter on it (internal)."""
     layer = model.get_output_embeddings()
     if getattr(layer, "bias", None) is not None:
         raise ConfigError("the model's output layer has a bias, which is not supported")
@@ -43,8 +53,6 @@ def output_weight(model: Any) -> Tensor:
             f"the model's output layer carries an adapter ({', '.join(adapters)}), which would be ignored",
             hint="leave it out of target_modules; its rows are trained by trainable_token_indices or modules_to_save",
         )
-    weight: Tensor = layer.weight
-    return weight
 
 
 class OutputHead:
@@ -54,6 +62,7 @@ class OutputHead:
     """
 
     def __init__(self, model: nn.Module, token_map: TokenMap) -> None:
+        check_output(model)
         n_rows = len(output_weight(model))
         if n_rows < token_map.vocab_size:
             raise FingerprintMismatch(
@@ -84,14 +93,14 @@ class OutputHead:
         Only "vocab" computes all V rows; the others need the S rows of the level.
         """
         hidden = hidden_BWD * self._scale if self._scale != 1.0 else hidden_BWD
-        weight = self._model.get_output_embeddings().weight
+        weight = output_weight(self._model)
         if normalize != "vocab":
             return StepScores(F.linear(hidden, self._take(weight, level, dim=0)).float())
         n_rows = _rows_at_once(hidden)
         if len(weight) <= n_rows:
             logits = F.linear(hidden, weight).float()
             return StepScores(self._take(logits, level, dim=-1), logits.logsumexp(-1))
-        parts = [F.linear(hidden, rows).float().logsumexp(-1) for rows in weight.split(n_rows)]
+        parts = [F.linear(hidden, rows).float().logsumexp(-1) for rows in torch.split(weight, n_rows)]
         values = F.linear(hidden, self._take(weight, level, dim=0)).float()
         return StepScores(values, torch.stack(parts, -1).logsumexp(-1))
 

@@ -63,10 +63,7 @@ class T5Scorer:
     """
 
     def __init__(self, model: PreTrainedModel, token_map: TokenMap) -> None:
-        if model.config.model_type not in ("t5", "mt5"):
-            raise ConfigError(f"model: expected T5, got {model.config.model_type!r}")
-        if model.dtype not in (torch.float32, torch.bfloat16):
-            raise ConfigError(f"dtype: expected float32 or bfloat16 for T5, got {model.dtype}")
+        check_encoder_decoder(model)
         self._model: Any = model
         self._head = OutputHead(model, token_map)
 
@@ -106,6 +103,14 @@ class T5Scorer:
         x = rms_norm(self._model.decoder.final_layer_norm, x)
         state.level += 1
         return self._head.scores(x.view(*tokens.shape, -1), level, state.normalize)
+
+
+def check_encoder_decoder(model: Any) -> None:
+    """Raise ConfigError for a model that the step would not compute as its own forward does (internal)."""
+    if model.config.model_type not in ("t5", "mt5"):
+        raise ConfigError(f"model: expected T5, got {model.config.model_type!r}")
+    if model.dtype not in (torch.float32, torch.bfloat16):
+        raise ConfigError(f"dtype: expected float32 or bfloat16 for T5, got {model.dtype}")
 
 
 def _self_attention(state: T5State, layer: Layer, x_RD: Tensor) -> Tensor:

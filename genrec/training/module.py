@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genrec.models.head import output_scale, output_weight
+from genrec.models.head import check_output, output_scale, output_weight
 from genrec.training.losses import CodeLoss
 from genrec.training.precision import attention_kernel
 
@@ -24,7 +24,7 @@ class TrainingModule(nn.Module):
 
     def __init__(self, model: nn.Module, loss: CodeLoss) -> None:
         super().__init__()
-        output_weight(model)  # raises where the layer is more than its weight
+        check_output(model)
         self.model: Any = model
         self.loss = loss
 
@@ -42,7 +42,7 @@ class TrainingModule(nn.Module):
         with attention_kernel():
             hidden_BTD = self.hidden(**inputs)
         hidden_PD = hidden_BTD.flatten(0, 1)[positions]
-        weight_VD = self.model.get_output_embeddings().weight  # anew: data-parallel wrappers replace modules
+        weight_VD = output_weight(self.model)  # anew: data-parallel wrappers replace modules
         loss: Tensor = self.loss(hidden_PD, weight_VD, targets, nodes, level_counts) * scale
         return loss
 

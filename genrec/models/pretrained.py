@@ -1,0 +1,142 @@
+"""Pretrained language models as backbones: loaded as they are, and given rows for item tokens.
+
+Axes: V rows of an embedding table, D width.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
+
+from genrec import seeding
+from genrec.errors import ArtifactError, ConfigError
+from genrec.item_tokenizers.codes import ItemCodes
+from genrec.models.decoder_scorer import check_decoder
+from genrec.models.head import check_output
+from genrec.models.t5_scorer import check_encoder_decoder
+from genrec.vocab.new_rows import start_new_rows
+from genrec.vocab.text_vocabulary import TextVocabulary
+from genrec.vocab.token_map import TokenMap
+
+logger = logging.getLogger(__name__)
+
+RowInit = Literal["mean", "codebooks", "text"]
+ROWS_MULTIPLE = 64
+
+
+@dataclass(frozen=True)
+class PretrainedSettings:
+    """A language model that knows text: T5, mT5, Llama, Qwen2 (and 2.5) or Qwen3.
+
+    path: a folder in the form of Hugging Face, else the name of a model on its hub. random_weights: only the
+    configuration and the text tokenizer are read; the weights are drawn. trust_remote_code: run code that comes with
+    the model; only for models whose authors you trust.
+
+    Stability: experimental.
+    """
+
+    path: str
+    kind: Literal["pretrained"] = "pretrained"
+    random_weights: bool = False
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.path:
+            raise ConfigError("path: expected a folder or the name of a model, got ''")
+
+
+def load_pretrained(settings: PretrainedSettings, *, seed: int = 0) -> PreTrainedModel:
+    """The model in float32 and evaluation mode, its tables as they are; the global random state is left alone.
+
+    What kind of model it is, is asked of its configuration. A folder is read without the network; any other name is
+    looked up in the local cache and on the hub. seed: of random weights. Raises ArtifactError where it cannot be read,
+    ConfigError for an architecture that the search does not know.
+    """
+    local = Path(settings.path).is_dir()
+    options: dict[str, Any] = {"local_files_only": local, "trust_remote_code": settings.trust_remote_code}
+    try:
+        config = AutoConfig.from_pretrained(settings.path, **options)
+        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        if settings.random_weights:
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(seeding.derive(seed, "backbone", settings.kind))
+                model = auto.from_config(config, dtype=torch.float32)
+        else:
+            model = auto.from_pretrained(settings.path, dtype=torch.float32, **options)
+    except (OSError, ValueError, KeyError) as error:
+        hint = None if local else "there is no such folder here; a name without one is looked up on the hub"
+        raise ArtifactError(f"{settings.path}: not a loadable Hugging Face model ({error})", hint=hint) from error
+    check_supported(model)
+    return model.eval()
+
+
+def check_supported(model: PreTrainedModel) -> None:
+    """Raise ConfigError for a model that the library's own search would not compute as its forward does."""
+    check = check_encoder_decoder if model.config.is_encoder_decoder else check_decoder
+    check(model)
+    check_output(model)
+
+
+@torch.no_grad()
+def extend_rows(
+    model: PreTrainedModel,
+    vocabulary: TextVocabulary,
+    *,
+    init: RowInit = "mean",
+    seed: int = 0,
+    codes: ItemCodes | None = None,
+    texts: Sequence[str] | None = None,
+) -> None:
+    """Give a model rows for the item tokens, in the input table and the output table, in place.
+
+    The tables grow once, to a multiple of 64 rows that the config records (``vocab_size``, ``genrec_rows_multiple``),
+    and never shrink: models with more rows than tokens keep what is there. Old rows keep their values. The config names
+    the vocabulary (``genrec_vocabulary``), to which the model is bound from now on.
+
+    init: how item tokens start, see :func:`genrec.vocab.new_rows.start_new_rows`: ``mean``, normal with the mean and
+    covariance of the old rows; ``codebooks``, through a linear map that gives the codebooks that mean and covariance;
+    ``text``, the mean row of the text tokens of the items with the code. An output table of its own starts in the same
+    way from its own old rows. codes: for ``codebooks`` and ``text``. texts: of every item, for ``text``.
+
+    Raises ConfigError for an init without what it needs. Stability: experimental.
+    """
+    if init not in ("mean", "codebooks", "text"):
+        raise ConfigError(f"init: expected 'mean', 'codebooks' or 'text', got {init!r}")
+    if (init != "mean" and codes is None) or (init == "text" and texts is None):
+        raise ConfigError(f"init: {init!r} needs codes{' and texts' if init == 'text' else ''}")
+    grow_tables(model, vocabulary.token_map)
+    tokens = None if texts is None or init != "text" else vocabulary.encode_texts(texts)
+    for table in tables_of(model):
+        start_new_rows(table, vocabulary.token_map, init=init, seed=seed, codes=codes, texts=tokens)
+    if init == "codebooks" and codes is not None and not codes.codebooks:
+        logger.info("the identifiers have no codebooks: item tokens start as init='mean' says")
+
+
+@torch.no_grad()
+def grow_tables(model: PreTrainedModel, token_map: TokenMap) -> None:
+    """Bind the model to the vocabulary, with a row for every token: new ones are the mean of the old (internal)."""
+    before = len(model.get_input_embeddings().weight)
+    if before < token_map.vocab_size:
+        rows = -(-token_map.vocab_size // ROWS_MULTIPLE) * ROWS_MULTIPLE
+        with torch.random.fork_rng(devices=[]):  # the rows that are drawn here are overwritten
+            model.resize_token_embeddings(rows, mean_resizing=False)
+        for table in tables_of(model):
+            old_OD = table[: min(before, token_map.first_item_id)]
+            table[before:] = old_OD.double().mean(0).to(table)
+    model.config.genrec_rows_multiple = ROWS_MULTIPLE
+    model.config.genrec_vocabulary = token_map.fingerprint
+    for config in (model.config, getattr(model, "generation_config", None)):
+        if config is not None and getattr(config, "pad_token_id", None) is None:
+            config.pad_token_id = token_map.pad_id
+
+
+def tables_of(model: PreTrainedModel) -> list[torch.Tensor]:
+    """The input table, and the output table where it is another one, ``[V, D]`` each (internal)."""
+    own, out = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    return [own] if own is out else [own, out]
