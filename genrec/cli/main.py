@@ -15,6 +15,7 @@ from genrec.cli import (
     cmd_demo,
     cmd_doctor,
     cmd_encode,
+    cmd_export,
     cmd_init,
     cmd_inspect,
     cmd_pieces,
@@ -34,7 +35,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-_ON_RUNS = (cmd_recommend, cmd_append, cmd_retire, cmd_inspect, cmd_audit, cmd_compare, cmd_pieces, cmd_encode)
+_ON_RUNS = (
+    cmd_recommend,
+    cmd_append,
+    cmd_retire,
+    cmd_inspect,
+    cmd_audit,
+    cmd_compare,
+    cmd_pieces,
+    cmd_encode,
+    cmd_export,
+)
 for module in (cmd_demo, cmd_run, *_ON_RUNS, cmd_prompts, cmd_init, cmd_doctor):
     module.register(app)
 

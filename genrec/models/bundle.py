@@ -2,13 +2,15 @@
 
 bundle/
   genrec.json                  manifest
-  model/                       plain Hugging Face folder: weights, config, text tokenizer
+  model/                       plain Hugging Face folder: weights, config, text tokenizer; or an adapter
+                               (genrec.models.adapter_files), which needs its pretrained model
   codes/  index/  catalog/     artifacts of their own; the catalog is optional
   token_map.json  decoding.json
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -20,10 +22,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from genrec import artifacts
 from genrec.decoding.index import CatalogIndex
-from genrec.errors import ArtifactError, ConfigError, FingerprintMismatch
+from genrec.errors import ArtifactError, FingerprintMismatch
 from genrec.item_tokenizers.codes import ItemCodes, check_catalog
+from genrec.models.adapter_files import holds_adapter, load_adapter, save_adapter
+from genrec.models.adapters import is_adapted, quiet_peft
 from genrec.models.backbone import layout_of
 from genrec.models.recommender import DecodingSettings, GenerativeRecommender
+from genrec.vocab.text_vocabulary import TextVocabulary
 from genrec.vocab.token_map import TokenMap
 
 if TYPE_CHECKING:
@@ -39,6 +44,12 @@ class Bundle:
 
     recommender: GenerativeRecommender
     manifest: artifacts.Manifest
+
+    @cached_property
+    def vocabulary(self) -> TextVocabulary | None:
+        """The text tokenizer with the item tokens; None where the model knows no text."""
+        token_map = self.recommender.token_map
+        return None if token_map.base is None else TextVocabulary.load(self.manifest.path / "model", token_map)
 
     @cached_property
     def catalog(self) -> ItemCatalog | None:
@@ -67,13 +78,21 @@ def save_bundle(
     catalog: ItemCatalog | None = None,
     recipe: dict[str, Any] | None = None,
     parents: dict[str, str] | None = None,
+    vocabulary: TextVocabulary | None = None,
     overwrite: bool = False,
 ) -> None:
     """Write a bundle. ``model/`` is a plain Hugging Face folder, usable without genrec.
 
-    catalog: stored too (needs pyarrow), so that lists can be printed. Raises FingerprintMismatch if it is not
-    the catalog of the codes, ArtifactError as every writer does. Stability: stable.
+    Of a model with adapters, ``model/`` holds what was trained and what the pretrained model is, not the weights of the
+    latter. catalog: stored too (needs pyarrow), so that lists can be printed. vocabulary: of a model that knows text.
+    Raises FingerprintMismatch if the catalog or the vocabulary is not that of the model, ConfigError for adapters on a
+    model that cannot be loaded again, ArtifactError as every writer does. Stability: stable.
     """
+    token_map = recommender.token_map
+    if (None if vocabulary is None else vocabulary.token_map) != (None if token_map.base is None else token_map):
+        raise FingerprintMismatch(
+            "expected the text vocabulary of the model, got " + ("none" if vocabulary is None else "another one")
+        )
     codes = recommender.codes
     if catalog is not None and catalog.fingerprint != codes.catalog:
         raise FingerprintMismatch(f"codes belong to catalog {codes.catalog[:8]}, got catalog {catalog.fingerprint[:8]}")
@@ -92,7 +111,7 @@ def save_bundle(
         meta=meta,
         overwrite=overwrite,
     ) as draft:
-        _save_model(draft.dir / "model", recommender.model, recommender.token_map)
+        _save_model(draft.dir / "model", recommender.model, token_map, vocabulary)
         codes.save(draft.dir / "codes")
         recommender.index.save(draft.dir / "index")
         if catalog is not None:
@@ -107,11 +126,14 @@ def load_bundle(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     user_ids: Sequence[str] | None = None,
+    base: str | Path | None = None,
 ) -> Bundle:
     """Read a bundle, or the bundle of a run folder; nothing is looked up on a hub.
 
-    dtype: None = as stored. Raises ArtifactError for a damaged folder, FingerprintMismatch if its parts do
-    not belong together. Stability: stable.
+    An adapter is merged into its pretrained model: a search costs what that of a whole model does. dtype: None = as
+    stored. base: folder of the pretrained model, where it is not at the place it was trained at. Raises ArtifactError
+    for a damaged folder or a missing pretrained model, FingerprintMismatch if the parts do not belong together.
+    Stability: stable.
     """
 
     def read(manifest: artifacts.Manifest) -> Bundle:
@@ -124,7 +146,7 @@ def load_bundle(
             )
         codes = ItemCodes.load(folder / "codes", catalog=manifest.catalog)
         recommender = GenerativeRecommender(
-            _load_model(folder / "model", dtype).to(device),
+            load_model(folder / "model", token_map, dtype, base).to(device),
             token_map,
             codes,
             CatalogIndex.load(folder / "index", codes=codes),
@@ -134,32 +156,46 @@ def load_bundle(
         return Bundle(recommender, manifest)
 
     folder, inside = Path(path), Path(path) / KIND
-    if (folder / "recipe.json").exists() and not inside.exists():
-        hint = f"`genrec run PIPELINE.yaml --out {folder}` goes on where it stopped"
-        raise ArtifactError(f"{folder}: no trained model yet", hint=hint)
     try:
-        return artifacts.load(inside if inside.is_dir() else folder, read, kind=KIND, schema=SCHEMA)
+        return artifacts.load(bundle_folder(path), read, kind=KIND, schema=SCHEMA)
     except ArtifactError as error:
         if error.hint is None and not any((each / "model").exists() for each in (folder, inside)):
             raise ArtifactError(str(error), hint="give a run folder or a bundle") from error
         raise
 
 
-def _save_model(folder: Path, model: PreTrainedModel, token_map: TokenMap) -> None:
-    if hasattr(model, "peft_config"):
-        raise ConfigError(
-            "a bundle holds whole models, this one is an adapter over a base model",
-            hint="save model.merge_and_unload() instead",
-        )
-    model.save_pretrained(folder)
-    words = token_map.text_tokenizer()
+def bundle_folder(path: str | Path) -> Path:
+    """The bundle of a run folder, or the folder itself (internal).
+
+    Raises ArtifactError for a run without a trained model.
+    """
+    folder, inside = Path(path), Path(path) / KIND
+    if (folder / "recipe.json").exists() and not inside.exists():
+        hint = f"`genrec run PIPELINE.yaml --out {folder}` goes on where it stopped"
+        raise ArtifactError(f"{folder}: no trained model yet", hint=hint)
+    return inside if inside.is_dir() else folder
+
+
+def _save_model(folder: Path, model: PreTrainedModel, token_map: TokenMap, vocabulary: TextVocabulary | None) -> None:
+    if is_adapted(model):
+        save_adapter(folder, model)
+    else:
+        model.save_pretrained(folder)
+    words = token_map.text_tokenizer() if vocabulary is None else copy.deepcopy(vocabulary.tokenizer)
     words.padding_side = "right" if layout_of(model) == "encoder" else "left"
     # attributes are saved only where the tokenizer was made with them
     words.init_kwargs["padding_side"] = words.padding_side
     words.save_pretrained(folder)
 
 
-def _load_model(folder: Path, dtype: torch.dtype | None) -> PreTrainedModel:
+def load_model(
+    folder: Path, token_map: TokenMap, dtype: torch.dtype | None, base: str | Path | None = None
+) -> PreTrainedModel:
+    """A whole model from a model folder, an adapter merged (internal)."""
+    if holds_adapter(folder):
+        with quiet_peft():
+            merged: PreTrainedModel = load_adapter(folder, token_map, base=base).merge_and_unload().eval()
+        return merged if dtype is None else merged.to(dtype)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM

@@ -67,6 +67,7 @@ def load_pretrained(settings: PretrainedSettings, *, seed: int = 0) -> PreTraine
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(seeding.derive(seed, "backbone", settings.kind))
                 model = auto.from_config(config, dtype=torch.float32)
+            model.config._name_or_path = ""  # these weights are nowhere
         else:
             model = auto.from_pretrained(settings.path, dtype=torch.float32, **options)
     except (OSError, ValueError, KeyError) as error:

@@ -1,0 +1,101 @@
+"""An adapter on disk: what was trained, and which pretrained model it belongs to.
+
+model/
+  adapter/       as PEFT stores it: low-rank factors and the rows of item tokens, megabytes
+  base.json      name and sha256 of the files of the pretrained model
+  config.json    of the whole model, with its rows for item tokens
+  tokenizer…     the text tokenizer with the item tokens
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
+from transformers.utils import cached_file
+
+from genrec import artifacts
+from genrec.errors import ArtifactError, ConfigError, FingerprintMismatch
+from genrec.manifest import sha256
+from genrec.models.adapters import base_of, quiet_peft
+from genrec.models.pretrained import PretrainedSettings, grow_tables, load_pretrained
+from genrec.vocab.token_map import TokenMap
+
+ADAPTER, BASE = "adapter", "base.json"
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json")
+_GIVE_BASE = "give the folder of the pretrained model: load_bundle(..., base=PATH), or --base PATH"
+
+
+def holds_adapter(folder: Path) -> bool:
+    """Whether a model folder holds an adapter rather than a whole model (internal)."""
+    return (folder / ADAPTER).is_dir()
+
+
+def save_adapter(folder: Path, model: Any) -> None:
+    """Write ``adapter/``, ``base.json`` and ``config.json`` (internal); the text tokenizer is the caller's.
+
+    Raises ConfigError for a model that was not loaded from a folder or a hub: nobody could load its adapter.
+    """
+    name = getattr(model.config, "_name_or_path", "")
+    if not name:
+        raise ConfigError(
+            "an adapter belongs to a pretrained model that can be loaded again, this one was made from a config",
+            hint="save model.merge_and_unload() instead",
+        )
+    source = _folder_of(name)
+    with quiet_peft():
+        model.save_pretrained(folder / ADAPTER, save_embedding_layers=False)
+    (folder / ADAPTER / "README.md").unlink(missing_ok=True)
+    own = folder / ADAPTER / "adapter_config.json"
+    config = artifacts.load_json(own)
+    if isinstance(config.get("target_modules"), list):  # a set in PEFT, so its order is that of hashes
+        config["target_modules"] = sorted(config["target_modules"])
+    artifacts.save_json(own, config)
+    base_of(model).config.save_pretrained(folder)
+    artifacts.save_json(folder / BASE, {"name": str(name), "files": _identity(source)})
+
+
+def load_adapter(folder: Path, token_map: TokenMap, *, base: str | Path | None = None, trainable: bool = False) -> Any:
+    """The pretrained model with the adapter of ``folder`` around it, in float32 and evaluation mode.
+
+    base: folder (or hub name) of the pretrained model, where it is not the one that was trained on. Hub names are read
+    from the local cache. trainable: to go on training. Raises ArtifactError where the pretrained model is missing,
+    FingerprintMismatch where it is another one. Stability: experimental.
+    """
+    from peft import PeftModel
+
+    needed = artifacts.load_json(folder / BASE)
+    name = str(base or needed["name"])
+    source = _folder_of(name)
+    found = _identity(source)
+    if different := sorted(n for n in {*found, *needed["files"]} if found.get(n) != needed["files"].get(n)):
+        raise FingerprintMismatch(
+            f"{name} is not the pretrained model that the adapter in {folder} was trained on: "
+            f"{', '.join(different)} {'differs' if len(different) == 1 else 'differ'}",
+            hint=_GIVE_BASE,
+        )
+    model = load_pretrained(PretrainedSettings(str(source)))
+    model.config._name_or_path = name
+    grow_tables(model, token_map)
+    for key, value in AutoConfig.from_pretrained(folder, local_files_only=True).to_dict().items():
+        if key.startswith("genrec_"):
+            setattr(model.config, key, value)
+    with quiet_peft():
+        return PeftModel.from_pretrained(model, folder / ADAPTER, is_trainable=trainable).eval()
+
+
+def _folder_of(name: str) -> Path:
+    """Where a pretrained model lies: the folder itself, or the hub's cache on this machine."""
+    if Path(name).is_dir():
+        return Path(name)
+    try:
+        return Path(str(cached_file(name, "config.json", local_files_only=True))).parent
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"the pretrained model {name} is not here", hint=_GIVE_BASE) from error
+
+
+def _identity(folder: Path) -> dict[str, str]:
+    """sha256 of the config and of every file of weights."""
+    files = {folder / "config.json", *(file for pattern in WEIGHTS for file in folder.glob(pattern))}
+    return {file.name: sha256(file) for file in sorted(files) if file.is_file()}

@@ -1,0 +1,171 @@
+"""Adapters on disk, and the whole model that they become."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from genrec.cli.main import app
+from genrec.data.histories import Histories
+from genrec.decoding.index import CatalogIndex
+from genrec.errors import ArtifactError, ConfigError, FingerprintMismatch
+from genrec.models import export
+from genrec.models.adapter_files import load_adapter
+from genrec.models.adapters import LoraSettings, add_lora
+from genrec.models.bundle import load_bundle, save_bundle
+from genrec.models.export import export_merged
+from genrec.models.pretrained import PretrainedSettings, extend_rows, load_pretrained
+from genrec.models.recommender import DecodingSettings, GenerativeRecommender
+from genrec.testing.text_models import tiny_text_model
+from genrec.testing.walks import walk_codes
+from genrec.training.module import trainable
+from genrec.vocab.text_vocabulary import extend_vocabulary, load_tokenizer
+
+KINDS = ["qwen3", "qwen2", "t5"]
+LORA = LoraSettings(r=2, alpha=4, target_modules="all-linear")
+HISTORIES = Histories.from_lists([[1, 2, 3], [5], [20, 3, 9, 0]])
+
+
+def saved_base(folder, kind, seed=0):
+    model, words = tiny_text_model(kind, seed=seed)
+    model.save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder
+
+
+def trained(base, lora=LORA):
+    """A recommender over a pretrained model as after a training, and its text vocabulary."""
+    codes = walk_codes()
+    vocabulary = extend_vocabulary(load_tokenizer(base), codes)
+    model = load_pretrained(PretrainedSettings(str(base)))
+    extend_rows(model, vocabulary)
+    if lora is not None:
+        model = add_lora(model, vocabulary.token_map, lora)
+    random = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, weight in trainable(model).items():
+            if lora is not None or "shared" not in name:
+                weight += 0.1 * torch.randn(weight.shape, generator=random)
+    model.config.genrec_codes = codes.fingerprint
+    model.config.genrec_n_items, model.config.genrec_catalog = len(codes), codes.catalog
+    settings = DecodingSettings(n_beams=24, loss="level")
+    index = CatalogIndex.build(codes)
+    return GenerativeRecommender(model, vocabulary.token_map, codes, index, settings), vocabulary
+
+
+@pytest.fixture(params=KINDS)
+def base(request, tmp_path):
+    return saved_base(tmp_path / "base", request.param)
+
+
+@pytest.mark.parametrize("lora", [LORA, LoraSettings(r=0), LoraSettings(r=1, train_rows=False), None])
+def test_a_bundle_gives_back_what_was_trained(tmp_path, base, lora):
+    recommender, vocabulary = trained(base, lora)
+    want = recommender.recommend(HISTORIES, top_k=5)
+    save_bundle(tmp_path / "bundle", recommender, vocabulary=vocabulary)
+    bundle = load_bundle(tmp_path / "bundle")
+    got = bundle.recommender.recommend(HISTORIES, top_k=5)
+    assert got.items.tolist() == want.items.tolist()
+    np.testing.assert_allclose(got.scores, want.scores, atol=1e-4)
+    assert bundle.recommender.model.config.genrec_n_items == 24
+    assert bundle.vocabulary.encode_text("red <a_1>") == vocabulary.encode_text("red <a_1>")
+
+
+def test_an_adapter_holds_what_was_trained_and_nothing_else(tmp_path, base):
+    recommender, vocabulary = trained(base)
+    save_bundle(tmp_path / "bundle", recommender, vocabulary=vocabulary)
+    folder = tmp_path / "bundle" / "model"
+    weights = load_file(folder / "adapter" / "adapter_model.safetensors")
+    size = sum(w.numel() for w in trainable(recommender.model).values())
+    assert sum(w.numel() for w in weights.values()) == size
+    file = (folder / "adapter" / "adapter_model.safetensors").stat().st_size
+    assert file <= 4 * size + 250 * len(weights)  # float32, and names
+    assert not list(folder.glob("*.safetensors")) and not (folder / "adapter" / "README.md").exists()
+    save_bundle(tmp_path / "again", recommender, vocabulary=vocabulary)
+    for one in (p for p in (tmp_path / "bundle").rglob("*") if p.is_file() and p.name != "genrec.json"):
+        other = tmp_path / "again" / one.relative_to(tmp_path / "bundle")
+        assert one.read_bytes() == other.read_bytes(), one
+
+
+def test_adapters_can_be_trained_on(tmp_path, base):
+    recommender, vocabulary = trained(base)
+    save_bundle(tmp_path / "bundle", recommender, vocabulary=vocabulary)
+    again = load_adapter(tmp_path / "bundle" / "model", vocabulary.token_map, trainable=True)
+    one, two = trainable(recommender.model), trainable(again)
+    assert one.keys() == two.keys() and all(torch.equal(one[n], two[n]) for n in one)
+
+
+def test_another_pretrained_model_is_refused_and_a_missing_one_asked_for(tmp_path):
+    base = saved_base(tmp_path / "base", "qwen3")
+    recommender, vocabulary = trained(base)
+    save_bundle(tmp_path / "bundle", recommender, vocabulary=vocabulary)
+    want = recommender.recommend(HISTORIES, top_k=5)
+    other = saved_base(tmp_path / "other", "qwen3", seed=1)
+    with pytest.raises(FingerprintMismatch, match=r"other is not the pretrained model.*model\.safetensors differs"):
+        load_bundle(tmp_path / "bundle", base=other)
+    base.rename(tmp_path / "moved")
+    with pytest.raises(ArtifactError, match="base is not here") as caught:
+        load_bundle(tmp_path / "bundle")
+    assert "base=PATH" in caught.value.hint
+    found = load_bundle(tmp_path / "bundle", base=tmp_path / "moved").recommender.recommend(HISTORIES, top_k=5)
+    assert found.items.tolist() == want.items.tolist()
+
+
+def test_random_weights_cannot_be_a_base(tmp_path):
+    base = saved_base(tmp_path / "base", "qwen3")
+    vocabulary = extend_vocabulary(load_tokenizer(base), walk_codes())
+    model = load_pretrained(PretrainedSettings(str(base), random_weights=True))
+    extend_rows(model, vocabulary)
+    codes = walk_codes()
+    model = add_lora(model, vocabulary.token_map, LORA)
+    recommender = GenerativeRecommender(model, vocabulary.token_map, codes, CatalogIndex.build(codes))
+    with pytest.raises(ConfigError, match="made from a config"):
+        save_bundle(tmp_path / "bundle", recommender, vocabulary=vocabulary)
+    with pytest.raises(FingerprintMismatch, match="text vocabulary of the model, got none"):
+        save_bundle(tmp_path / "bundle", recommender)
+    assert not (tmp_path / "bundle").exists()
+
+
+WITHOUT_GENREC = """
+import sys
+sys.modules["genrec"] = sys.modules["peft"] = None
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+folder = sys.argv[1]
+auto = AutoModelForSeq2SeqLM if AutoConfig.from_pretrained(folder).is_encoder_decoder else AutoModelForCausalLM
+model, words = auto.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+ids = torch.tensor([words.encode("<a_1><b_2><c_0>", add_special_tokens=False)])
+more = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
+with torch.no_grad():
+    print(model(input_ids=ids, **more).logits[0, -1, :5].tolist())
+"""
+
+
+@pytest.mark.parametrize("lora", [LORA, None])
+def test_the_merged_folder_needs_nothing_of_ours(tmp_path, base, lora):
+    recommender, vocabulary = trained(base, lora)
+    save_bundle(tmp_path / "bundle", recommender, vocabulary=vocabulary)
+    done = CliRunner().invoke(app, ["export", str(tmp_path / "bundle"), str(tmp_path / "plain"), "--merge"])
+    assert done.exit_code == 0 and "logits as trained" in done.output, done.output
+    ids = torch.from_numpy(vocabulary.item_ids([[1, 2, 0]]))
+    more = {"decoder_input_ids": ids} if recommender.model.config.is_encoder_decoder else {}
+    with torch.no_grad():
+        want = recommender.model(input_ids=ids, **more).logits[0, -1, :5].tolist()
+    command = [sys.executable, "-c", WITHOUT_GENREC, str(tmp_path / "plain")]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    np.testing.assert_allclose([float(x) for x in out.strip("[]\n").split(", ")], want, atol=1e-4)
+    with pytest.raises(ConfigError, match="exists"):
+        export_merged(tmp_path / "bundle", tmp_path / "plain")
+
+
+def test_a_merge_that_changes_logits_is_refused(tmp_path, monkeypatch):
+    recommender, vocabulary = trained(saved_base(tmp_path / "base", "qwen3"))
+    save_bundle(tmp_path / "bundle", recommender, vocabulary=vocabulary)
+    monkeypatch.setattr(export, "TOLERANCE", -1.0)
+    with pytest.raises(ArtifactError, match="nothing was written"):
+        export_merged(tmp_path / "bundle", tmp_path / "plain")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["base", "bundle"]
