@@ -56,6 +56,9 @@ def recommend(
         None, "--sample", metavar="SEED", help="Draw the items by chance, in proportion to their probability."
     ),
     keep_seen: bool = typer.Option(False, "--keep-seen", help="Items of the history may be listed again."),
+    base: str | None = typer.Option(
+        None, "--base", metavar="PATH", help="The pretrained model of an adapter, where it has moved."
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print JSON instead of text."),
 ) -> None:
     """Recommend items for a user of the run, or for a history given as item ids.
@@ -79,7 +82,7 @@ def recommend(
             f"expected either --user or --history, got {given}", hint=f"genrec recommend {run} --history ID,ID,..."
         )
     disable_progress_bar()  # of loading weights
-    bundle = load_bundle(run)
+    bundle = load_bundle(run, base=base)
     model = bundle.recommender
     _check_user(run, user, model)
     _check_lineage(run, model.codes)

@@ -77,6 +77,12 @@ def load_pretrained(settings: PretrainedSettings, *, seed: int = 0) -> PreTraine
     return model.eval()
 
 
+def pretrained_files(settings: PretrainedSettings) -> dict[str, int]:
+    """Name and bytes of the files of a pretrained model's folder; nothing for a model of the hub (internal)."""
+    folder = Path(settings.path)
+    return {file.name: file.stat().st_size for file in sorted(folder.glob("*")) if file.is_file()}
+
+
 def check_supported(model: PreTrainedModel) -> None:
     """Raise ConfigError for a model that the library's own search would not compute as its forward does."""
     check = check_encoder_decoder if model.config.is_encoder_decoder else check_decoder

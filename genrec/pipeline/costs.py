@@ -14,12 +14,14 @@ from genrec.data.readers import source_files
 from genrec.decoding.dense import rows_at_once
 from genrec.errors import DataError
 from genrec.models.backbone import T5Settings
+from genrec.models.pretrained import PretrainedSettings, pretrained_files
 from genrec.pipeline.recipe import PipelineRecipe
 from genrec.pipeline.runner import Estimate
 
 BASE = 7e8  # bytes of a process with torch and transformers loaded
 MINILM_FLOPS = 2 * 1.06e7 * 30  # per text: weights x tokens of a usual title with brand and category
 TRAIN_SHARE = 0.75  # of the events; the rest is valid and test
+HUB_MODEL = 2_400_000_000  # bytes of a pretrained model that is not here
 EFFICIENCY = 0.35  # share of a large matrix product's speed that small layers reach
 
 
@@ -129,6 +131,9 @@ class Costs:
             attention = 4 * model.d_model * model.d_kv * model.n_heads
             weights = model.n_layers * (attention + 2 * model.d_model * model.d_ff)  # of one stack
             tokens = TRAIN_SHARE * events * levels * min(6, train.max_items)
+        elif isinstance(model, PretrainedSettings):  # taken for a decoder with weights in float32
+            weights = (sum(pretrained_files(model).values()) or HUB_MODEL) // 4
+            tokens = TRAIN_SHARE * events * levels
         else:
             weights = model.n_layers * (4 * model.hidden_size**2 + 3 * model.hidden_size * model.d_ff)
             tokens = TRAIN_SHARE * events * levels

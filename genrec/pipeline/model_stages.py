@@ -6,8 +6,10 @@ import hashlib
 import json
 import logging
 import shutil
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,11 +18,14 @@ from genrec.data.catalog import ItemCatalog
 from genrec.data.interactions import Interactions
 from genrec.data.splits import Split
 from genrec.decoding.index import CatalogIndex
+from genrec.embeddings.text import DEFAULT_TEXT, item_text
 from genrec.errors import ArtifactError, TrainingPaused
 from genrec.evaluation.run import evaluate
 from genrec.item_tokenizers.codes import ItemCodes
+from genrec.models.adapters import add_lora, base_of
 from genrec.models.backbone import build
 from genrec.models.bundle import load_bundle, save_bundle
+from genrec.models.pretrained import PretrainedSettings, RowInit, extend_rows, load_pretrained, pretrained_files
 from genrec.models.recommender import DecodingSettings, GenerativeRecommender
 from genrec.models.whole_catalog import WholeCatalog
 from genrec.pipeline.baseline_stages import context
@@ -31,7 +36,8 @@ from genrec.training.dataset import TrainingData
 from genrec.training.finetune import MAY_CHANGE, TrainResult, finetune
 from genrec.training.validation import decoding_settings
 from genrec.vocab.extend import start_from_codebooks
-from genrec.vocab.token_map import TokenMap
+from genrec.vocab.text_vocabulary import TextVocabulary, extend_vocabulary, load_tokenizer
+from genrec.vocab.token_map import TextBase, TokenMap
 
 log = logging.getLogger(__name__)
 
@@ -51,15 +57,16 @@ def train(folder: Path, recipe: PipelineRecipe) -> None:
         log.info("the model of this recipe is already there")
         return
     key = training_key(folder, recipe)
-    data = _training_data(folder, recipe)
+    made = _started(folder, recipe)
+    data, model = made.data, made.model
     index = CatalogIndex.load(folder / "index", codes=data.codes)
     settings = seeded(recipe.train, recipe.seed)
-    model = build(recipe.model, data.token_map, seed=recipe.seed)
-    if recipe.token_init == "codebooks":
-        weight = model.get_input_embeddings().weight
-        start_from_codebooks(weight, data.token_map, data.codes.codebooks, seed=recipe.seed)
     n_weights = sum(w.numel() for w in model.parameters())
-    log.info("%s, %.2f M weights, vocabulary %d", type(model).__name__, n_weights / 1e6, data.token_map.vocab_size)
+    n_trained = sum(w.numel() for w in model.parameters() if w.requires_grad)
+    log.info(
+        "%s, %.2f M weights, %.2f M of them trained, vocabulary %d",
+        *(type(base_of(model)).__name__, n_weights / 1e6, n_trained / 1e6, data.token_map.vocab_size),
+    )
     result = finetune(model, data, settings, _checkpoints(folder, key))
     if not result.complete:
         raise TrainingPaused(
@@ -76,18 +83,56 @@ def train(folder: Path, recipe: PipelineRecipe) -> None:
         catalog=_catalog(folder),
         recipe=recipes.to_json(recipe),
         parents={"training": key},
+        vocabulary=made.vocabulary,
         overwrite=True,
     )
 
 
-def _training_data(folder: Path, recipe: PipelineRecipe) -> TrainingData:
+@dataclass(frozen=True, eq=False)
+class _Started:
+    """What a training begins with."""
+
+    data: TrainingData
+    model: Any
+    vocabulary: TextVocabulary | None
+
+
+def _started(folder: Path, recipe: PipelineRecipe) -> _Started:
+    """The data, and the model as it is before the first step."""
+    settings, seed = recipe.model, recipe.seed
+    if not isinstance(settings, PretrainedSettings):
+        data = _training_data(folder, recipe)
+        model = build(settings, data.token_map, seed=seed)
+        if recipe.token_init == "codebooks":
+            weight = model.get_input_embeddings().weight
+            start_from_codebooks(weight, data.token_map, data.codes.codebooks, seed=seed)
+        return _Started(data, model, None)
+    codes = ItemCodes.load(folder / "codes")
+    vocabulary = extend_vocabulary(load_tokenizer(settings.path), codes, n_user_tokens=recipe.n_user_tokens)
+    data = _training_data(folder, recipe, vocabulary.token_map.base)
+    model = load_pretrained(settings, seed=seed)
+    texts = _item_texts(folder, recipe) if recipe.token_init == "text" else None
+    init: RowInit = "mean" if recipe.token_init == "random" else recipe.token_init
+    extend_rows(model, vocabulary, init=init, seed=seed, codes=codes, texts=texts)
+    if recipe.lora is not None:
+        model = add_lora(model, vocabulary.token_map, recipe.lora, seed=seed)
+    return _Started(data, model, vocabulary)
+
+
+def _item_texts(folder: Path, recipe: PipelineRecipe) -> list[str]:
+    """The text of every item, as the first block of text vectors reads it."""
+    blocks = [block.lsa or block.sentence for block in recipe.embeddings if block.lsa or block.sentence]
+    return item_text(ItemCatalog.load(folder / "catalog"), blocks[0].text if blocks and blocks[0] else DEFAULT_TEXT)
+
+
+def _training_data(folder: Path, recipe: PipelineRecipe, base: TextBase | None = None) -> TrainingData:
     cut, codes = Split.load(folder / "split"), ItemCodes.load(folder / "codes")
     known = ["catalog"] if artifacts.exists(folder / "catalog") else []
     same_catalog(folder, cut.catalog, *known, *_of_users(recipe))
     return TrainingData(
         cut.train(),
         codes,
-        TokenMap.of(codes, n_user_tokens=recipe.n_user_tokens),
+        TokenMap.of(codes, n_user_tokens=recipe.n_user_tokens, base=base),
         valid=cut.queries("valid"),
         user_ids=user_ids(folder, recipe),
         tied=cut.train_ties(),
@@ -105,12 +150,19 @@ def user_ids(folder: Path, recipe: PipelineRecipe) -> tuple[str, ...] | None:
     return Interactions.load(folder / "interactions").user_ids if recipe.n_user_tokens else None
 
 
+def base_path(recipe: PipelineRecipe) -> str | None:
+    """Where the pretrained model of an adapter is."""
+    return recipe.model.path if isinstance(recipe.model, PretrainedSettings) else None
+
+
 def training_key(folder: Path, recipe: PipelineRecipe) -> str:
     """Hash of all that decides a training: recipe, identifiers, histories and the version of this code."""
     train_part = {k: v for k, v in recipes.to_json(recipe.train).items() if k not in MAY_CHANGE}
     read = ["split", "codes", *_of_users(recipe)]
     digests = [artifacts.read(folder / name, verify=False).digest for name in read]
-    own = [recipe.seed, recipe.token_init, recipe.n_user_tokens]
+    own: list[Any] = [recipe.seed, recipe.token_init, recipe.n_user_tokens]
+    if isinstance(recipe.model, PretrainedSettings):
+        own += [recipe.lora and recipes.to_json(recipe.lora), pretrained_files(recipe.model)]
     parts = [TRAIN_VERSION, train_part, recipes.to_json(recipe.model), *own, digests]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -182,7 +234,7 @@ def evaluate_model(folder: Path, recipe: PipelineRecipe) -> None:
     """Evaluate the trained model on the test part: artifact ``eval/<kind of the model>``."""
     cut = Split.load(folder / "split")
     same_catalog(folder, cut.catalog, "bundle", *_of_users(recipe))
-    bundle = load_bundle(folder / "bundle", device=_device(), user_ids=user_ids(folder, recipe))
+    bundle = load_bundle(folder / "bundle", device=_device(), user_ids=user_ids(folder, recipe), base=base_path(recipe))
     dense = recipe.evaluate.method == "dense"
     report = evaluate(
         WholeCatalog(bundle.recommender, recipe.evaluate.normalize) if dense else bundle.recommender,

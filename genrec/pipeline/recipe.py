@@ -20,7 +20,9 @@ from genrec.embeddings.graph import GraphSettings
 from genrec.embeddings.text import LsaSettings, SentenceSettings
 from genrec.errors import ConfigError
 from genrec.evaluation.settings import EvalSettings
+from genrec.models.adapters import LoraSettings
 from genrec.models.backbone import DecoderSettings, T5Settings
+from genrec.models.pretrained import PretrainedSettings
 from genrec.training.settings import TrainSettings
 
 T = TypeVar("T")
@@ -145,7 +147,9 @@ class PipelineRecipe:
     interactions, for item tokenizers that ask for them beside the item vectors. shuffle_identifiers: a control: the
     identifiers are dealt out to the items at random, so they mean nothing; what a model gains from their
     meaning is lost. token_init: ``codebooks`` starts the embeddings of tokens with like codebook vectors alike,
-    where the item tokenizer has codebooks; ``random`` does not. n_user_tokens: user ids are hashed to so many
+    where the item tokenizer has codebooks; ``random`` does not; ``text`` (pretrained models) starts them from the text
+    of the items with the code. lora: train adapters and item tokens of a pretrained model instead of all its weights.
+    n_user_tokens: user ids are hashed to so many
     tokens that open the prompt (0 = none).
     """
 
@@ -157,9 +161,10 @@ class PipelineRecipe:
     collaborative: Block | None = None
     tokenizer: dict[str, Any] = field(default_factory=lambda: {"kind": "rqkmeans"})
     shuffle_identifiers: bool = False
-    token_init: Literal["codebooks", "random"] = "codebooks"
+    token_init: Literal["codebooks", "random", "text"] = "codebooks"
     n_user_tokens: int = 0
-    model: DecoderSettings | T5Settings = field(default_factory=DecoderSettings)
+    model: DecoderSettings | T5Settings | PretrainedSettings = field(default_factory=DecoderSettings)
+    lora: LoraSettings | None = None
     train: TrainSettings = field(default_factory=TrainSettings)
     evaluate: EvalSettings = field(default_factory=EvalSettings)
     baselines: tuple[str, ...] = ("popularity", "copy_last", "markov", "item_knn", "item_knn_larger_id")
@@ -180,6 +185,13 @@ class PipelineRecipe:
         for where, block in blocks.items():
             if getattr(block, "seed", 0) not in (0, self.seed):
                 raise ConfigError(f"{where}.seed: the pipeline's seed is the seed of every stage; set seed instead")
+        text_model = isinstance(self.model, PretrainedSettings)
+        if self.lora is not None and (not text_model or getattr(self.model, "random_weights", False)):
+            raise ConfigError(
+                "lora: expected a model of kind pretrained with its own weights: others are trained whole"
+            )
+        if self.token_init == "text" and not text_model:
+            raise ConfigError("token_init: text needs a model of kind pretrained, which knows text")
         if "oracle" in self.baselines and self.data.synthetic is None:
             raise ConfigError("baselines: 'oracle' needs synthetic data, whose generator is known")
         if not self.embeddings:

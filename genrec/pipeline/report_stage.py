@@ -22,7 +22,7 @@ from genrec.item_tokenizers.codes import ItemCodes
 from genrec.models.bundle import load_bundle
 from genrec.pipeline import figures
 from genrec.pipeline.data_stages import describe_codes
-from genrec.pipeline.model_stages import user_ids
+from genrec.pipeline.model_stages import base_path, user_ids
 from genrec.pipeline.recipe import PipelineRecipe
 from genrec.pipeline.runner import same_catalog
 
@@ -115,7 +115,7 @@ def _pictures(
 
 def example_lists(folder: Path, recipe: PipelineRecipe, n: int = N_EXAMPLES) -> str:
     """Histories of a few test users with what the model recommends, as text."""
-    bundle = load_bundle(folder / "bundle", user_ids=user_ids(folder, recipe))
+    bundle = load_bundle(folder / "bundle", user_ids=user_ids(folder, recipe), base=base_path(recipe))
     catalog = ItemCatalog.load(folder / "catalog")
     titles = [title or id_ for title, id_ in zip(catalog.text("title", clean=True), catalog.ids, strict=True)]
     same_catalog(folder, bundle.recommender.codes.catalog, "catalog", "split", "interactions")

@@ -148,7 +148,8 @@ def stages(recipe: PipelineRecipe, folder: Path) -> list[Stage]:
     found += [
         Stage(
             "train", ("training", "bundle"), partial(model_stages.train, recipe=recipe),
-            recipe=part("model", "train", "token_init", "n_user_tokens", "seed"), needs=(*users, "split", "tokenize"),
+            recipe=part("model", "lora", "train", "token_init", "n_user_tokens", "seed"),
+            needs=(*users, "split", "tokenize"),
             version=model_stages.TRAIN_VERSION, estimate=costs.train,
             standing=partial(model_stages.standing, folder, recipe),
             about=f"train the {recipe.model.kind} to write identifiers",

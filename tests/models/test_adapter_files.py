@@ -145,9 +145,9 @@ with torch.no_grad():
 """
 
 
-@pytest.mark.parametrize("lora", [LORA, None])
-def test_the_merged_folder_needs_nothing_of_ours(tmp_path, base, lora):
-    recommender, vocabulary = trained(base, lora)
+@pytest.mark.parametrize(("kind", "lora"), [("qwen2", LORA), ("t5", LORA), ("qwen3", None)])
+def test_the_merged_folder_needs_nothing_of_ours(tmp_path, kind, lora):
+    recommender, vocabulary = trained(saved_base(tmp_path / "base", kind), lora)
     save_bundle(tmp_path / "bundle", recommender, vocabulary=vocabulary)
     done = CliRunner().invoke(app, ["export", str(tmp_path / "bundle"), str(tmp_path / "plain"), "--merge"])
     assert done.exit_code == 0 and "logits as trained" in done.output, done.output
