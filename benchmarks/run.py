@@ -30,6 +30,7 @@ SUITES = {
     "spine": "the two commands: demo, imports, tokenizer fit, crash safety, padding",
     "quality": "recall on Amazon Beauty and Games, item-exact (data folder: --data or GENREC_DATA)",
     "decoding": "index, constrained search, filters, against transformers' generate",
+    "training_parallel": "models that predict an item at once, on Amazon Beauty (hours; --data or GENREC_DATA)",
     "tokenizers": "item tokenizers: a million items beside faiss, the RQ-VAE's step, collisions, append",
 }
 MODULES = {"tokenizers": "item_tokenizers"}  # a file tokenizers.py here would hide Hugging Face's package

@@ -101,8 +101,8 @@ def check_gives_codes(kind: str) -> None:
         what, build_it, load_it = _OTHERS[found]
         raise ConfigError(
             f"kind: expected an item tokenizer that gives codes, got {kind!r}, which gives {what}",
-            hint=f"no model that reads and scores {found} is available yet; in Python, genrec.item_tokenizers.registry."
-            f"{build_it} and {load_it} make and read such a tokenizer",
+            hint=("train/parallel.py trains a model on slots" if found == "slots" else "no model reads them yet")
+            + f"; in Python, genrec.item_tokenizers.registry.{build_it} and {load_it} make and read such a tokenizer",
         )
 
 

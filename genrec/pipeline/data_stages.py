@@ -189,11 +189,16 @@ def _vectors(block: Block, catalog: ItemCatalog, cut: Split, folder: Path, seed:
         return famae(cut.train(), catalog, seeded(block.famae, seed))
     if block.file is not None:
         return load_vectors(Path(block.file), catalog)
+    return sasrec_vectors(folder, cut)
+
+
+def sasrec_vectors(folder: Path, cut: Split) -> ItemEmbeddings:
+    """The item table of the run's SASRec, zeros for items that no training history has (internal)."""
     from genrec.baselines.sasrec import SasRec
 
     table = SasRec.load(folder / "sasrec").item_vectors()
     table[np.bincount(cut.train().items, minlength=cut.n_items) == 0] = 0.0  # never trained: nothing is known
-    return ItemEmbeddings(table, catalog.fingerprint, {"kind": "sasrec"})
+    return ItemEmbeddings(table, cut.catalog, {"kind": "sasrec"})
 
 
 def _of_text(block: Block, catalog: ItemCatalog, folder: Path, seed: int) -> ItemEmbeddings:
