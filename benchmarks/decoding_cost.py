@@ -159,15 +159,15 @@ def plot(rows: list[dict[str, Any]], along: str, label: str, file: Path) -> None
             axes.set(xscale="log", yscale="log", xlabel=label, title=f"{users} user{'s' * (users > 1)} at a time")
             axes.title.set_fontsize(10)
             axes.grid(alpha=0.25)
+            axes.minorticks_off()
         ticks = sorted({row[along] for row in rows})
         if ticks[-1] < 10**4:  # powers of ten alone would say too little
             for axes in panels:
                 axes.set_xticks(ticks, [str(tick) for tick in ticks])
-                axes.minorticks_off()
         panels[0].set_ylabel("CPU-microseconds a step")
         figure.legend(*panels[0].get_legend_handles_labels(), loc="upper center", ncols=4, fontsize=8, frameon=False)
         figure.tight_layout(rect=(0, 0, 1, 0.93))
-        figure.savefig(file, metadata={"Date": None}, transparent=True)
+        figure.savefig(file, metadata={"Date": None, "Creator": None}, transparent=True)
         pyplot.close(figure)
 
 
