@@ -300,7 +300,7 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(6, 4))
+    figure, axes = pyplot.subplots(figsize=(7, 4))
     for model, dtype in dict.fromkeys((row["model"], row["dtype"]) for row in rows):
         own = [row for row in rows if (row["model"], row["dtype"]) == (model, dtype)]
         line = [row for row in own if row["beams"] != "exact"]
@@ -311,11 +311,12 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
             if row["beams"] == "exact":
                 axes.plot(row["p50"], row["recall@10"], "*", color=drawn[0].get_color())
             axes.annotate(
-                row["beams"], (row["p50"], row["recall@10"]), fontsize=6, xytext=(2, 2), textcoords="offset points"
+                row["beams"], (row["p50"], row["recall@10"]), fontsize=6, xytext=(2, 3), textcoords="offset points"
             )
-    axes.set_xscale("log")
     axes.set(xlabel="CPU-milliseconds per user, median, one thread", ylabel="recall@10, Beauty test users")
-    axes.legend(fontsize=7)
+    axes.set_xlim(0)
+    axes.set_ylim(0, 1.1 * max(row["recall@10"] for row in rows))
+    axes.legend(fontsize=7, loc="lower right")
     figure.tight_layout()
     figure.savefig(file, metadata={"Date": None})
 

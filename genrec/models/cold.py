@@ -33,7 +33,7 @@ class ColdSettings:
     more than ``floor((p - 1) * quota)``: every fifth for 0.2, so each beginning of a list keeps the quota. n_drafts:
     the cold items nearest to the user that the model scores. decay: weight of an event of the history against the one
     behind it. score_weight: of the model's log-probability beside the similarity, both standardised over the user's
-    drafts; 0 = by content alone, which was best in validation on Amazon Games.
+    drafts; 0 = by content alone.
 
     Raises ConfigError for values out of range. Stability: experimental.
     """
