@@ -165,7 +165,7 @@ def extend_vocabulary(
 def load_tokenizer(name: str | Path) -> Any:
     """The text tokenizer of a folder, or of a model on the hub where there is no such folder.
 
-    Raises ArtifactError where it cannot be read.
+    Raises ArtifactError where it cannot be read. Stability: experimental.
     """
     from transformers import AutoTokenizer
 
@@ -176,6 +176,9 @@ def load_tokenizer(name: str | Path) -> Any:
 
 
 def fingerprint_of(tokenizer: Any, n_ids: int) -> str:
-    """32 hex digits of the tokens with ids below ``n_ids``: the same before and after item tokens were added."""
+    """32 hex digits of the tokens with ids below ``n_ids``: the same before and after item tokens were added.
+
+    Stability: internal.
+    """
     known = sorted((i, token) for token, i in tokenizer.get_vocab().items() if i < n_ids)
     return hashlib.sha256(json.dumps(known, separators=(",", ":")).encode()).hexdigest()[:32]
