@@ -174,12 +174,15 @@ def top(k):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["setrec", "setrec-t5", "recgpt", "rpg", "rpg-t5"])
 def test_learns_200_users_by_heart(name, tmp_path):
-    histories, valid = walks(200)
+    """The last item that was trained on, from those before it."""
+    histories, _ = walks(200)
     model, items = parallel_model(name)
-    settings = dataclasses.replace(SHORT, epochs=200, batch_size=64, learning_rate=1e-2, warmup_steps=20)
+    settings = dataclasses.replace(SHORT, epochs=100, batch_size=64, learning_rate=5e-3, warmup_steps=20)
     result = train_parallel(model, ParallelData(histories, items), settings, tmp_path)
-    found = ParallelRecommender(result.model, items).recommend(valid.histories, top(1)).items[:, 0]
-    assert (found == valid.targets.items).mean() > 0.98
+    ends = histories.offsets[1:] - 1
+    asked = Histories.from_slices(histories.items, histories.offsets[:-1], ends)
+    found = ParallelRecommender(result.model, items).recommend(asked, top(1)).items[:, 0]
+    assert (found == histories.items[ends]).mean() > 0.98
 
 
 def test_beta_is_chosen_on_validation(tmp_path):
