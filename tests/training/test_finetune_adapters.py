@@ -53,6 +53,6 @@ def test_resumed_training_has_the_bits_of_an_uninterrupted_one(kind, lora, tmp_p
 @pytest.mark.parametrize("kind", ["qwen3", "t5"])
 def test_adapters_learn(kind, tmp_path):
     lora = LoraSettings(r=4, target_modules="all-linear")
-    steps = {"eval_unit": "steps", "eval_every": 30, "eval_users": 5, "max_steps": 90, "epochs": 99, "save_every": 0}
+    steps = {"eval_unit": "steps", "eval_every": 15, "eval_users": 5, "max_steps": 90, "epochs": 99, "save_every": 0}
     result = run(kind, tmp_path, lora, learning_rate=2e-2, **steps)
-    assert len(result.log) > 1 and result.log[-1]["loss"] < 0.8 * result.log[0]["loss"]
+    assert len(result.log) > 1 and result.log[-1]["loss"] < 0.85 * result.log[0]["loss"]
