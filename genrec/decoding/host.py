@@ -6,7 +6,7 @@ Axes: R item ranks.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,8 @@ class HostIndex:
     def __init__(self, index: CatalogIndex) -> None:
         self._index = index
         self._ranks: list[npt.NDArray[Any] | None] = []
+        self._rank_addresses: list[tuple[int, str]] | None = None
+        self._lock = Lock()
         self._pointers = [np.ascontiguousarray(pointers) for pointers in index.pointers]
         self._tokens = [np.ascontiguousarray(tokens) for tokens in index.tokens]
         self.levels = [
@@ -47,10 +49,12 @@ class HostIndex:
 
         Address 0: children are their own ranks.
         """
+        if self._rank_addresses is None:
+            with self._lock:  # cached_property has none from Python 3.12 on: a search would free the arrays of another
+                self._rank_addresses = self._rank_addresses or self._find_ranks()
         return self._rank_addresses[level]
 
-    @cached_property
-    def _rank_addresses(self) -> list[tuple[int, str]]:
+    def _find_ranks(self) -> list[tuple[int, str]]:
         self._ranks = [self._index.leaf_ranks if len(self._index.shared) else None]
         for pointers in self._pointers[:0:-1]:
             below = self._ranks[-1]

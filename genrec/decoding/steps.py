@@ -115,7 +115,7 @@ class CompiledStep:
         self._room, self._widest = 0, max(index.host.branching) + kernel.BLOCK
         # numpy allocates several times faster than torch
         self.pruned_B = torch.from_numpy(np.full(batch, -np.inf if limits.above is None else limits.above, np.float32))
-        self._call = call = kernel.Call(batch=batch, pruned=self.pruned_B.data_ptr())
+        self._call = call = kernel.Call(batch=batch)
         call.by_children = int(normalize == "children")
         if limits.above is not None:
             call.bars = address(limits.above, np.float32)
@@ -130,6 +130,7 @@ class CompiledStep:
         batch, beams, call.n_symbols = values.shape
         assert batch == call.batch and node.numel() == score.numel() == batch * beams
         call.n_beams, call.width = beams, at.width
+        call.pruned = self.pruned_B.data_ptr()  # now: who searches may have put another tensor in its place
         call.nodes, call.scores, call.values = node.data_ptr(), score.data_ptr(), values.data_ptr()
         total = None if found.total_BW is None or call.by_children else _plain(found.total_BW)
         assert total is None or total.shape == node.shape

@@ -4,6 +4,7 @@ import functools
 import json
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
@@ -352,6 +353,46 @@ def test_a_search_over_ties_of_ragged_identifiers(step):
     assert found.scores.tolist() == [[-2.0, -3.0, -3.0]]
     items = index.items[index.leaf_ranks[found.leaves[0]]]
     assert [rows[item] for item in items] == [[0, -1], [0, 0], [1, 1]]
+
+
+@pytest.mark.parametrize("step", [CompiledStep, TorchStep])
+@pytest.mark.parametrize("level", [1, 2])
+def test_a_model_that_breaks_on_the_way_is_an_error_for_ragged_identifiers_too(step, level):
+    index = build([[0, -1], [0, 0], [1, 1]], (2, 2))
+    good = random_logp((2, 2), ragged=True, seed=0)
+    scorer = ScriptedScorer(lambda row, prefix: good(row, prefix) * (np.nan if len(prefix) == level else 1))
+    with pytest.raises(DataError, match="inf or NaN for 2 of 2 rows"):
+        beam_search(scorer, DeviceIndex(index, CPU), row_prompts([4, 5]), n_beams=2, normalize="vocab", step=step)
+
+
+def test_the_best_score_left_out_of_a_ragged_search_is_that_of_the_reference():
+    random, n_compared = np.random.default_rng(0), 0
+    for seed in range(60):
+        rows = random.integers(0, [3, 4, 3], (40, 3))
+        rows = np.where(np.arange(3) < random.integers(1, 4, 40)[:, None], rows, -1)
+        device = DeviceIndex(build(rows, (3, 4, 3)), CPU)
+        scorer = ScriptedScorer(random_logp((3, 4, 3), ragged=True, seed=seed))
+        mine, theirs = (
+            beam_search(scorer, device, row_prompts(range(5)), n_beams=1 + seed % 3, normalize="vocab", step=step)
+            for step in (CompiledStep, TorchStep)
+        )
+        np.testing.assert_allclose(mine.pruned, theirs.pruned, rtol=1e-6)
+        n_compared += int(np.isfinite(theirs.pruned).sum())
+    assert n_compared > 200
+
+
+def test_searches_that_ask_for_ranks_at_the_same_time_read_the_same_arrays(monkeypatch):
+    index = build([[0, 0], [0, 0], [1, 1]], (2, 2))
+    found = CatalogIndex.leaf_ranks.fget
+
+    def slow(self):
+        time.sleep(0.05)
+        return found(self)
+
+    monkeypatch.setattr(CatalogIndex, "leaf_ranks", property(slow))
+    arrays = DeviceIndex(index, CPU).arrays
+    with ThreadPoolExecutor(4) as pool:
+        assert len(set(pool.map(lambda _: arrays.ranks(1), range(4)))) == 1
 
 
 def test_a_broken_model_is_an_error():
