@@ -74,15 +74,13 @@ class FilterSet:
         """
         if expression in self._named:
             return self._named[expression]
-        try:
-            tree = (
-                ast.parse(expression[: LONGEST + 1].strip(), mode="eval").body if len(expression) <= LONGEST else None
-            )
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
-            tree = None
-        if tree is None:
+        if len(expression) > LONGEST:
             raise _not_an_expression(expression)
-        key = ast.unparse(tree)
+        try:
+            tree = ast.parse(expression.strip(), mode="eval").body
+            key = ast.unparse(tree)
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            raise _not_an_expression(expression) from error
         with self._lock:
             if key in self._composed:
                 self._composed.move_to_end(key)

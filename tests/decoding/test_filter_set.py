@@ -60,6 +60,7 @@ def test_a_filter_is_kept_as_one_object_and_memory_is_counted():
         ("d", "no filter is called 'd'"),
         ("a & d", "no filter is called 'd'"),
         ("~" * LONGEST + "a", "expected names joined"),
+        ("~" * (LONGEST - 1) + "a", "expected names joined"),
         ("a\0", "expected names joined"),
     ],
 )
