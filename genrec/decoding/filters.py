@@ -48,12 +48,9 @@ class ItemFilter:
 
     @classmethod
     def of_items(cls, items: npt.ArrayLike, n_items: int, catalog: str = "") -> ItemFilter:
-        """items: the allowed item numbers; DataError for numbers outside 0..N-1."""
-        wanted = np.asarray(items, dtype=np.int64).reshape(-1)
-        if len(wanted) and not 0 <= int(wanted.min()) <= int(wanted.max()) < n_items:
-            raise DataError(f"filter: expected item numbers 0..{n_items - 1}, got {wanted.min()} .. {wanted.max()}")
+        """items: the allowed item numbers; DataError for numbers outside 0..N-1, and for flags."""
         mask = np.zeros(n_items, dtype=np.bool_)
-        mask[wanted] = True
+        mask[item_numbers("filter", items, n_items)] = True
         return cls.of_mask(mask, catalog)
 
     def __and__(self, other: ItemFilter) -> ItemFilter:
@@ -200,6 +197,16 @@ def in_namespace(index: CatalogIndex, name: str) -> ItemFilter:
     """
     low, high = index.namespace_ranks(name)
     return ItemFilter.of_items(index.items[low:high], index.n_items, index.catalog)
+
+
+def item_numbers(what: str, items: npt.ArrayLike, n_items: int) -> Int64:
+    """Item numbers, int64 ``[M]``. Raises DataError for numbers outside 0..N-1, flags and fractions (internal)."""
+    given = np.asarray(items).reshape(-1)
+    if len(given) and given.dtype.kind not in "iu":
+        raise DataError(f"{what}: expected item numbers, got {given.dtype}", hint="np.flatnonzero(mask) numbers flags")
+    if len(given) and not 0 <= int(given.min()) <= int(given.max()) < n_items:
+        raise DataError(f"{what}: expected item numbers 0..{n_items - 1}, got {given.min()} .. {given.max()}")
+    return given.astype(np.int64)
 
 
 def _n_words(n: int) -> int:

@@ -47,6 +47,8 @@ def score_allowed(
 ) -> Found:
     """All identifiers of the items that each row's filter allows, best first; nothing is pruned (internal).
 
+    Those that the model rules out (score -inf) are left out, as by a search.
+
     Raises DataError if the model returns NaN.
     """
     below = {id(each): np.unique(leaves_at(index.host, each.ranks)) for each in filters}
@@ -59,6 +61,7 @@ def score_allowed(
         scores[:, : counts[0]] = score_leaves(scorer, index, prompts, None, leaves[0, : counts[0]], normalize=normalize)
     else:
         scores[row, column] = score_leaves(scorer, index, prompts, row, leaves[row, column], normalize=normalize)
+    leaves[np.isneginf(scores)] = -1
     order = np.argsort(-scores, axis=1, kind="stable")
     return Found(
         leaves=np.take_along_axis(leaves, order, axis=1),

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from genrec.data.attributes import ORDERED, Condition
 from genrec.decoding.filter_set import Defaults, FilterSet
-from genrec.decoding.filters import ItemFilter, in_namespace
+from genrec.decoding.filters import ItemFilter, in_namespace, item_numbers
 from genrec.decoding.index import CatalogIndex
 from genrec.decoding.namespaces import Namespace
 from genrec.errors import ConfigError, DataError, FingerprintMismatch
@@ -104,7 +104,7 @@ class CatalogSnapshot:
     @cached_property
     def live(self) -> ItemFilter | None:
         """The items that are not retired; None where the index has no others, so that there is nothing to filter."""
-        if len(self.index.items) + int(self.retired.sum()) == self.n_items:
+        if not self.retired[self.index.items].any():
             return None
         return ItemFilter.of_mask(~self.retired, self.codes.catalog)
 
@@ -260,7 +260,4 @@ class CatalogSnapshot:
         return {name: self.where(each) for name, each in self.conditions.items() if field_name in (None, each.field)}
 
     def _known(self, items: npt.ArrayLike) -> npt.NDArray[np.int64]:
-        wanted = np.asarray(items, dtype=np.int64).reshape(-1)
-        if len(wanted) and not 0 <= int(wanted.min()) <= int(wanted.max()) < self.n_items:
-            raise DataError(f"item numbers: expected 0..{self.n_items - 1}, got {wanted.min()} .. {wanted.max()}")
-        return wanted
+        return item_numbers("catalog", items, self.n_items)

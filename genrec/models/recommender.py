@@ -298,9 +298,17 @@ class GenerativeRecommender:
         if self._now is not None:
             return self._now.score(histories, items, users, normalize=normalize)
         rows = self._histories(histories)
-        asked = None if items is None else np.asarray(items, dtype=np.int64)
-        if asked is not None and asked.shape[:-1] not in ((), (len(rows),)):
-            raise DataError(f"items: expected [{len(rows)}, M] or [M], got {list(asked.shape)}")
+        asked = None if items is None else np.asarray(items)
+        if asked is not None:
+            if (
+                not asked.ndim
+                or asked.shape[:-1] not in ((), (len(rows),))
+                or (asked.size and asked.dtype.kind not in "iu")
+            ):
+                raise DataError(
+                    f"items: expected integers [{len(rows)}, M] or [M], got {asked.dtype} {list(asked.shape)}"
+                )
+            asked = asked.astype(np.int64)
         how = self._normalize(normalize)
         width = self.n_items if asked is None else asked.shape[-1]
         out = np.full((len(rows), width), -np.inf, dtype=np.float32)

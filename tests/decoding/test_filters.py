@@ -164,6 +164,15 @@ def test_few_allowed_items_are_all_scored(data):
         assert (listed.items[row][len(expected) :] == -1).all() and listed.certified[row]
 
 
+def test_few_items_that_the_model_rules_out_are_not_listed():
+    index = build(ItemCodes.from_int([[0], [1], [2]], (3,), "c"))
+    scorer = ScriptedScorer(lambda row, prefix: np.array([-np.inf, -2.0, -1.0]))
+    few = [RankFilter.of(ItemFilter.of_items([0, 1], 3), index)]
+    found = score_allowed(scorer, DeviceIndex(index, CPU), row_prompts([0]), few, normalize="vocab")
+    listed = list_items(index, found.leaves, found.scores, top_k=2, normalize="vocab")
+    assert listed.items.tolist() == [[1, -1]] and listed.n_identifiers.tolist() == [1]
+
+
 def test_what_counts_as_few_are_the_prefixes_that_are_read(monkeypatch):
     """300 items below 2 prefixes are few, 10 items below 10 are not, when 3 is few."""
     rows = np.stack(np.unravel_index(np.arange(3000), (20, 150)), axis=1)
@@ -185,6 +194,9 @@ def test_items_left_out_of_the_index_do_not_count():
 
 
 def test_errors_say_what_was_wrong():
+    for wrong in ([True, False, True], [0.5], ["1"]):
+        with pytest.raises(DataError, match="filter: expected item numbers, got"):
+            ItemFilter.of_items(wrong, 3)
     some = ItemFilter.of_items([0], 3, "catalog-a")
     with pytest.raises(FingerprintMismatch, match="catalog catalog-"):
         some & ItemFilter.of_items([0], 3, "catalog-b")

@@ -46,7 +46,7 @@ def test_retired_items_are_filtered_away_at_once_and_left_out_of_the_next_index(
     assert merged.version == 3 and merged.live is None and sorted(merged.index.items) == [0, 1, 2, 4, 6, 7, 8, 9]
     with pytest.raises(DataError, match="no item would be left"):
         store.retire(range(10))
-    with pytest.raises(DataError, match=r"expected 0\.\.9"):
+    with pytest.raises(DataError, match=r"expected item numbers 0\.\.9"):
         store.retire([10])
     assert store.snapshot is merged
 
@@ -91,6 +91,21 @@ def test_fields_filters_and_conditions_follow(store):
 def test_conditions(text, items):
     snapshot = CatalogSnapshot.of(codes_of(6), fields={"price": [0, 1, 2, 3, 4, np.nan]})
     assert np.flatnonzero(snapshot.where(text).mask).tolist() == items
+
+
+def test_a_retired_item_is_filtered_away_whatever_the_index_leaves_out():
+    codes, keep = codes_of(10), np.arange(10) != 9
+    first = CatalogSnapshot.of(codes)
+    partial = first.with_index(CatalogIndex.build(codes, keep=keep))
+    assert partial.live is None
+    assert np.flatnonzero(~partial.retiring([0]).live.mask).tolist() == [0]
+
+
+def test_flags_and_fractions_are_no_item_numbers(store):
+    for wrong in (np.arange(10) == 3, [0.5]):
+        with pytest.raises(DataError, match="expected item numbers, got"):
+            store.retire(wrong)
+    assert store.retire([]).retired.sum() == 0
 
 
 def test_what_a_snapshot_refuses():

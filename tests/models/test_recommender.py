@@ -126,8 +126,11 @@ def test_scores_equal_those_of_the_lists(case):
     assert everyone.shape == (5, 40)
     np.testing.assert_allclose(everyone[2][lists.items[2]], lists.scores[2], atol=1e-5)
     np.testing.assert_allclose(case.recommender(batch_size=2).score(case.histories), everyone, atol=1e-5)
-    with pytest.raises(DataError, match=r"items: expected \[5, M\] or \[M\], got \[2, 3\]"):
-        recommender.score(case.histories, np.zeros((2, 3)))
+    with pytest.raises(DataError, match=r"items: expected integers \[5, M\] or \[M\], got int64 \[2, 3\]"):
+        recommender.score(case.histories, np.zeros((2, 3), dtype=np.int64))
+    for wrong in (3, np.arange(40) == 3, [0.5]):
+        with pytest.raises(DataError, match="items: expected integers"):
+            recommender.score(case.histories, wrong)
 
 
 @pytest.mark.parametrize("normalize", ["vocab", "level", "children"])
