@@ -159,7 +159,9 @@ def _print_list(found: _Found, rows: list[dict[str, Any]]) -> None:
 def _check_user(run: Path, user: str | None, model: GenerativeRecommender) -> None:
     """Refuse a user where there is no log; warn of a bare history where the model tells users apart."""
     if user is not None and not (run / "interactions").is_dir():
-        raise ConfigError(f"{run} holds no log", hint="give the run folder, or the items with --history")
+        raise ConfigError(
+            f"{run} holds no log", hint="give the folder of the run that was trained, or the items with --history"
+        )
     if user is None and model.token_map.n_user_tokens:
         print(
             "warning: this list is not personal: the model tells users apart and was asked as an unknown one\n"
@@ -207,9 +209,13 @@ def _allowed(where: list[str], catalog: ItemCatalog) -> ItemFilter:
     from genrec.decoding.filters import ItemFilter
 
     fields = Attributes(catalog)
-    mask = np.logical_and.reduce([fields.where(condition) for condition in where])
+    masks = [fields.where(condition) for condition in where]
+    mask = np.logical_and.reduce(masks)
     if not mask.any():
-        raise ConfigError(f"--where: no item meets {' and '.join(where)}", hint="loosen the conditions")
+        alone = [text for text, met in zip(where, masks, strict=True) if not met.any()]
+        near = fields.like(alone[0]) if alone else []
+        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "loosen the conditions"
+        raise ConfigError(f"--where: no item meets {' and '.join(alone or where)}", hint=hint)
     return ItemFilter.of_mask(mask, catalog.fingerprint)
 
 

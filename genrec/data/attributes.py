@@ -5,6 +5,7 @@ Axis letter: N items.
 
 from __future__ import annotations
 
+import difflib
 import operator
 import re
 from collections.abc import Callable
@@ -25,8 +26,8 @@ ORDERED: dict[str, Callable[[Any, Any], Any]] = {
     ">": operator.gt,
 }
 OPERATORS = ("=", "!=", *ORDERED, "in", "has")
-_REST = re.compile(r"\s*(<=|>=|!=|=|<|>|in\b|has\b)\s*(.*?)\s*$")
-_TEXT = re.compile(r"\s*([^<>=!]+?)\s*(<=|>=|!=|=|<|>|\bin\b|\bhas\b)\s*(.*?)\s*$")
+_REST = re.compile(r"\s*(<=|>=|!=|==?|<|>|in\b|has\b)\s*(.*?)\s*$")
+_TEXT = re.compile(r"\s*([^<>=!]+?)\s*(<=|>=|!=|==?|<|>|\bin\b|\bhas\b)\s*(.*?)\s*$")
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,10 @@ class Condition:
 
     @classmethod
     def parse(cls, text: str) -> Condition:
-        """From ``price < 20``, ``brand = Acme``, ``brand in Acme,Zeta``, ``categories has Shoes``."""
+        """From ``price < 20``, ``brand = Acme``, ``brand in Acme,Zeta``, ``categories has Shoes``.
+
+        ``==`` is ``=``. Quotes around a value are not part of it.
+        """
         found = _TEXT.match(text)
         if found is None:
             raise ConfigError(
@@ -64,8 +68,8 @@ class Condition:
     @classmethod
     def _read(cls, field: str, how: str, value: str) -> Condition:
         if how == "in":
-            return cls(field, how, [part.strip() for part in value.split(",")])
-        return cls(field, how, _number(value) if how in ORDERED else value)
+            return cls(field, how, [_unquoted(part.strip()) for part in value.split(",")])
+        return cls(field, "=" if how == "==" else how, _number(value) if how in ORDERED else _unquoted(value))
 
 
 class Attributes:
@@ -98,6 +102,15 @@ class Attributes:
                 raise ConfigError(f"{wanted.field} {how}: expected a {kind}, got {value!r}")
         met = self._equal(column, values)
         return ~met & ~column["missing"] if how == "!=" else met
+
+    def like(self, condition: Condition | str, n: int = 3) -> list[str]:
+        """Up to n values of the field that look like the condition's, nearest first, for a hint; empty for numbers."""
+        wanted = self._parsed(condition) if isinstance(condition, str) else condition
+        known = {str(value).lower(): value for value in self._column(wanted.field)["code"] if isinstance(value, str)}
+        asked = [str(each).lower() for each in (wanted.value if wanted.operator == "in" else [wanted.value])]
+        parts = [name for name in known if any(each in name for each in asked)]
+        near = [name for each in asked for name in difflib.get_close_matches(each, known, n)]
+        return [known[name] for name in dict.fromkeys([*near, *parts])][:n]
 
     def groups(self, field: str) -> npt.NDArray[np.int32]:
         """A number for each distinct value of a field, int32 ``[N]``, -1 = missing: what a cap per group counts.
@@ -180,6 +193,11 @@ def _suits(value: Any, kind: str) -> bool:
     if kind == "bool":
         return isinstance(value, bool) or (isinstance(value, str) and value.lower() in ("true", "false"))
     return kind == "empty" or isinstance(value, str)
+
+
+def _unquoted(text: str) -> str:
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+    return text[1:-1] if quoted else text
 
 
 def _number(text: str) -> Any:

@@ -60,6 +60,9 @@ class ItemCatalog:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def __repr__(self) -> str:
+        return f"ItemCatalog({len(self)} items, first {list(self.ids[:3])}, fields: {', '.join(self.fields)})"
+
     @property
     def N(self) -> int:
         """Number of items, retired ones included."""

@@ -99,10 +99,14 @@ def by_row(filters: Filters, n_rows: int, named: FilterSet | None = None) -> lis
     one = filters is None or isinstance(filters, ItemFilter | str)
     found = cast("list[ItemFilter | str | None]", [filters] * n_rows if one else list(cast("Sequence[str]", filters)))
     if len(found) != n_rows:
-        raise DataError(f"filter: expected {n_rows}, one per history, got {len(found)}")
+        raise DataError(
+            f"filter: expected {n_rows}, one per history, got {len(found)}",
+            hint="one filter for all histories: ItemFilter.of_mask(mask, catalog.fingerprint)",
+        )
     if named is None and any(isinstance(each, str) for each in found):
         raise ConfigError(
-            "filter: a name, and there are no named filters", hint="pass an ItemFilter, or swap in a snapshot"
+            "filter: a name, and there are no named filters",
+            hint="pass an ItemFilter, such as FilterSet(...)[text], or swap in a snapshot with filters",
         )
     return [
         named[each] if named is not None and isinstance(each, str) else cast("ItemFilter | None", each)

@@ -54,7 +54,7 @@ def prefix_allowed_tokens_fn(
         if len(prefix) >= index.depth:
             raise DataError(
                 f"expected at most {index.depth} tokens behind the prompt, got {len(prefix) + 1}",
-                hint="set max_new_tokens to CatalogIndex.depth",
+                hint="prompt_length is the width of the prompts; max_new_tokens is CatalogIndex.depth",
             )
         return list(continuations(prefix))
 
@@ -93,7 +93,7 @@ class CatalogLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
         if level >= self._index.host.depth:
             raise DataError(
                 f"expected at most {self._index.host.depth} tokens behind the prompt, got {level + 1}",
-                hint="set max_new_tokens to CatalogIndex.depth",
+                hint="prompt_length is the width of the prompts; max_new_tokens is CatalogIndex.depth",
             )
         node = torch.zeros(len(prefix_RT), dtype=torch.int64, device=prefix_RT.device)
         for step in range(level):

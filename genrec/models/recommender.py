@@ -262,7 +262,7 @@ class GenerativeRecommender:
             return self._now.sample(histories, options, users, seed=seed, temperature=temperature)
         wanted = options or SearchOptions(top_k=DEFAULT_TOP_K)
         if wanted.exact or wanted.diversity is not None:
-            raise ConfigError("sample: exact and diversity are for recommend", hint="leave them out of the options")
+            raise ConfigError("sample: exact and diversity are for recommend", hint="leave them out (--max-per too)")
         rows = self._histories(histories)
         seeds = check_seed(seed, len(rows))
         filters = self._named(wanted.filter, len(rows))
@@ -358,6 +358,8 @@ class GenerativeRecommender:
     def _histories(self, given: Histories | Sequence[Sequence[int]] | Sequence[Sequence[str]]) -> Histories:
         if isinstance(given, Histories):
             found = given
+        elif any(isinstance(row, str | int | np.integer) for row in given):
+            raise DataError("histories: expected one list of items for each user", hint="of one user: [[3, 14]]")
         elif not any(isinstance(item, str) for row in given for item in row[:1]):
             found = Histories.from_lists(given)  # type: ignore[arg-type]
         elif self.catalog is None:

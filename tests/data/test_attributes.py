@@ -58,6 +58,9 @@ def test_conditions_are_what_python_says_item_by_item(rows, data):
         (" price >= 2.5 ", Condition("price", ">=", 2.5)),
         ("brand = Acme & Co", Condition("brand", "=", "Acme & Co")),
         ("brand in Acme, Zeta", Condition("brand", "in", ["Acme", "Zeta"])),
+        ("brand == Acme", Condition("brand", "=", "Acme")),
+        ("brand != 'Acme'", Condition("brand", "!=", "Acme")),
+        ("brand in 'Acme', \"Zeta\"", Condition("brand", "in", ["Acme", "Zeta"])),
         ("categories has Shoes", Condition("categories", "has", "Shoes")),
         ("main brand != x", Condition("main brand", "!=", "x")),
     ],
@@ -126,3 +129,10 @@ def test_other_operators_are_refused():
     with pytest.raises(ConfigError, match="expected a list"):
         Condition("price", "in", 3)
     assert "has" in OPERATORS
+
+
+def test_values_like_those_of_a_condition() -> None:
+    found = Attributes(catalog([(1, "Acme", ["Kitchen & Dining"], True), (2, "Zeta", ["Garden"], True)]))
+    assert found.like("path has Kitchen") == ["Kitchen & Dining"]
+    assert found.like("brand = Acne") == ["Acme"]
+    assert found.like("price < 0") == [] and found.like("brand = qqqq") == []
