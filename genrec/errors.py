@@ -61,3 +61,14 @@ def require(module: str, extra: str) -> Any:
             hint=f"pip install 'genrec[{extra}]'",
         ) from error
     return found
+
+
+def imported(target: str, option: str) -> Any:
+    """What ``module:name`` names (internal). Raises ConfigError, naming the option, where it cannot be imported."""
+    module, _, name = target.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"{option}: cannot import {target!r} ({error})", hint="is its folder on the Python path?"
+        ) from error

@@ -5,7 +5,6 @@ Axes: B items of a batch, L levels, D width.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import numpy.typing as npt
 from genrec.data.catalog import ItemCatalog
 from genrec.embeddings.sentence import load_embedder
 from genrec.embeddings.text import SentenceSettings, sentence_embeddings
-from genrec.errors import ConfigError, DataError
+from genrec.errors import ConfigError, DataError, imported
 from genrec.item_tokenizers.base import ItemTokenizer, TokenizerSource
 from genrec.item_tokenizers.codes import ItemCodes
 from genrec.item_tokenizers.registry import load_tokenizer
@@ -100,15 +99,9 @@ def embedder_of(model: str) -> Any:
 
     ConfigError where there is none.
     """
-    module_name, colon, name = model.partition(":")
-    if not colon or module_name == "package":
+    if ":" not in model or model.startswith("package:"):
         return load_embedder(model).encoder
-    try:
-        found = getattr(importlib.import_module(module_name), name)()
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            f"model: cannot import {model!r} ({error})", hint="is its folder on the Python path?"
-        ) from error
+    found = imported(model, "model")()
     if not hasattr(found, "encode"):
         raise ConfigError(f"model: {model!r} has no method encode(texts, batch_size=...)")
     return found

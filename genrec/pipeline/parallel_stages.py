@@ -19,7 +19,7 @@ from genrec.data.catalog import ItemCatalog
 from genrec.data.splits import Split
 from genrec.embeddings.base import ItemEmbeddings
 from genrec.embeddings.collaborative import SvdSettings, svd
-from genrec.errors import ArtifactError, ConfigError, TrainingPaused
+from genrec.errors import ConfigError, TrainingPaused
 from genrec.evaluation.report import EvalReport
 from genrec.evaluation.run import evaluate
 from genrec.evaluation.settings import EvalSettings
@@ -101,11 +101,10 @@ def train_stage(run: Path, out: Path, recipe: ParallelRecipe) -> ParallelRecomme
     Raises TrainingPaused when training is not finished. A finished bundle of the same recipe and artifacts is read.
     """
     key = _key(run, recipe, *(f.name for f in dataclasses.fields(recipe) if f.name != "evaluate"))
-    try:
-        if artifacts.read(out / "bundle", kind="parallel_bundle").parents.get("key") == key:
-            return load_parallel(out / "bundle")
-    except ArtifactError:
-        pass
+    bundle = out / "bundle"
+    kept = artifacts.exists(bundle, kind="parallel_bundle")
+    if kept and artifacts.read(bundle, verify=False).parents.get("key") == key:
+        return load_parallel(bundle)
     items, cut = tokenize_parallel(run, out, recipe), Split.load(run / "split")
     settings, valid = seeded(recipe.train, recipe.seed), cut.queries("valid")
     model = _model(out, items, recipe)
@@ -121,7 +120,7 @@ def train_stage(run: Path, out: Path, recipe: ParallelRecipe) -> ParallelRecomme
     found = choose_beta(found, valid.sample(settings.eval_users, settings.seed), metric=settings.metric)
     meta = {"key": key, "cpu_seconds": str(round(result.cpu_seconds)), "best": str(result.best)}
     save_parallel(
-        out / "bundle",
+        bundle,
         found,
         catalog=ItemCatalog.load(run / "catalog"),
         recipe=recipes.to_json(recipe),

@@ -5,7 +5,6 @@ A file of queries holds one JSON object per line: ``{"item_id": "B01", "queries"
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 from collections.abc import Callable, Iterable
@@ -16,7 +15,7 @@ import numpy as np
 
 from genrec.artifacts import atomic_write_bytes
 from genrec.data.catalog import ItemCatalog
-from genrec.errors import ConfigError, DataError
+from genrec.errors import ConfigError, DataError, imported
 
 if TYPE_CHECKING:
     from genrec.prompts.data import TaskData
@@ -91,11 +90,7 @@ def load_queries(path: str | Path, catalog: ItemCatalog) -> list[list[str]]:
 
 
 def _imported(name: str) -> Writer:
-    module_name, colon, function = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module_name), function) if colon else None
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"writer: cannot import {name!r} ({error})", hint="is its folder on the path?") from error
+    found = imported(name, "writer") if ":" in name else None
     if not callable(found):
         raise ConfigError(f"writer: expected 'module:function', got {name!r}")
     return found  # type: ignore[no-any-return]

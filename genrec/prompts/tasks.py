@@ -10,7 +10,6 @@ an example is too long, so it must be a pure function of its arguments.
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from genrec import workbench
-from genrec.errors import ConfigError
+from genrec.errors import ConfigError, imported
 from genrec.prompts.data import Row, TaskData
 from genrec.prompts.queries import query_of
 from genrec.prompts.template import PromptTemplate
@@ -136,19 +135,13 @@ def load_task(name: str, template: str | Path | None = None) -> Task:
 
 
 def _imported(name: str) -> Draw:
-    module_name, colon, function = name.partition(":")
-    if not colon:
+    if ":" not in name:
         near = get_close_matches(name, TASKS, n=1)
         raise ConfigError(
             f"task: expected one of {', '.join(TASKS)} or 'module:function', got {name!r}",
             hint=f"did you mean {near[0]!r}?" if near else None,
         )
-    try:
-        found = getattr(importlib.import_module(module_name), function)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            f"task: cannot import {name!r} ({error})", hint="is its folder on the Python path?"
-        ) from error
+    found = imported(name, "task")
     if not inspect.isfunction(found):
         raise ConfigError(f"task: {name!r} is no function")
     return found
