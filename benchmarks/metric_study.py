@@ -195,7 +195,7 @@ def main() -> None:
     file = RESULTS / "metric_study.json"
     log = read_json(file) if file.exists() else {"primary": PRIMARY, "runs": []}
     kept = {(r["set"], r["variant"], r["seed"]): r for r in log["runs"]}
-    wanted = [(name, variant, 0) for name in SETS for variant in VARIANTS]
+    wanted = [(name, variant, 0) for variant in VARIANTS for name in SETS]
     wanted += [(name, variant, seed) for name in SETS for variant in REPEATED for seed in (1, 2)]
     for key in wanted if not args.report else []:
         if key not in kept and (args.only is None or args.only in (key[0], f"{key[0]}/{key[1]}")):
