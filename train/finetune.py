@@ -29,13 +29,12 @@ import os
 import sys
 from pathlib import Path
 
-import torch.distributed as dist
-
 from genrec import recipes
 from genrec.artifacts import load_json
 from genrec.errors import GenrecError, TrainingPaused
 from genrec.pipeline.model_stages import train
 from genrec.pipeline.recipe import PipelineRecipe
+from genrec.training.processes import leave_process_group
 
 PAUSED = 75
 
@@ -66,8 +65,7 @@ def main() -> int:
             print(f"{paused}; run the same command to go on", file=sys.stderr)
         return PAUSED
     finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        leave_process_group()
     if first:
         print(f"bundle: {options.run / 'bundle'}")
     return 0

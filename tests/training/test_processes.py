@@ -148,3 +148,28 @@ def test_two_processes_learn_what_one_does(tmp_path):
     first, second = load_file(tmp_path / "one.safetensors"), load_file(tmp_path / "two.safetensors")
     for name in first:
         torch.testing.assert_close(first[name], second[name], rtol=1e-3, atol=1e-4)
+
+
+LEFT = """
+import os
+import torch.distributed as dist
+from genrec.training.processes import leave_process_group
+
+leave_process_group()  # alone: nothing to do
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+holder = {"group": dist.group.WORLD}  # as a trainer holds it, in a cycle
+holder["itself"] = holder
+del holder
+threads = lambda: [open(f"/proc/self/task/{each}/comm").read().strip() for each in os.listdir("/proc/self/task")]
+assert any("gloo" in name for name in threads()), threads()
+leave_process_group()
+assert not any("gloo" in name for name in threads()), threads()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs the threads of a process as Linux lists them")
+def test_no_thread_of_the_process_group_outlives_it():
+    # such a thread aborted a process that had finished its work, at the interpreter's end
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", LEFT], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
