@@ -157,6 +157,7 @@ from genrec.training.processes import leave_process_group
 
 leave_process_group()  # alone: nothing to do
 dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+dist.barrier()
 holder = {"group": dist.group.WORLD}  # as a trainer holds it, in a cycle
 holder["itself"] = holder
 del holder
