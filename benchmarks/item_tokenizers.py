@@ -189,7 +189,7 @@ def append_moved(options: Options) -> Measured:
             "moved": moved,
             "cpu_seconds": seconds,
             "collisions": len(grown.collisions()),
-            "moved_by_fitting_again": drift(published, again).to_json()["moved"] if policy != "suffix" else None,
+            "moved_by_fitting_again": len(drift(published, again).moved) if policy != "suffix" else None,
         }
     moved = max(row["moved"] for row in spread.values())
     return Measured(float(moved), spread=spread, budget=f"{n - n_old:,} items onto {n_old:,}, 3 x 64")

@@ -75,7 +75,8 @@ def inspect(
         reports = inspect_subject(subject, settings, held_out=held_out, category_field=categories, step=bar.update)
         if refit:
             found = refitted(subject, seed)
-            reports["codes"] = replace(reports["codes"], figures=reports["codes"].figures | found)
+            reports["codes"] = replace(reports["codes"], figures=reports["codes"].figures | found.figures)
+            subject = replace(subject, notes=(*subject.notes, *found.notes))
             bar.update()
         page = b""
         if html_file is not None:

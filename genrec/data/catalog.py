@@ -28,6 +28,7 @@ SEPARATOR = " > "
 _TAG = re.compile(r"<[a-zA-Z/!][^<>]*>")
 _SPACE = re.compile(r"\s+")
 _INT64 = 2**63
+_AT_ONCE = 65_536  # ids
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,6 +145,17 @@ class ItemCatalog:
         """Whether the first ``n_items`` of this catalog are exactly the catalog with that fingerprint."""
         return n_items <= len(self) and fingerprint(self.ids[:n_items]) == other_fingerprint
 
+    def begins_with(self, other_fingerprint: str) -> bool:
+        """Whether that fingerprint is this catalog's or that of its first items, however many: of an older version."""
+        if other_fingerprint == self.fingerprint:
+            return True
+        digest = hashlib.sha256()
+        for item_id in self.ids:
+            digest.update(_hashed(item_id))
+            if digest.copy().hexdigest()[:32] == other_fingerprint:
+                return True
+        return False
+
     def save(
         self,
         path: Path | str,
@@ -185,12 +197,16 @@ class ItemCatalog:
 
 def fingerprint(ids: Sequence[str]) -> str:
     """Hash of ids in order (32 hex digits); no two lists of ids share the hashed bytes (internal)."""
-    parts = []
-    for item_id in ids:
-        raw = item_id.encode()
-        parts.append(len(raw).to_bytes(4, "little"))
-        parts.append(raw)
-    return hashlib.sha256(b"".join(parts)).hexdigest()[:32]
+    digest = hashlib.sha256()
+    for start in range(0, len(ids), _AT_ONCE):  # not all at once: of ten million ids that would be gigabytes
+        digest.update(b"".join(map(_hashed, ids[start : start + _AT_ONCE])))
+    return digest.hexdigest()[:32]
+
+
+def _hashed(item_id: str) -> bytes:
+    """An id as bytes that begin with their number, so that no two lists of ids have the same bytes."""
+    raw = item_id.encode()
+    return len(raw).to_bytes(4, "little") + raw
 
 
 def clean_text(text: str) -> str:

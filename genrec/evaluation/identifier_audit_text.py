@@ -60,8 +60,8 @@ def _collisions(f: Mapping[str, Any], titles: Mapping[str, str]) -> list[str]:
     ]
     if f.get("target_share"):
         out.append(
-            f"recall counted on identifiers would be {f['inflation']:.3g} times recall counted on items if hits fall "
-            f"evenly on the test targets (at most {f['inflation_at_most']} times): ask which of the two is reported"
+            f"recall counted on identifiers would be {_factor(f['inflation'])} times recall counted on items if hits "
+            f"fall evenly on the test targets (at most {f['inflation_at_most']} times): ask which is reported"
         )
     elif "targets" not in f:
         out.append("how much that flatters reported recall depends on the targets: give --data or --run")
@@ -118,7 +118,8 @@ def _load(f: Mapping[str, Any]) -> list[str]:
         if after == before and f["lengths"][0] == f["lengths"][2]
     ]
     if idle:
-        out.append(f"level {', '.join(idle)}: it tells no two items apart that the levels before do not tell apart")
+        said = f"level {idle[0]} tells" if len(idle) == 1 else f"levels {', '.join(idle)} tell"
+        out.append(f"{said} no two items apart that the levels before do not tell apart")
     return out
 
 
@@ -147,6 +148,11 @@ def _id(item: str) -> str:
 
 def _n(count: float) -> str:
     return f"{int(count):,}"
+
+
+def _factor(above_one: float) -> str:
+    """Never 1 for something above it."""
+    return f"{above_one:.3g}" if above_one >= 1.005 else f"{1 + float(f'{above_one - 1:.1g}'):.9g}"
 
 
 def _percent(share: float) -> str:

@@ -22,7 +22,7 @@ from genrec.evaluation.identifier_controls import controls, inspect_with_control
 from genrec.evaluation.identifiers import Categories, IdentifierReport, InspectSettings, inspect_codes
 from genrec.item_tokenizers.base import TokenizerSource
 from genrec.item_tokenizers.codes import KIND, ItemCodes
-from genrec.item_tokenizers.registry import load_tokenizer
+from genrec.item_tokenizers.registry import load_tokenizer, tokenizer_class
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,10 +208,18 @@ def _with_raw(subject: Subject, folder: Path, need_raw: bool) -> Subject:
         return subject
     if subject.catalog is None:
         return _noted(subject, "codes before the collision policy need the catalog")
+    # of a version of a catalog that has grown, the item tokenizer is the one of the first version
+    older = subject.catalog.begins_with(manifest.catalog or "")
+    of = manifest.catalog if older else subject.codes.catalog
     try:
-        raw = load_tokenizer(folder / "item_tokenizer", catalog=subject.codes.catalog).encode(
-            source_of(subject, folder)
-        )
+        kind: Any = tokenizer_class(str(subject.recipe.get("kind")))
+        if (
+            not kind.can_encode_new and "collisions" not in subject.recipe
+        ):  # identifiers that are unique as they are made
+            if getattr(kind, "numbers_last", False):
+                return _noted(subject, "the last code only numbers items: how many the others tell apart is not shown")
+            return replace(subject, raw_is_same=True)
+        raw = load_tokenizer(folder / "item_tokenizer", catalog=of).encode(source_of(subject, folder))
     except GenrecError as error:
         return _noted(subject, f"codes before the collision policy are not known: {error}")
     if _first_codes_kept(raw, subject.codes) < 0.5:

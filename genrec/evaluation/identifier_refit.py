@@ -5,8 +5,7 @@ Axes: N items, L levels.
 
 from __future__ import annotations
 
-from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,13 +31,21 @@ APPENDED_SHARE = 0.05
 Rows = npt.NDArray[np.int64]
 
 
-def refitted(subject: Subject, seed: int) -> Figures:
+@dataclass(frozen=True, eq=False)
+class Refitted:
+    """Figures of :func:`refitted`, and a sentence for each part of them that could not be had (experimental)."""
+
+    figures: Figures
+    notes: tuple[str, ...]
+
+
+def refitted(subject: Subject, seed: int) -> Refitted:
     """Figures ``adjusted_rand``, ``pairs_kept``, ``cold_*``, ``append_*`` of a subject's item tokenizer (experimental).
 
     Stability: the same settings and items, another seed; raw codes are compared where there are any. New items: one
     item in ten, drawn by ``seed``, is left out of the fit and encoded afterwards; left out where the tokenizer cannot
     encode new items, or learns from training histories, which a part of the items does not have. Append: see
-    :func:`append_figures`; left out where no new item finds a free identifier.
+    :func:`append_figures`; left out where no new item finds a free identifier. The notes say what was left out and why.
     Raises ConfigError where there is no item tokenizer.
     """
     if subject.folder is None:
@@ -50,12 +57,20 @@ def refitted(subject: Subject, seed: int) -> Figures:
     raw = subject.raw is not None and again.can_encode_new
     figures = compare_code_tables(subject.raw if raw and subject.raw else subject.codes,
                                   again.encode(source) if raw else codes)  # fmt: skip
-    if again.can_encode_new and source.embeddings is not None:
-        with suppress(DataError):  # it learns from histories
+    notes = []
+    if not again.can_encode_new or source.embeddings is None:
+        lacks = "there are no item vectors" if again.can_encode_new else "the item tokenizer cannot encode new items"
+        notes.append(f"new items (cold_*) are left out: {lacks}")
+    else:
+        try:
             figures |= _cold(settings, source, seed)
-    with suppress(DataError):  # no free identifier, or nothing that places a new item
+        except DataError as error:  # it learns from histories
+            notes.append(f"new items (cold_*) are left out: {error}")
+    try:
         figures |= append_figures(settings, source, codes, seed)
-    return figures
+    except DataError as error:  # no free identifier, or nothing that places a new item
+        notes.append(f"append (append_*) is left out: {error}")
+    return Refitted(figures, tuple(notes))
 
 
 def append_figures(settings: Any, source: TokenizerSource, fresh: ItemCodes, seed: int) -> Figures:

@@ -253,9 +253,10 @@ def narrowest(size: int) -> npt.DTypeLike:
 
 def shared_groups(ids_N: npt.NDArray[np.int32]) -> list[npt.NDArray[np.int32]]:
     """Items with equal (dense) numbers: int32 item numbers of every group of two or more, each ascending (internal)."""
-    order = np.argsort(ids_N, kind="stable").astype(np.int32)
     counts = np.bincount(ids_N) if len(ids_N) else np.zeros(0, dtype=np.int64)
-    return [group for group in np.split(order, np.cumsum(counts)[:-1]) if len(group) > 1]
+    together = np.flatnonzero(counts[ids_N] > 1)  # of millions of lone items no list is made
+    order = together[np.argsort(ids_N[together], kind="stable")].astype(np.int32)
+    return np.split(order, np.cumsum(counts[counts > 1])[:-1]) if len(order) else []
 
 
 def row_numbers(rows_NL: npt.NDArray[Any]) -> npt.NDArray[np.int32]:

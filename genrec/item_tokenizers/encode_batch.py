@@ -18,6 +18,7 @@ from genrec.embeddings.text import SentenceSettings, sentence_embeddings
 from genrec.errors import ConfigError, DataError, imported
 from genrec.item_tokenizers.base import ItemTokenizer, TokenizerSource
 from genrec.item_tokenizers.codes import ItemCodes
+from genrec.item_tokenizers.fitted import Indexing
 from genrec.item_tokenizers.registry import load_tokenizer
 
 Batch = Mapping[str, npt.NDArray[Any]]
@@ -56,11 +57,8 @@ class EncodeBatch:
         if (vector_column is None) == (not text) or bool(text) != (model is not None):
             raise ConfigError("expected either vector_column, or text and model")
         self.tokenizer: ItemTokenizer | None = None if tokenizer is None else load_tokenizer(tokenizer)
-        if self.tokenizer is not None and not self.tokenizer.can_encode_new:
-            raise ConfigError(
-                f"an item tokenizer of kind {self.tokenizer.settings.kind!r} cannot encode items by themselves",
-                hint="take a kind whose codes follow from an item's vector, such as rqkmeans",
-            )
+        if self.tokenizer is not None:
+            check_encodes_vectors(self.tokenizer)
         self.vector_column, self.keep_vectors = vector_column, keep_vectors or tokenizer is None
         self._settings: SentenceSettings | None = None
         if model is not None:
@@ -92,6 +90,17 @@ class EncodeBatch:
         items = ItemCatalog(tuple(map(str, range(n))), {"title": [None] * n, **fields})
         found = sentence_embeddings(items, self._settings, embedder=self._embedder, progress=False)
         return found.vectors
+
+
+def check_encodes_vectors(tokenizer: ItemTokenizer) -> None:
+    """Raise ConfigError for a kind whose codes do not follow from an item's vector alone (internal)."""
+    kind = tokenizer.settings.kind
+    if not tokenizer.can_encode_new or isinstance(tokenizer, Indexing):  # those read titles or categories
+        what = "by their vectors" if tokenizer.can_encode_new else "by themselves"
+        raise ConfigError(
+            f"an item tokenizer of kind {kind!r} cannot encode items {what}",
+            hint="take a kind whose codes follow from an item's vector, such as rqkmeans",
+        )
 
 
 def embedder_of(model: str) -> Any:

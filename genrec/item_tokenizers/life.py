@@ -146,7 +146,7 @@ def _encoded(tokenizer: ItemTokenizer, published: ItemCodes, source: TokenizerSo
         return _Placed(raw_ML, report)
     capacity = capacity_below(published.level_sizes)[0]
     if not published.ragged and len(source.item_keys) > capacity:
-        raise DataError(f"{source.n_items} items do not fit into {capacity} identifiers", hint=_ADVICE)
+        raise DataError(f"{source.n_items} items do not fit into {capacity} identifiers", hint=_NEW_VERSION)
     if policy == "suffix":
         codes_ML, n_left = _suffixed(tokenizer, new, raw_ML, held_NL, published)
         n_last = int((codes_ML[:, -1] != 0).sum())
@@ -232,10 +232,8 @@ def _spread(
     return both_NL[: len(raw_ML)], n_left
 
 
-_ADVICE = (
-    "append these items with by='neighbour', or leave them out; for room at every prefix fit a new version of the item "
-    "tokenizer (more levels or larger ones) and train the model again"
-)
+_NEW_VERSION = "fit a new version of the item tokenizer (more levels or larger ones) and train the model again"
+_ADVICE = f"append these items with by='neighbour', or leave them out; for room at every prefix {_NEW_VERSION}"
 
 
 def _full(new: TokenizerSource, rows: Ints, why: str) -> DataError:

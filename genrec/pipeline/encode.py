@@ -37,7 +37,7 @@ from genrec.pipeline.encode_shards import (
     read_shard,
     shard_file,
 )
-from genrec.pipeline.encode_steps import fitted, settle
+from genrec.pipeline.encode_steps import fitted, policy_for, settle
 from genrec.seeding import id_hash
 
 Keys = npt.NDArray[np.uint64]
@@ -147,6 +147,9 @@ class _Job:
     def run(self, *, overwrite: bool) -> Encoded:
         self._check_places()
         work, files = self._work(), file_states(self.groups)
+        given = self.settings.tokenizer
+        loaded = None if given is None else registry.load_tokenizer(_artifact(given))
+        policy = policy_for(loaded or registry.build(self.settings.fit), self.settings.collisions)
         ids = read_ids(self.groups, self.settings.id_column)
         check_ids(ids, self.groups)
         if overwrite:  # not before it is known that the new work can begin
@@ -157,9 +160,8 @@ class _Job:
             self._pass("vectors", Plan(work, groups))
             groups = tuple(row_groups(self.out / "vectors"))
             work = Work("item_id", vector_column="vector")
-        tokenizer = self._tokenizer(work, groups, keys, catalog)
+        tokenizer = self._tokenizer(work, groups, keys, catalog, loaded)
         own: dict[str, Any] = recipes.to_json(tokenizer.settings)
-        policy: CollisionPolicy = self.settings.collisions or own.get("collisions", "shared")
         limit: int = self.settings.suffix_limit or own.get("suffix_limit", 256)
         folder = self.out / "item_tokenizer"
         work = replace(
@@ -222,15 +224,16 @@ class _Job:
         artifacts.sweep(folder)
         return len(plan.groups) - len(todo)
 
-    def _tokenizer(self, work: Work, groups: Sequence[RowGroup], keys: Keys, catalog: str) -> ItemTokenizer:
+    def _tokenizer(
+        self, work: Work, groups: Sequence[RowGroup], keys: Keys, catalog: str, loaded: ItemTokenizer | None
+    ) -> ItemTokenizer:
         """The fitted item tokenizer, with a copy in the folder, so that the folder says how its codes came about."""
         folder, given = self.out / "item_tokenizer", self.settings
-        if given.tokenizer is not None:
-            tokenizer = registry.load_tokenizer(_artifact(given.tokenizer))
-            self._check_begun_with(tokenizer)
-            tokenizer.save(folder, overwrite=True)
+        if loaded is not None:
+            self._check_begun_with(loaded)
+            loaded.save(folder, overwrite=True)
             (self.out / FITTED).unlink(missing_ok=True)
-            return tokenizer
+            return loaded
         read: dict[str, Any] = {"id_column": work.id_column, "vector_column": work.vector_column}
         read |= {"text": list(given.text), "model": given.model}
         wanted = {"settings": recipes.to_json(given.fit), "seed": given.seed, "sample": given.sample, "items": catalog}

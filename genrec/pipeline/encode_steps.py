@@ -17,7 +17,8 @@ from genrec.errors import ConfigError
 from genrec.item_tokenizers import registry
 from genrec.item_tokenizers.base import ItemTokenizer, TokenizerSource
 from genrec.item_tokenizers.codes import ItemCodes
-from genrec.item_tokenizers.collisions import CollisionPolicy, Resolution, resolve
+from genrec.item_tokenizers.collisions import POLICIES, CollisionPolicy, Resolution, resolve
+from genrec.item_tokenizers.encode_batch import check_encodes_vectors
 from genrec.item_tokenizers.streamed import TableQuantized
 from genrec.seeding import rng
 
@@ -36,11 +37,6 @@ def fitted(
     # the policy is applied at the end, over the codes of all items
     raw = replace(settings, collisions="shared") if hasattr(settings, "collisions") else settings
     tokenizer: Any = registry.build(raw)
-    if not tokenizer.can_encode_new:
-        raise ConfigError(
-            f"an item tokenizer of kind {settings.kind!r} cannot encode items by themselves",
-            hint="take a kind whose codes follow from an item's vector, such as rqkmeans",
-        )
     source = TokenizerSource(catalog, keys, StreamedEmbeddings(table, catalog))
     if sample is not None and sample < len(table):
         rows = np.sort(rng(seed, "encode", "sample").choice(len(table), size=sample, replace=False))
@@ -49,6 +45,26 @@ def fitted(
     tokenizer.settings = settings
     found: ItemTokenizer = tokenizer
     return found
+
+
+def policy_for(tokenizer: ItemTokenizer, asked: CollisionPolicy | None) -> CollisionPolicy:
+    """The collision policy for raw codes of a tokenizer, fitted or not: the one asked for, else its own (internal).
+
+    Raises ConfigError, before anything is read, where no policy can work: the kind does not encode items by their
+    vectors, its own policy is none for codes that were made item by item (gaoq's ``refuse``), or ``reassign`` has no
+    codebooks to tell what another code costs.
+    """
+    check_encodes_vectors(tokenizer)
+    priced = hasattr(tokenizer, "quantized")
+    own: CollisionPolicy = getattr(tokenizer.settings, "collisions", "shared")
+    policy = asked or own
+    if policy in POLICIES and (policy != "reassign" or priced):
+        return policy
+    why = "it has no codebooks" if policy in POLICIES else "here each item is encoded by itself"
+    raise ConfigError(
+        f"collisions: {policy!r} does not work with an item tokenizer of kind {tokenizer.settings.kind!r}: {why}",
+        hint=f"give --collisions: {', '.join(each for each in POLICIES if priced or each != 'reassign')}",
+    )
 
 
 def settle(

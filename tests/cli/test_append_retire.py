@@ -139,6 +139,10 @@ def test_versions_follow_each_other(genrec: Call, run: Path, new_items: Path, tm
     catalog, second = ItemCatalog.load(tmp_path / "v4" / "catalog"), ItemCodes.load(tmp_path / "v2" / "codes")
     codes = ItemCodes.load(tmp_path / "v4" / "codes")
     assert codes.codes[:65].tobytes() == second.codes.tobytes() and codes.collisions() == []
+    told = genrec("inspect", tmp_path / "v4")[
+        1
+    ]  # with the codes before the policy, by the tokenizer of the first version
+    assert "raw" in told.splitlines()[3].split() and "are not known" not in told
     gone = catalog.numbers(["twin-0", "odd"])
     assert np.flatnonzero(catalog.retired).tolist() == sorted(gone.tolist())
     index = CatalogIndex.load(tmp_path / "v4" / "index", codes=codes)

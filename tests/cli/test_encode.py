@@ -22,10 +22,12 @@ from genrec.item_tokenizers.base import TokenizerSource
 from genrec.item_tokenizers.codes import ItemCodes
 from genrec.item_tokenizers.encode_batch import EncodeBatch
 from genrec.item_tokenizers.fsq import FsqSettings
+from genrec.item_tokenizers.gaoq import GaoqSettings
 from genrec.item_tokenizers.product import ProductSettings
 from genrec.item_tokenizers.registry import build, load_tokenizer
 from genrec.item_tokenizers.rqkmeans import RqKMeans, RqKMeansSettings
 from genrec.item_tokenizers.rqvae_settings import RqVaeSettings
+from genrec.item_tokenizers.text_indexing import TitleSettings
 from genrec.pipeline import encode_shards
 from genrec.pipeline.encode import EncodeSettings, encode_items
 
@@ -410,3 +412,30 @@ def test_the_policy_of_the_call_counts_while_fitting_too(tmp_path):
     found = encode_items(tmp_path / "items.parquet", tmp_path / "out", settings)
     assert found.codes.n_levels == 2 and len(found.codes) == 400
     assert load_tokenizer(tmp_path / "out" / "item_tokenizer").settings == settings.fit
+
+
+@pytest.mark.parametrize(
+    ("kind", "policy", "message"),
+    [
+        (GaoqSettings(level_size=(30, 30, 2)), None, "'refuse' does not work with an item tokenizer of kind 'gaoq'"),
+        (GaoqSettings(level_size=(30, 30, 2)), "reassign", "'reassign' does not work .* it has no codebooks"),
+        (TitleSettings(), None, "kind 'title' cannot encode items by their vectors"),
+    ],
+)
+@pytest.mark.parametrize("before", [False, True], ids=["fit", "fitted"])
+def test_a_policy_or_kind_that_cannot_work_is_refused_before_anything_is_encoded(
+    shop, items, tmp_path, kind, policy, message, before
+):
+    options = {"fit": kind}
+    if before:
+        in_memory(shop, replace(kind, suffix_limit=N))[0].save(tmp_path / "run" / "item_tokenizer")
+        options = {"tokenizer": tmp_path / "run"}
+    with pytest.raises(ConfigError, match=message):
+        encode_items(items, tmp_path / "out", EncodeSettings(**options, collisions=policy))
+    assert not any((tmp_path / "out").rglob("*.parquet"))
+
+
+def test_identifiers_that_are_refused_twice_are_told_apart_by_a_suffix(items, tmp_path):
+    settings = EncodeSettings(fit=GaoqSettings(level_size=(30, 30, 2)), collisions="suffix")
+    found = encode_items(items, tmp_path / "out", settings)
+    assert found.codes.n_levels == 4 and not found.codes.collisions()

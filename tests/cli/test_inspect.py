@@ -19,7 +19,9 @@ from genrec.evaluation.identifier_refit import refitted
 from genrec.evaluation.identifier_remarks import remarks
 from genrec.evaluation.identifier_tables import ARROWS, GROUPS, SHORT, Row, base, best, inspect_table
 from genrec.evaluation.identifiers import IdentifierReport, InspectSettings, inspect_codes
+from genrec.item_tokenizers.base import TokenizerSource
 from genrec.item_tokenizers.codes import ItemCodes
+from genrec.item_tokenizers.indexing import Independent
 from genrec.metrics.codes_names import METRICS
 
 Call = Callable[..., tuple[int, str, str]]
@@ -113,8 +115,10 @@ def test_identifiers_that_were_dealt_out_have_no_raw_codes(genrec: Call, finishe
 
 def test_fitting_again_says_how_stable_and_how_new_items_fare(genrec: Call, finished: Path) -> None:
     subject = load_subject(finished)
-    found = refitted(subject, seed=0)
-    assert found == refitted(subject, seed=0) != refitted(subject, seed=1)
+    refit = refitted(subject, seed=0)
+    found = refit.figures
+    assert found == refitted(subject, seed=0).figures != refitted(subject, seed=1).figures
+    assert refit.notes == ()
     assert len(found["adjusted_rand"]) == 2  # raw codes: a suffix numbers items anew
     assert min(found["adjusted_rand"]) < 0.999  # the run's own seed would give the same groups
     assert found["cold_occupied"][0] == 1 and found["cold_error_ratio"] > 0.5
@@ -122,6 +126,17 @@ def test_fitting_again_says_how_stable_and_how_new_items_fare(genrec: Call, fini
     out = genrec("inspect", finished, "--refit")[1]
     assert line(out, "append_moved")[1] == "0"
     assert float(line(out, "cold_error_ratio")[1]) == pytest.approx(found["cold_error_ratio"], rel=0.01)
+
+
+def test_what_a_new_fit_cannot_tell_is_said(genrec: Call, make_run: Make, tmp_path: Path) -> None:
+    run, tokenizer = make_run(tmp_path / "own"), Independent()
+    codes = tokenizer.fit(TokenizerSource.of(ItemCatalog.load(run / "catalog")), seed=0)
+    codes.save(run / "codes", overwrite=True)
+    tokenizer.save(run / "item_tokenizer", overwrite=True)
+    out = genrec("inspect", run, "--refit")[1]
+    assert "note: new items (cold_*) are left out: the item tokenizer cannot encode new items" in out
+    assert "before the collision policy" not in out  # there is none: these identifiers are unique as they are made
+    assert "note: append (append_*) is left out: 4 new items, but all prefixes together have room for 0" in out
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,14 @@ def test_fingerprints_are_equal_only_for_the_same_numbering(a, b):
     assert (fingerprint(a) == fingerprint(b)) == (a == b)
 
 
+def test_a_catalog_begins_with_its_older_versions():
+    ids = [f"i{n}" for n in range(5)]
+    catalog = ItemCatalog(tuple(ids), {"title": [""] * 5})
+    for n in range(1, 6):
+        assert catalog.begins_with(fingerprint(ids[:n]))
+    assert not catalog.begins_with(fingerprint(["i1"])) and not catalog.begins_with("")
+
+
 def test_fingerprint_looks_at_borders_between_ids():
     assert len({fingerprint(x) for x in (["ab", "c"], ["a", "bc"], ["abc"], ["c", "ab"])}) == 4
     assert len(fingerprint(["a"])) == 32

@@ -17,7 +17,7 @@ from genrec.data.readers.identifier_files import IdentifierFile, read_identifier
 from genrec.data.splits import leave_one_out, predefined_split
 from genrec.errors import ConfigError, DataError
 from genrec.evaluation.identifier_audit import as_codes, audit, codes_of_catalog, inflation, order_leaks
-from genrec.evaluation.identifier_audit_text import audit_text, findings
+from genrec.evaluation.identifier_audit_text import _factor, audit_text, findings
 
 
 def made(tokens, items=None, empty=()):
@@ -122,7 +122,7 @@ def test_the_size_of_levels():
 def test_levels_that_add_nothing_are_named():
     told = findings(audit(numbered([(0, 7, 0), (1, 8, 1), (1, 8, 0)])))
     assert [text for text in told if "tells no two items apart" in text] == [
-        "level 2: it tells no two items apart that the levels before do not tell apart"
+        "level 2 tells no two items apart that the levels before do not tell apart"
     ]
 
 
@@ -233,3 +233,13 @@ def test_a_split_without_targets_says_nothing_about_recall():
     found = audit(file, catalog=catalog, split=nobody)
     assert found["targets"] == 0 and found["target_share"] is None and found["inflation"] is None
     assert "recall counted" not in audit_text(found)
+
+
+def test_a_factor_above_one_is_never_said_to_be_one():
+    assert [_factor(x) for x in (2.3333, 1.03, 1.0049, 1.0011, 1.00004)] == [
+        "2.33",
+        "1.03",
+        "1.005",
+        "1.001",
+        "1.00004",
+    ]

@@ -16,6 +16,7 @@ from genrec.item_tokenizers.rqvae import RqVae, RqVaeSettings
 from genrec.item_tokenizers.rqvae_codebooks import revive, start_codebooks
 from genrec.item_tokenizers.rqvae_losses import squared_error
 from genrec.item_tokenizers.rqvae_model import RqVaeModel
+from genrec.item_tokenizers.rqvae_training import make_optimizer
 from genrec.testing.tokenizer_contract import CATALOG, TokenizerContract, planted_source
 from genrec.vocab.token_map import TokenMap
 
@@ -342,3 +343,14 @@ def test_squared_error_has_the_bits_of_autograd(n_rows):
     (0.7 * found).backward()
     (0.7 * expected).backward()
     assert torch.equal(one.grad, two.grad)
+
+
+def test_codebooks_are_not_decayed_and_networks_are():
+    """Decay would pull codewords away from the residuals they stand for."""
+    for shared in (False, True):
+        model = RqVaeModel(6, replace(SMALL, shared_codebook=shared))
+        groups = make_optimizer(model, replace(SMALL, weight_decay=0.3)).param_groups
+        decay = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
+        books = {id(book) for book in model.quantizer.codebooks}
+        assert {id(parameter) for parameter in model.parameters()} == set(decay)
+        assert all(value == (0.0 if key in books else 0.3) for key, value in decay.items())

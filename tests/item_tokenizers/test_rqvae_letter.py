@@ -208,6 +208,7 @@ def test_all_positives_are_equally_likely():
 
 def test_codewords_are_clustered_within_the_published_limits():
     assert cluster_limits(256, 10) == (10, 60)
+    assert cluster_limits(64, 10) == (3, 15)  # half of an even share at least, 60 / 256 of the codewords at most
     book = torch.randn(256, 8, generator=torch.Generator().manual_seed(0))
     book[:150] *= 0.01  # a lump too big for one cluster, and words too far away to find nine others
     book[-3:] *= 100
