@@ -33,7 +33,8 @@ from genrec.pipeline.recipe import PipelineRecipe, seeded
 from genrec.pipeline.runner import same_catalog
 from genrec.training import checkpoints
 from genrec.training.dataset import TrainingData
-from genrec.training.finetune import MAY_CHANGE, TrainResult, finetune
+from genrec.training.finetune import TrainResult, finetune
+from genrec.training.settings import decisive
 from genrec.training.validation import decoding_settings
 from genrec.vocab.extend import start_from_codebooks
 from genrec.vocab.text_vocabulary import TextVocabulary, extend_vocabulary, load_tokenizer
@@ -157,7 +158,7 @@ def base_path(recipe: PipelineRecipe) -> str | None:
 
 def training_key(folder: Path, recipe: PipelineRecipe) -> str:
     """Hash of all that decides a training: recipe, identifiers, histories and the version of this code."""
-    train_part = {k: v for k, v in recipes.to_json(recipe.train).items() if k not in MAY_CHANGE}
+    train_part = decisive(recipes.to_json(recipe.train))
     read = ["split", "codes", *_of_users(recipe)]
     digests = [artifacts.read(folder / name, verify=False).digest for name in read]
     own: list[Any] = [recipe.seed, recipe.token_init, recipe.n_user_tokens]

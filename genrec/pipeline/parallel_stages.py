@@ -37,9 +37,8 @@ from genrec.models.parallel_settings import Method, preset
 from genrec.pipeline.data_stages import sasrec_vectors
 from genrec.pipeline.recipe import seeded
 from genrec.pipeline.runner import same_catalog
-from genrec.training.finetune import MAY_CHANGE
 from genrec.training.parallel_training import ParallelData, choose_beta, train_parallel
-from genrec.training.settings import TrainSettings
+from genrec.training.settings import TrainSettings, decisive
 
 log = logging.getLogger(__name__)
 
@@ -167,8 +166,8 @@ def _model(out: Path, items: ParallelItems, recipe: ParallelRecipe) -> ParallelM
 def _key(run: Path, recipe: ParallelRecipe, *names: str) -> str:
     """Hash of the parts of the recipe and of what is read from the run folder."""
     chosen = {name: value for name, value in recipes.to_json(recipe).items() if name in names}
-    for name in MAY_CHANGE:
-        chosen.get("train", {}).pop(name, None)
+    if "train" in chosen:
+        chosen["train"] = decisive(chosen["train"])
     digests = [artifacts.read(run / name, verify=False).digest for name in ("split", "embeddings")]
     parts = [TRAIN_VERSION, recipe.method, chosen, digests]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -23,7 +23,7 @@ from genrec.pipeline import baseline_stages, data_stages, model_stages, report_s
 from genrec.pipeline.costs import Costs
 from genrec.pipeline.recipe import Block, PipelineRecipe, as_used
 from genrec.pipeline.runner import Stage, file_digest, read_ledger
-from genrec.training.finetune import MAY_CHANGE
+from genrec.training.settings import MAY_CHANGE
 
 log = logging.getLogger(__name__)
 

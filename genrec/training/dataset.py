@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from genrec.data.batching import length_batches, padding_share
+from genrec.data.batching import length_batches, packed_padding_share, padding_share, random_batches
 from genrec.data.histories import Histories, Int32
 from genrec.data.splits import EvalSet
 from genrec.data.ties import Bools, redraw
@@ -126,8 +126,8 @@ def window_samples(histories: Histories, max_items: int) -> Samples:
 class Plan:
     """Which samples are the batch of step s: a pure function of the data, the settings and s (internal).
 
-    Batches hold samples of like length and come in another order every epoch (see
-    :func:`genrec.data.batching.length_batches`), so a resumed run goes on with exactly the batches to come.
+    Batches hold samples of like length (see :func:`genrec.data.batching.length_batches`), with ``packing`` of any, and
+    come in another order every epoch, so a resumed run goes on with exactly the batches to come.
     """
 
     def __init__(
@@ -177,10 +177,14 @@ class Plan:
         dropped = self.samples.drop_prefixes(self._settings.prefix_drop, seed, epoch)
         self._current = replace(dropped, items=items)
         lengths = self._lengths()
-        self._batches = length_batches(lengths, self._settings.batch_size, seed=seed, epoch=epoch)
+        size, packing = self._settings.batch_size, self._settings.packing
+        if packing:
+            self._batches = random_batches(len(lengths), size, seed=seed, epoch=epoch)
+        else:
+            self._batches = length_batches(lengths, size, seed=seed, epoch=epoch)
         self._epoch = epoch
         if not epoch:
-            self._padding_share = padding_share(lengths, self._batches)
+            self._padding_share = (packed_padding_share if packing else padding_share)(lengths, self._batches)
 
     def _lengths(self) -> Int64:
         before = np.concatenate([[0], np.cumsum(self._item_lengths_N[self._current.items])])

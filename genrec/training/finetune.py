@@ -33,16 +33,14 @@ from genrec.training.callbacks import Evaluate, Loop, StopRequest
 from genrec.training.collate import Collator
 from genrec.training.dataset import Plan, TrainingData, prefix_samples, window_samples
 from genrec.training.losses import CodeLoss
-from genrec.training.module import TrainingModule, trainable
+from genrec.training.module import TrainingModule, checkpointed, trainable
+from genrec.training.packing import PackedBatches, check_packing
 from genrec.training.progress import Status, TrainState, assign, used_devices
-from genrec.training.settings import TrainSettings
+from genrec.training.settings import TrainSettings, decisive
 from genrec.training.trainer import Batches, SafeTrainer, StepBatches, arguments
 from genrec.training.validation import validator
 
 logger = logging.getLogger(__name__)
-
-MAY_CHANGE = ("max_seconds", "save_every", "save_seconds", "n_workers")
-"""Settings that may change between an interrupted call and the one that goes on."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +131,7 @@ def run_job(
     folder = Path(out_dir)
     folder.mkdir(parents=True, exist_ok=True)
     request = StopRequest()
-    with _own_random_state(), request.listening():
+    with _own_random_state(), request.listening(), checkpointed(job.module, settings.gradient_checkpointing):
         trainer = _prepare(job, settings, folder)
         loop = Loop(trainer, job.plan.steps_per_epoch, evaluate if settings.eval_every else None, request)
         trainer.add_callback(loop)
@@ -167,7 +165,10 @@ def _job(model: Any, data: TrainingData, settings: TrainSettings) -> Job:
         target_apart=collator.target_apart,
     )
     loss = CodeLoss(data.token_map, settings.softmax, settings.label_smoothing, data.codes)
-    return Job(TrainingModule(model, loss), plan, collator, identity_of(model, data))
+    if settings.packing:
+        check_packing(model)
+    batches = PackedBatches(collator) if settings.packing else collator
+    return Job(TrainingModule(model, loss), plan, batches, identity_of(model, data))
 
 
 def _prepare(job: Job, settings: TrainSettings, folder: Path) -> SafeTrainer:
@@ -176,8 +177,10 @@ def _prepare(job: Job, settings: TrainSettings, folder: Path) -> SafeTrainer:
     args = arguments(settings, n_steps, folder)
     rated = _short_warmup(settings, n_steps)
     trainer = SafeTrainer(job.module, args, settings, _optimizers(job.module, rated, n_steps, args.device))
-    trainer.batches = StepBatches(job.plan, job.collator, n_steps, args.process_index, args.world_size)
-    chosen = {k: v for k, v in dataclasses.asdict(settings).items() if k not in MAY_CHANGE}
+    trainer.batches = StepBatches(
+        job.plan, job.collator, n_steps, args.process_index, args.world_size, settings.accumulation_steps
+    )
+    chosen = decisive(dataclasses.asdict(settings))
     trainer.recipe = {**chosen, "betas": list(settings.betas), "bf16": args.bf16, **job.identity}
     # every process drops other activations
     torch.manual_seed(derive(settings.seed, "dropout", args.process_index))

@@ -5,11 +5,15 @@ Axes: B samples, T token columns, P positions that carry a loss, D width, V voca
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from genrec.errors import ConfigError
 from genrec.models.head import check_output, output_scale, output_weight
 from genrec.training.losses import CodeLoss
 from genrec.training.precision import attention_kernel
@@ -51,14 +55,18 @@ class TrainingModule(nn.Module):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         decoder_input_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
     ) -> Tensor:
         """What the output layer would be given, ``[B, T, D]``.
 
-        Scaled as the model's own forward does (:func:`genrec.models.head.output_scale`).
+        Scaled as the model's own forward does (:func:`genrec.models.head.output_scale`). position_ids: of packed rows
+        (:mod:`genrec.training.packing`).
         """
         model = self.model
         if not model.config.is_encoder_decoder:
-            decoded = model.get_decoder()(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+            decoded = model.get_decoder()(
+                input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
+            )
             return _tensor(decoded)
         encoded = model.get_encoder()(input_ids=input_ids, attention_mask=attention_mask)
         decoded = model.get_decoder()(
@@ -68,6 +76,27 @@ class TrainingModule(nn.Module):
             use_cache=False,
         )
         return _tensor(decoded) * output_scale(model)
+
+
+@contextmanager
+def checkpointed(module: nn.Module, enabled: bool) -> Iterator[None]:
+    """With gradient checkpointing in the Hugging Face model inside, for a while (internal).
+
+    Raises ConfigError where there is none, or one that cannot.
+    """
+    if not enabled:
+        yield
+        return
+    inner = next((each for each in module.modules() if isinstance(each, PreTrainedModel)), None)
+    if inner is None or not inner.supports_gradient_checkpointing:
+        raise ConfigError(f"gradient_checkpointing: {type(inner or module).__name__} does not support it")
+    name = "activation" if hasattr(inner, "activation_checkpointing_enable") else "gradient"  # before 5.23
+    # of the two ways of torch, the one that also finds the parameters of adapters
+    getattr(inner, f"{name}_checkpointing_enable")({"use_reentrant": False})
+    try:
+        yield
+    finally:
+        getattr(inner, f"{name}_checkpointing_disable")()
 
 
 def trainable(module: nn.Module) -> dict[str, torch.nn.Parameter]:

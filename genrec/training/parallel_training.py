@@ -20,7 +20,7 @@ from genrec.baselines.softmax import linear_cross_entropy
 from genrec.data.histories import Histories
 from genrec.data.splits import EvalSet
 from genrec.data.ties import Bools
-from genrec.errors import DataError
+from genrec.errors import ConfigError, DataError
 from genrec.evaluation.run import evaluate as measured
 from genrec.evaluation.settings import EvalSettings
 from genrec.item_tokenizers.codes import check_catalog
@@ -74,10 +74,12 @@ def train_parallel(
     A decoder-only model learns every item of a history from those before it, the first from nothing, in one pass: the
     states after the first t items are those of a history that ends there. A T5 learns one item a sample. Checkpoints,
     resuming, signals, errors and what is returned are those of :func:`genrec.training.finetune.finetune`; of the
-    settings, ``softmax`` and ``eval_beams`` play no part. Validation searches exactly, at ``beta`` .5 for slots;
-    :func:`choose_beta` comes afterwards.
+    settings, ``packing`` is refused, and ``softmax`` and ``eval_beams`` play no part. Validation searches
+    exactly, at ``beta`` .5 for slots; :func:`choose_beta` comes afterwards.
     """
     model.shape.check(data.items.shape)
+    if settings.packing:
+        raise ConfigError("packing: no effect on parallel models", hint="leave it out; batches are of like length")
     if evaluate is None and settings.eval_every and data.valid is not None and len(data.valid):
         evaluate = _validator(data, settings)
     encodes = model.settings.encodes

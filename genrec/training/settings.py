@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from genrec.errors import ConfigError
 from genrec.schedules import warmup_cosine
+
+MAY_CHANGE = ("max_seconds", "save_every", "save_seconds", "n_workers", "gradient_checkpointing")
+"""Settings that may change between an interrupted call and the one that goes on."""
+_LATER = {"packing": False, "accumulation_steps": 1}
+"""Settings that came later: with these values a training is what it was before."""
+
+
+def decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What of the settings, as JSON, makes a training another one (internal)."""
+    return {
+        name: value
+        for name, value in settings.items()
+        if name not in MAY_CHANGE and not (name in _LATER and value == _LATER[name])
+    }
 
 
 @dataclass(frozen=True)
@@ -16,6 +31,12 @@ class TrainSettings:
 
     epochs: passes over the samples; ``max_steps`` (0 = no limit) may end training earlier, and the schedule
         with it. batch_size: samples per optimiser step, all processes together.
+    packing: decoder-only models: several samples share a row, each sees only itself, and a batch holds samples of
+        any length. Off: samples of like length make a batch.
+    accumulation_steps: the batch of a step is computed in so many parts, one after the other: the same step, with less
+        memory.
+    gradient_checkpointing: keep the inputs of layers only, and compute the rest again in the backward pass: less
+        memory, a third more time, the same step.
     schedule: after ``warmup_steps`` of linear warm-up, ``cosine`` falls to 5 %, ``inverse_sqrt`` falls with
         the square root of the step, ``constant`` stays. A training of no more than ``warmup_steps`` warms up for a
         tenth of its steps instead, with a warning.
@@ -52,6 +73,9 @@ class TrainSettings:
     label_smoothing: float = 0.0
     ema_decay: float | None = None
     softmax: Literal["vocab", "level", "children"] = "level"
+    packing: bool = False
+    accumulation_steps: int = 1
+    gradient_checkpointing: bool = False
     max_items: int = 20
     prefix_drop: float = 0.0
     eval_every: int = 1
@@ -70,10 +94,11 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))
-        for name in ("epochs", "batch_size", "max_items", "eval_beams"):
+        for name in ("epochs", "batch_size", "accumulation_steps", "max_items", "eval_beams"):
             _check(getattr(self, name) >= 1, name, "at least 1", self)
         for name in ("warmup_steps", "eval_every", "patience", "save_every", "max_steps", "n_workers"):
             _check(getattr(self, name) >= 0, name, "0 or more", self)
+        _check(self.accumulation_steps <= self.batch_size, "accumulation_steps", "batch_size or less", self)
         _check(1 <= self.eval_users <= 2000, "eval_users", "1 to 2000", self)
         _check(0 < self.learning_rate < math.inf, "learning_rate", "above 0", self)
         _check(self.max_grad_norm > 0, "max_grad_norm", "above 0", self)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,6 +18,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
@@ -49,30 +51,38 @@ class Batches(Protocol):
         """The arguments of the module's ``forward`` but ``scale``."""
 
 
-class StepBatches(Dataset[dict[str, Any]]):
-    """Item s is this process's share of the batch of step s (internal).
+class StepBatches(Dataset[list[dict[str, Any]]]):
+    """Item s is this process's share of the batch of step s, in parts to be computed one after the other (internal).
 
-    Of ``world`` processes, process ``rank`` takes every world-th sample. The loss of a share is scaled so that
-    the mean over the processes is the mean over all symbols of the whole batch. A process that would be left
-    with nothing repeats one sample at weight zero, so that all take part in every step.
+    Of ``world`` processes, process ``rank`` takes every world-th sample; of its ``n_parts`` parts (fewer where the
+    batch has fewer samples), each takes every n_parts-th of those. The losses are scaled so that their sum over the
+    parts, averaged over the processes, is the mean over all symbols of the whole batch. A part that would be left
+    with nothing repeats one sample at weight zero: all processes compute equally many.
     """
 
-    def __init__(self, plan: Plan, collator: Batches, n_steps: int, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self, plan: Plan, collator: Batches, n_steps: int, rank: int = 0, world: int = 1, n_parts: int = 1
+    ) -> None:
         self.plan, self.collator, self.n_steps = plan, collator, n_steps
-        self.rank, self.world = rank, world
+        self.rank, self.world, self.n_parts = rank, world, n_parts
 
     def __len__(self) -> int:
         return self.n_steps
 
-    def __getitem__(self, step: int) -> dict[str, Any]:
+    def __getitem__(self, step: int) -> list[dict[str, Any]]:
         whole = self.plan.batch(step)
-        share = _strided(whole, self.rank, self.world)
         scale = self.world / self.collator.n_targets(whole)
-        if not len(share):
-            share, scale = _strided(whole, 0, len(whole)), 0.0
-        return {**self.collator(share), "scale": scale}
+        n_parts = min(self.n_parts, -(-len(whole) // self.world))
+        firsts = [self.rank + self.world * part for part in range(n_parts)]
+        return [self._part(whole, first, self.world * n_parts, scale) for first in firsts]
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def _part(self, whole: Samples, first: int, step: int, scale: float) -> dict[str, Any]:
+        part = _strided(whole, first, step)
+        if not len(part):
+            part, scale = _strided(whole, 0, len(whole)), 0.0
+        return {**self.collator(part), "scale": scale}
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         return (self[step] for step in range(len(self)))
 
 
@@ -80,8 +90,9 @@ def _strided(samples: Samples, first: int, step: int) -> Samples:
     return samples.take(np.arange(first, len(samples), step))
 
 
-def _only(batch: list[dict[str, Any]]) -> dict[str, Any]:
-    return batch[0]
+def _only(batch: list[list[dict[str, Any]]]) -> dict[str, Any]:
+    """One step, as the dict that the Trainer expects."""
+    return {"parts": batch[0]}
 
 
 def arguments(settings: TrainSettings, n_steps: int, folder: Path) -> TrainingArguments:
@@ -132,7 +143,7 @@ class SafeTrainer(Trainer):  # type: ignore[misc]
 
     # --- batches and steps ---------------------------------------------------------------------------------
 
-    def get_train_dataloader(self) -> DataLoader[dict[str, Any]]:
+    def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches in step order."""
         assert self.batches is not None
         return DataLoader(
@@ -155,8 +166,14 @@ class SafeTrainer(Trainer):  # type: ignore[misc]
         return loss
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """Forward, backward and gradient clipping; raises TrainingDiverged before a bad step is taken."""
-        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        """Forward and backward of every part, gradient clipping; raises TrainingDiverged before a bad step is taken."""
+        *others, last = inputs["parts"]
+        losses = []
+        for part in others:
+            with model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext():
+                losses.append(super().training_step(model, part, num_items_in_batch))
+        losses.append(super().training_step(model, last, num_items_in_batch))
+        loss = torch.stack(losses).sum()
         norm = nn.utils.clip_grad_norm_(self.weights.values(), self.settings.max_grad_norm)
         value, size = torch.stack([loss.detach().float(), norm.float()]).tolist()
         if not (math.isfinite(value) and math.isfinite(size)):

@@ -125,8 +125,8 @@ def test_the_decoded_targets_are_targets_and_end(kind):
 def test_processes_share_a_batch():
     """Two halves, as two processes have them, have the mean loss of the whole."""
     *_, plan, collate, module = prepared("decoder", "level")
-    whole = module(**StepBatches(plan, collate, 3)[1])
-    halves = [module(**StepBatches(plan, collate, 3, rank, 2)[1]) for rank in range(2)]
+    whole = module(**StepBatches(plan, collate, 3)[1][0])
+    halves = [module(**StepBatches(plan, collate, 3, rank, 2)[1][0]) for rank in range(2)]
     torch.testing.assert_close((halves[0] + halves[1]) / 2, whole)
 
 
@@ -136,7 +136,7 @@ def test_it_learns(kind):
     module.train()
     step = torch.optim.AdamW(trainable(module).values(), lr=1e-2)
     losses = []
-    batches = [StepBatches(plan, collate, 99)[n] for n in range(2)]
+    batches = [StepBatches(plan, collate, 99)[n][0] for n in range(2)]
     for n in range(40):
         loss = module(**batches[n % 2])
         step.zero_grad()

@@ -83,6 +83,52 @@ def test_resumed_training_has_the_bits_of_an_uninterrupted_one(kind, ema, tied, 
         }
 
 
+@pytest.mark.parametrize("kind", ["decoder", "t5"])
+def test_a_step_in_parts_is_the_step_and_layers_computed_twice_change_no_bit(kind, tmp_path):
+    settings = dataclasses.replace(SHORT, eval_every=1, max_steps=3, ema_decay=None, batch_size=11)
+    data, calls = walks(), []
+
+    def losses(**changes):
+        model = tiny_model(kind, data, dropout=changes.pop("dropout", 0.0))
+        model.get_decoder().register_forward_hook(lambda *_: calls.append(1))
+        rule = dataclasses.replace(settings, **changes)
+        result = finetune(model, data, rule, tmp_path / str(len(list(tmp_path.iterdir()))), evaluate=constant)
+        return [entry["loss"] for entry in result.log], weights(result)
+
+    whole, parts = losses(), losses(accumulation_steps=4)
+    assert parts[0] == pytest.approx(whole[0], rel=1e-5) and len(calls) > 12  # 3 and up to 3 x 4
+    for name, value in whole[1].items():
+        torch.testing.assert_close(parts[1][name], value, rtol=1e-3, atol=1e-4, msg=name)
+    kept, again = losses(dropout=0.3), losses(dropout=0.3, gradient_checkpointing=True)
+    assert kept[0] == again[0] and kept[0] != whole[0]
+    assert_same(kept[1], again[1])
+
+
+def test_gradient_checkpointing_computes_layers_again_and_only_in_training(tmp_path):
+    data, calls = walks(), []
+    model = tiny_model("decoder", data)
+    hook = model.model.layers[0].self_attn.register_forward_hook(lambda module, *_: calls.append(module.training))
+    settings = dataclasses.replace(SHORT, max_steps=3, eval_every=0, gradient_checkpointing=True)
+    finetune(model, data, settings, tmp_path)
+    hook.remove()
+    assert calls == [True] * 6 and not any(getattr(m, "gradient_checkpointing", False) for m in model.modules())
+    model.supports_gradient_checkpointing = False
+    with pytest.raises(ConfigError, match="gradient_checkpointing: Qwen3ForCausalLM does not support it"):
+        finetune(model, data, settings, tmp_path / "other")
+
+
+def test_packed_training_in_parts_resumes_with_the_same_bits(tmp_path):
+    settings = dataclasses.replace(SHORT, packing=True, accumulation_steps=2, gradient_checkpointing=True, eval_every=0)
+    whole = run("decoder", tmp_path / "whole", settings)
+    for _ in range(2):
+        run("decoder", tmp_path / "parts", dataclasses.replace(settings, max_seconds=1e-6))
+    # how memory is saved may change on the way, and no bit with it
+    again = run("decoder", tmp_path / "parts", dataclasses.replace(settings, gradient_checkpointing=False))
+    assert_same(weights(whole), weights(again))
+    with pytest.raises(ConfigError, match="packing=True, now packing=None"):
+        run("decoder", tmp_path / "parts", dataclasses.replace(settings, packing=False))
+
+
 def test_time_limit_stops_and_the_next_call_goes_on(tmp_path):
     whole = run("decoder", tmp_path / "whole")
     limited = dataclasses.replace(SHORT, max_seconds=1e-6)

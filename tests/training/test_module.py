@@ -113,16 +113,20 @@ def test_padding_a_batch_changes_nothing(kind):
     torch.testing.assert_close(whole, parts, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("world", [2, 3, 8])
-def test_processes_share_a_batch_and_their_mean_is_its_loss(world):
-    """Also where there are fewer samples than processes: the idle ones take part at weight zero."""
+@pytest.mark.parametrize(("world", "n_parts"), [(2, 1), (3, 2), (8, 1), (1, 4), (1, 6), (2, 9)])
+def test_processes_and_parts_share_a_batch_and_its_loss(world, n_parts):
+    """The mean over processes of the sums over parts; also with fewer samples: the idle take part at weight zero."""
     _, samples, collate, module = prepared("decoder", "level", ragged=True)
     plan = Plan(samples.take(np.arange(9)), collate.item_lengths_N, TrainSettings(batch_size=6))
     for step in range(plan.steps_per_epoch):
-        whole = module(**StepBatches(plan, collate, 2)[step])
-        parts = [module(**StepBatches(plan, collate, 2, rank, world)[step]) for rank in range(world)]
-        torch.testing.assert_close(sum(parts) / world, whole, rtol=1e-5, atol=1e-6)
-    assert float(parts[-1].detach()) != 0 or world == 8
+        n_samples = len(plan.batch(step))
+        [whole] = StepBatches(plan, collate, 2)[step]
+        shares = [StepBatches(plan, collate, 2, rank, world, n_parts)[step] for rank in range(world)]
+        # every process computes as often, and only where there is something to compute
+        assert {len(share) for share in shares} == {min(n_parts, -(-n_samples // world))}
+        losses = [module(**part) for share in shares for part in share]
+        torch.testing.assert_close(sum(losses) / world, module(**whole), rtol=1e-5, atol=1e-6)
+        assert sum(float(loss.detach()) != 0 for loss in losses) == min(n_samples, len(losses))
 
 
 @pytest.mark.parametrize("kind", ["decoder", "t5"])

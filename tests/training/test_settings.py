@@ -1,9 +1,10 @@
+import dataclasses
 import math
 
 import pytest
 
 from genrec.errors import ConfigError
-from genrec.training.settings import TrainSettings
+from genrec.training.settings import TrainSettings, decisive
 
 
 def test_schedules():
@@ -39,11 +40,21 @@ def test_schedules():
         {"max_grad_norm": 0.0},
         {"save_every": -1},
         {"save_seconds": -1.0},
+        {"accumulation_steps": 0},
+        {"accumulation_steps": 300},
     ],
 )
 def test_values_out_of_range_are_named(change):
     with pytest.raises(ConfigError, match=next(iter(change))):
         TrainSettings(**change)
+
+
+def test_what_came_later_makes_no_other_training_of_an_old_one():
+    plain = decisive(dataclasses.asdict(TrainSettings()))
+    assert not {"packing", "accumulation_steps", "gradient_checkpointing", "n_workers"} & set(plain)
+    assert plain["batch_size"] == 256
+    other = decisive(dataclasses.asdict(TrainSettings(packing=True, accumulation_steps=2, gradient_checkpointing=True)))
+    assert other == {**plain, "packing": True, "accumulation_steps": 2}
 
 
 def test_lists_from_json_become_tuples():
