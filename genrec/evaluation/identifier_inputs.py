@@ -20,9 +20,11 @@ from genrec.embeddings.base import ItemEmbeddings, load_vectors
 from genrec.errors import ConfigError, FingerprintMismatch, GenrecError
 from genrec.evaluation.identifier_controls import controls, inspect_with_controls
 from genrec.evaluation.identifiers import Categories, IdentifierReport, InspectSettings, inspect_codes
-from genrec.item_tokenizers.base import TokenizerSource
+from genrec.item_tokenizers.base import ItemTokenizer, TokenizerSource
 from genrec.item_tokenizers.codes import KIND, ItemCodes
 from genrec.item_tokenizers.registry import load_tokenizer, tokenizer_class
+
+_SOME = 1000  # items that tell whether the identifiers are the item tokenizer's
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,8 +83,8 @@ def load_subject(
 
     Of a run folder, and of codes inside one, the item tokenizer, the catalog, the vectors and the split beside the
     codes are taken along. catalog, vectors (an artifact, or a file as :func:`genrec.embeddings.base.load_vectors`
-    takes), split: to be used instead. need_raw: encode the items again to see the codes before the collision policy,
-    which may take as long as the item tokenizer needs to encode.
+    takes), split: to be used instead. need_raw: also find the codes before the collision policy; where it added no
+    level, that takes as long as the item tokenizer needs to encode.
     Raises ConfigError where no codes are, FingerprintMismatch for parts of another catalog.
     """
     where = Path(path)
@@ -202,7 +204,10 @@ def _with_raw(subject: Subject, folder: Path, need_raw: bool) -> Subject:
     """Add the item tokenizer's recipe and, where they differ, the codes before its collision policy."""
     manifest = artifacts.read(folder / "item_tokenizer", verify=False)
     subject = replace(subject, recipe=dict(manifest.recipe), folder=folder)
-    if subject.recipe.get("collisions") == "shared":
+    if subject.recipe.get("standardize"):  # codewords of scaled vectors lie in another space than the item vectors
+        subject = replace(subject, codes=replace(subject.codes, codebooks=()))
+    policy = subject.recipe.get("collisions")
+    if policy == "shared" or (policy == "refuse" and not subject.codes.collisions()):
         return replace(subject, raw_is_same=True)
     if not need_raw:
         return subject
@@ -210,23 +215,40 @@ def _with_raw(subject: Subject, folder: Path, need_raw: bool) -> Subject:
         return _noted(subject, "codes before the collision policy need the catalog")
     # of a version of a catalog that has grown, the item tokenizer is the one of the first version
     older = subject.catalog.begins_with(manifest.catalog or "")
-    of = manifest.catalog if older else subject.codes.catalog
     try:
         kind: Any = tokenizer_class(str(subject.recipe.get("kind")))
-        if (
-            not kind.can_encode_new and "collisions" not in subject.recipe
-        ):  # identifiers that are unique as they are made
+        if not kind.can_encode_new and policy is None:  # identifiers that are unique as they are made
             if getattr(kind, "numbers_last", False):
                 return _noted(subject, "the last code only numbers items: how many the others tell apart is not shown")
             return replace(subject, raw_is_same=True)
-        raw = load_tokenizer(folder / "item_tokenizer", catalog=of).encode(source_of(subject, folder))
+        tokenizer = load_tokenizer(
+            folder / "item_tokenizer", catalog=manifest.catalog if older else subject.codes.catalog
+        )
+        raw = raw_codes(tokenizer, subject.codes, source_of(subject, folder))
     except GenrecError as error:
         return _noted(subject, f"codes before the collision policy are not known: {error}")
-    if _first_codes_kept(raw, subject.codes) < 0.5:
+    if raw is None:
         note = "the item tokenizer gives other codes (a control run with dealt identifiers?): raw codes are left out"
         return _noted(subject, note)
+    if policy == "reassign" and subject.recipe.get("balance", "none") != "none":
+        subject = _noted(subject, "raw codes are those of the nearest clusters; the balanced ones were not kept")
     same = raw.level_sizes == subject.codes.level_sizes and np.array_equal(raw.as_int(), subject.codes.as_int())
     return replace(subject, raw_is_same=True) if same else replace(subject, raw=raw)
+
+
+def raw_codes(tokenizer: ItemTokenizer, codes: ItemCodes, source: TokenizerSource) -> ItemCodes | None:
+    """The codes before the collision policy (internal); None where those of the item tokenizer are others altogether.
+
+    Where the policy added a level, they are what stands before it: exact for clusters that were balanced over the
+    whole catalog, too, which encoding item by item cannot find again. Otherwise the items are encoded.
+    """
+    some = np.unique(np.linspace(0, len(codes) - 1, min(len(codes), _SOME)).astype(np.int64))
+    few = tokenizer.encode(source.take(some))
+    if _first_codes_kept(few, codes.take(some)) < 0.5:
+        return None
+    if getattr(tokenizer.settings, "collisions", None) != "suffix" or few.level_sizes != codes.level_sizes[:-1]:
+        return tokenizer.encode(source)
+    return ItemCodes(codes.codes[:, :-1], codes.level_sizes[:-1], codes.catalog, codebooks=codes.codebooks)
 
 
 def source_of(subject: Subject, folder: Path) -> TokenizerSource:

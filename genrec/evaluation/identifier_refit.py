@@ -17,7 +17,7 @@ from genrec.data.histories import Histories
 from genrec.embeddings.base import ItemEmbeddings
 from genrec.errors import ConfigError, DataError
 from genrec.evaluation.identifier_controls import compare_code_tables, inspect_cold
-from genrec.evaluation.identifier_inputs import Subject, source_of
+from genrec.evaluation.identifier_inputs import Subject, raw_codes, source_of
 from genrec.evaluation.identifiers import Figures, plain
 from genrec.item_tokenizers import registry
 from genrec.item_tokenizers.base import ItemTokenizer, TokenizerSource
@@ -54,9 +54,11 @@ def refitted(subject: Subject, seed: int) -> Refitted:
     settings = recipes.from_dict(registry.settings_class(str(subject.recipe.get("kind"))), subject.recipe)
     again = registry.build(settings)
     codes = again.fit(source, seed=derive(seed, "inspect", "refit"))
-    raw = subject.raw is not None and again.can_encode_new
-    figures = compare_code_tables(subject.raw if raw and subject.raw else subject.codes,
-                                  again.encode(source) if raw else codes)  # fmt: skip
+    raw = None if subject.raw is None or not again.can_encode_new else raw_codes(again, codes, source)
+    if raw is None or subject.raw is None:
+        figures = compare_code_tables(subject.codes, codes)
+    else:
+        figures = compare_code_tables(subject.raw, raw)
     notes = []
     if not again.can_encode_new or source.embeddings is None:
         lacks = "there are no item vectors" if again.can_encode_new else "the item tokenizer cannot encode new items"

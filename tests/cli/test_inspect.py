@@ -21,7 +21,9 @@ from genrec.evaluation.identifier_tables import ARROWS, GROUPS, SHORT, Row, base
 from genrec.evaluation.identifiers import IdentifierReport, InspectSettings, inspect_codes
 from genrec.item_tokenizers.base import TokenizerSource
 from genrec.item_tokenizers.codes import ItemCodes
+from genrec.item_tokenizers.gaoq import Gaoq
 from genrec.item_tokenizers.indexing import Independent
+from genrec.item_tokenizers.registry import load_tokenizer
 from genrec.metrics.codes_names import METRICS
 
 Call = Callable[..., tuple[int, str, str]]
@@ -101,6 +103,34 @@ def test_shared_identifiers_are_their_own_raw_ones(genrec: Call, make_run: Make,
     out = genrec("inspect", run)[1]
     assert " raw " not in out and "note:" not in out
     assert "of the items add no identifier of their own" in out
+
+
+@pytest.mark.parametrize("balance", ["none", "all"])
+def test_raw_codes_are_those_that_were_fitted(make_run: Make, tmp_path: Path, balance: str) -> None:
+    """Items that balance keeps from their nearest cluster get other codes when they are encoded one by one."""
+    run = make_run(tmp_path / balance, balance=balance)
+    subject, tokenizer = load_subject(run), load_tokenizer(run / "item_tokenizer")
+    assert subject.raw is not None and subject.vectors is not None
+    assert subject.raw.report() == tokenizer.report["raw"]  # type: ignore[attr-defined]
+    encoded = tokenizer.encode(TokenizerSource.of_vectors(subject.vectors.vectors))
+    assert np.array_equal(subject.raw.codes, encoded.codes) == (balance == "none")
+    assert refitted(subject, seed=0).figures["adjusted_rand"][0] > 0.3
+
+
+def test_a_tree_that_refuses_collisions_never_had_any(genrec: Call, make_run: Make, tmp_path: Path) -> None:
+    run, tokenizer = make_run(tmp_path / "tree"), Gaoq()
+    catalog, vectors = ItemCatalog.load(run / "catalog"), ItemEmbeddings.load(run / "embeddings")
+    tokenizer.fit(TokenizerSource.of(catalog, embeddings=vectors), seed=0).save(run / "codes", overwrite=True)
+    tokenizer.save(run / "item_tokenizer", overwrite=True)
+    assert tokenizer.report["moved_by_balance"] > 0
+    out = genrec("inspect", run)[1]
+    assert "before the collision policy" not in out and "raw" not in out.splitlines()[3].split()
+
+
+def test_codewords_of_scaled_vectors_are_not_taken_for_item_vectors(make_run: Make, tmp_path: Path) -> None:
+    codes = load_subject(make_run(tmp_path / "scaled", standardize=True)).codes
+    vectors = ItemEmbeddings.load(tmp_path / "scaled" / "embeddings").vectors
+    assert inspect_codes(codes, vectors=vectors).context["quantised"] == "implied"
 
 
 def test_identifiers_that_were_dealt_out_have_no_raw_codes(genrec: Call, finished: Path, tmp_path: Path) -> None:

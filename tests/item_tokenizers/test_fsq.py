@@ -234,3 +234,12 @@ def test_vectors_narrower_than_the_pieces_are_refused():
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         replace(SMALL, **wrong)
+
+
+def test_the_decoder_reads_the_last_position():
+    """As published: attention brings what the other pieces say there; nothing else of them is read."""
+    decoder = FsqModel(12, replace(SMALL, n_layers=1)).decoder.eval()
+    decoder.layers = torch.nn.ModuleList()
+    pieces = torch.randn(5, 3, 8)
+    expected = decoder.head(pieces[:, 2] + decoder.position_LH[2])
+    torch.testing.assert_close(decoder(pieces), expected)
