@@ -6,6 +6,8 @@ bundle/
                                (genrec.models.adapter_files), which needs its pretrained model
   codes/  index/  catalog/     artifacts of their own; the catalog is optional
   token_map.json  decoding.json
+  prompt/                      of a model that was trained on templates: the prompt it is asked with, see
+                               genrec.models.template_prompts (schema 2; bundles without one have schema 1)
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from genrec.models.adapter_files import holds_adapter, load_adapter, save_adapte
 from genrec.models.adapters import is_adapted, quiet_peft
 from genrec.models.backbone import layout_of
 from genrec.models.recommender import DecodingSettings, GenerativeRecommender
+from genrec.models.template_prompts import TemplatePrompts
 from genrec.vocab.text_vocabulary import TextVocabulary
 from genrec.vocab.token_map import TokenMap
 
@@ -35,7 +38,8 @@ if TYPE_CHECKING:
     from genrec.data.catalog import ItemCatalog
 
 KIND = "bundle"
-SCHEMA = 1
+SCHEMA, WITH_PROMPT = 1, 2
+"""A reader that does not know prompts must not ask a model without them, so bundles that have one say so."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +88,8 @@ def save_bundle(
     """Write a bundle. ``model/`` is a plain Hugging Face folder, usable without genrec.
 
     Of a model with adapters, ``model/`` holds what was trained and what the pretrained model is, not the weights of the
-    latter. catalog: stored too (needs pyarrow), so that lists can be printed. vocabulary: of a model that knows text.
+    latter. The recommender's prompts are stored, so that the model is asked as it was trained. catalog: stored too
+    (needs pyarrow), so that lists can be printed. vocabulary: of a model that knows text.
     Raises FingerprintMismatch if the catalog or the vocabulary is not that of the model, ConfigError for adapters on a
     model that cannot be loaded again, ArtifactError as every writer does. Stability: stable.
     """
@@ -93,7 +98,7 @@ def save_bundle(
         raise FingerprintMismatch(
             "expected the text vocabulary of the model, got " + ("none" if vocabulary is None else "another one")
         )
-    codes = recommender.codes
+    codes, prompts = recommender.codes, recommender.prompts
     if catalog is not None and catalog.fingerprint != codes.catalog:
         raise FingerprintMismatch(f"codes belong to catalog {codes.catalog[:8]}, got catalog {catalog.fingerprint[:8]}")
     meta = {
@@ -101,10 +106,12 @@ def save_bundle(
         "codes": codes.fingerprint,
         "layout": layout_of(recommender.model),
     }
+    if prompts is not None:
+        meta["prompt"] = prompts.template.fingerprint
     with artifacts.write(
         Path(path),
         kind=KIND,
-        schema=SCHEMA,
+        schema=SCHEMA if prompts is None else WITH_PROMPT,
         recipe=recipe,
         catalog=codes.catalog,
         parents=parents,
@@ -118,6 +125,8 @@ def save_bundle(
             catalog.save(draft.dir / "catalog")
         artifacts.save_json(draft.dir / "token_map.json", recommender.token_map.to_dict())
         artifacts.save_json(draft.dir / "decoding.json", asdict(recommender.settings))
+        if prompts is not None:
+            prompts.save(draft.dir / "prompt")
 
 
 def load_bundle(
@@ -145,23 +154,37 @@ def load_bundle(
                 f"token_map.json has {token_map.fingerprint[:8]}"
             )
         codes = ItemCodes.load(folder / "codes", catalog=manifest.catalog)
+        model = load_model(folder / "model", token_map, dtype, base).to(device)
+        prompts = None
+        if manifest.schema == WITH_PROMPT:
+            words = TextVocabulary.load(folder / "model", token_map)
+            prompts = TemplatePrompts.load(folder / "prompt", words, codes, layout=layout_of(model))
         recommender = GenerativeRecommender(
-            load_model(folder / "model", token_map, dtype, base).to(device),
+            model,
             token_map,
             codes,
             CatalogIndex.load(folder / "index", codes=codes),
             DecodingSettings(**artifacts.load_json(folder / "decoding.json")),
             user_ids=user_ids,
+            prompts=prompts,
         )
         return Bundle(recommender, manifest)
 
     folder, inside = Path(path), Path(path) / KIND
     try:
-        return artifacts.load(bundle_folder(path), read, kind=KIND, schema=SCHEMA)
+        return artifacts.load(bundle_folder(path), read, kind=KIND, schema=schema_of(bundle_folder(path)))
     except ArtifactError as error:
         if error.hint is None and not any((each / "model").exists() for each in (folder, inside)):
             raise ArtifactError(str(error), hint="give a run folder or a bundle") from error
         raise
+
+
+def schema_of(folder: Path) -> int:
+    """The schema of a bundle as far as this version reads it; what is wrong is said when it is read (internal)."""
+    try:
+        return max(SCHEMA, min(artifacts.read(folder, verify=False).schema, WITH_PROMPT))
+    except ArtifactError:
+        return SCHEMA
 
 
 def bundle_folder(path: str | Path) -> Path:

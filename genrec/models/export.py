@@ -16,7 +16,7 @@ from genrec import artifacts
 from genrec.errors import ArtifactError, ConfigError
 from genrec.models.adapter_files import holds_adapter, load_adapter
 from genrec.models.adapters import quiet_peft
-from genrec.models.bundle import KIND, SCHEMA, bundle_folder, load_model
+from genrec.models.bundle import KIND, bundle_folder, load_model, schema_of
 from genrec.vocab.token_map import TokenMap
 
 TOLERANCE = 1e-4
@@ -44,7 +44,8 @@ def export_merged(path: str | Path, out: str | Path, *, base: str | Path | None 
     target = Path(out)
     if target.exists():
         raise ConfigError(f"{target} exists", hint="give a folder that does not exist")
-    manifest = artifacts.read(bundle_folder(path), kind=KIND, schema=SCHEMA)
+    bundle = bundle_folder(path)
+    manifest = artifacts.read(bundle, kind=KIND, schema=schema_of(bundle))
     source = manifest.path / "model"
     token_map = TokenMap.from_dict(artifacts.load_json(manifest.path / "token_map.json"))
     if holds_adapter(source):

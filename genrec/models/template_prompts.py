@@ -1,21 +1,35 @@
 """Histories as prompts of a template: a model is asked with the words that it was trained with.
 
+On disk, beside the text tokenizer of the model::
+
+    prompt/
+      template.jinja   the whole template file of the task
+      prompt.json      which of its wordings, the wrapper's pieces, max_tokens
+
 Axes: U users (rows), T tokens.
 """
 
 from __future__ import annotations
 
 import copy
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from genrec import artifacts
 from genrec.data.histories import Histories
 from genrec.decoding.scorer import Prompts
-from genrec.errors import ConfigError
+from genrec.errors import ArtifactError, ConfigError
 from genrec.item_tokenizers.codes import ItemCodes
-from genrec.prompts.encode import ExampleEncoder
+from genrec.models.prompting import Layout
+from genrec.prompts.encode import ExampleEncoder, Vocabulary
+from genrec.prompts.segments import Piece, Segment
 from genrec.prompts.template import PromptTemplate
+from genrec.prompts.wrapper import Wrapper
+
+TEMPLATE, SETTINGS = "template.jinja", "prompt.json"
 
 
 class TemplatePrompts:
@@ -29,10 +43,7 @@ class TemplatePrompts:
     """
 
     def __init__(self, template: PromptTemplate, encoder: ExampleEncoder, *, wording: int = 0) -> None:
-        if not 0 <= wording < len(template.wordings):
-            raise ConfigError(f"wording: expected 0..{len(template.wordings) - 1}, got {wording}")
-        if "history" not in template.header.inputs:
-            raise ConfigError(f"{template.header.task}: a template without the input 'history' cannot recommend")
+        template.check_asks(wording)
         self.template, self.encoder, self.wording = template, encoder, wording
         # a training example ends with an item and the end token
         target = encoder.vocabulary.token_map.n_levels + 1 if encoder.layout == "decoder" else 0
@@ -43,6 +54,31 @@ class TemplatePrompts:
                 f"max_tokens: the words of the prompt alone take {n_words} of {encoder.max_tokens} tokens",
                 hint="raise max_tokens, or choose a shorter wording or wrapper",
             )
+
+    def save(self, folder: str | Path) -> None:
+        """Write template and settings; vocabulary and identifiers are kept elsewhere (internal)."""
+        target, encoder = Path(folder), self.encoder
+        target.mkdir(parents=True, exist_ok=True)
+        (target / TEMPLATE).write_text(self.template.source, encoding="utf-8")
+        around = {"before": encoder.wrapper.before, "after": encoder.wrapper.after}
+        pieces = {name: [list(segment) for segment in piece] for name, piece in around.items()}
+        settings = {"wording": self.wording, "max_tokens": encoder.max_tokens, "wrapper": pieces}
+        artifacts.save_json(target / SETTINGS, settings)
+
+    @classmethod
+    def load(cls, folder: str | Path, vocabulary: Vocabulary, codes: ItemCodes, *, layout: Layout) -> TemplatePrompts:
+        """What :meth:`save` wrote; the prompts are those of training, id by id (internal).
+
+        Raises ArtifactError for settings of another form.
+        """
+        found: dict[str, Any] = artifacts.load_json(Path(folder) / SETTINGS)
+        try:
+            wrapper = Wrapper(*(_piece(found["wrapper"][name]) for name in ("before", "after")))
+            wording, max_tokens = int(found["wording"]), int(found["max_tokens"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(f"{Path(folder) / SETTINGS}: not the settings of a prompt ({error})") from error
+        encoder = ExampleEncoder(vocabulary, codes, layout=layout, wrapper=wrapper, max_tokens=max_tokens)
+        return cls(PromptTemplate.load(Path(folder) / TEMPLATE), encoder, wording=wording)
 
     def with_codes(self, codes: ItemCodes) -> TemplatePrompts:
         """The same for a later version of the catalog."""
@@ -75,3 +111,7 @@ class TemplatePrompts:
         given = {"history": items, "user": user}
         inputs = {name: value for name, value in given.items() if name in self.template.header.inputs}
         return encoder.prompt(self.template.prompt(inputs, self.wording))
+
+
+def _piece(found: list[list[Any]]) -> Piece:
+    return tuple(Segment(role, value) for role, value in found)

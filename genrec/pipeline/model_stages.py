@@ -27,7 +27,9 @@ from genrec.models.backbone import build
 from genrec.models.bundle import load_bundle, save_bundle
 from genrec.models.pretrained import PretrainedSettings, RowInit, extend_rows, load_pretrained, pretrained_files
 from genrec.models.recommender import DecodingSettings, GenerativeRecommender
+from genrec.models.template_prompts import TemplatePrompts
 from genrec.models.whole_catalog import WholeCatalog
+from genrec.pipeline import alignment
 from genrec.pipeline.baseline_stages import context
 from genrec.pipeline.recipe import PipelineRecipe, seeded
 from genrec.pipeline.runner import same_catalog
@@ -35,6 +37,7 @@ from genrec.training import checkpoints
 from genrec.training.dataset import TrainingData
 from genrec.training.finetune import TrainResult, finetune
 from genrec.training.settings import decisive
+from genrec.training.tasks import Tasks, finetune_on_tasks, task_encoder, task_prompts
 from genrec.training.validation import decoding_settings
 from genrec.vocab.extend import start_from_codebooks
 from genrec.vocab.text_vocabulary import TextVocabulary, extend_vocabulary, load_tokenizer
@@ -51,36 +54,52 @@ def train(folder: Path, recipe: PipelineRecipe) -> None:
 
     Goes on from ``checkpoints/`` in the run folder. Raises TrainingPaused when it is not finished.
     A bundle of the same training that is already there, say from another machine, is kept.
-    Runs from artifacts alone: ``split``, ``codes``, ``index`` and, if it is there, ``catalog``. Raises
-    FingerprintMismatch if they are not of one catalog.
+    Runs from artifacts alone: ``split``, ``codes``, ``index`` and, if it is there, ``catalog`` (which a recipe with
+    an ``alignment`` block needs). Raises FingerprintMismatch if they are not of one catalog.
     """
     if trained(folder, recipe):
         log.info("the model of this recipe is already there")
         return
-    key = training_key(folder, recipe)
-    made = _started(folder, recipe)
-    data, model = made.data, made.model
-    index = CatalogIndex.load(folder / "index", codes=data.codes)
-    settings = seeded(recipe.train, recipe.seed)
+    made = started(folder, recipe)
+    result = fit(folder, recipe, made)
+    if result.main_process:
+        save(folder, recipe, made, result)
+
+
+def fit(folder: Path, recipe: PipelineRecipe, made: Started) -> TrainResult:
+    """Train from the newest checkpoint in ``checkpoints/`` on, to the end (internal). Raises TrainingPaused."""
+    data, model, settings = made.data, made.model, seeded(recipe.train, recipe.seed)
     n_weights = sum(w.numel() for w in model.parameters())
     n_trained = sum(w.numel() for w in model.parameters() if w.requires_grad)
     log.info(
         "%s, %.2f M weights, %.2f M of them trained, vocabulary %d",
         *(type(base_of(model)).__name__, n_weights / 1e6, n_trained / 1e6, data.token_map.vocab_size),
     )
-    result = finetune(model, data, settings, _checkpoints(folder, key))
+    out = _checkpoints(folder, training_key(folder, recipe))
+    if made.tasks is None:
+        result = finetune(model, data, settings, out)
+    else:
+        result = finetune_on_tasks(model, data, made.tasks, settings, out)
     if not result.complete:
         raise TrainingPaused(
             f"training stopped at step {result.steps} ({result.status})",
             hint="the checkpoint is complete; run the same command to go on",
         )
-    if not result.main_process:
-        return
+    return result
+
+
+def save(folder: Path, recipe: PipelineRecipe, made: Started, result: TrainResult) -> None:
+    """Write the artifacts ``training`` and ``bundle``, with the prompt that the model is asked with (internal)."""
+    key, data = training_key(folder, recipe), made.data
     _save_training(folder, recipe, result, key)
-    search = decoding_settings(settings, n_beams=DecodingSettings().n_beams)
+    search = decoding_settings(seeded(recipe.train, recipe.seed), n_beams=DecodingSettings().n_beams)
+    index = CatalogIndex.load(folder / "index", codes=data.codes)
+    trained = GenerativeRecommender(
+        result.model, data.token_map, data.codes, index, search, user_ids=data.user_ids, prompts=made.prompts
+    )
     save_bundle(
         folder / "bundle",
-        GenerativeRecommender(result.model, data.token_map, data.codes, index, search, user_ids=data.user_ids),
+        trained,
         catalog=_catalog(folder),
         recipe=recipes.to_json(recipe),
         parents={"training": key},
@@ -90,16 +109,18 @@ def train(folder: Path, recipe: PipelineRecipe) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class _Started:
-    """What a training begins with."""
+class Started:
+    """What a training begins with (internal). tasks, prompts: of a recipe with an ``alignment`` block."""
 
     data: TrainingData
     model: Any
-    vocabulary: TextVocabulary | None
+    vocabulary: TextVocabulary | None = None
+    tasks: Tasks | None = None
+    prompts: TemplatePrompts | None = None
 
 
-def _started(folder: Path, recipe: PipelineRecipe) -> _Started:
-    """The data, and the model as it is before the first step."""
+def started(folder: Path, recipe: PipelineRecipe) -> Started:
+    """The data, and the model as it is before the first step (internal)."""
     settings, seed = recipe.model, recipe.seed
     if not isinstance(settings, PretrainedSettings):
         data = _training_data(folder, recipe)
@@ -107,7 +128,7 @@ def _started(folder: Path, recipe: PipelineRecipe) -> _Started:
         if recipe.token_init == "codebooks":
             weight = model.get_input_embeddings().weight
             start_from_codebooks(weight, data.token_map, data.codes.codebooks, seed=seed)
-        return _Started(data, model, None)
+        return Started(data, model)
     codes = ItemCodes.load(folder / "codes")
     vocabulary = extend_vocabulary(load_tokenizer(settings.path), codes, n_user_tokens=recipe.n_user_tokens)
     data = _training_data(folder, recipe, vocabulary.token_map.base)
@@ -117,7 +138,9 @@ def _started(folder: Path, recipe: PipelineRecipe) -> _Started:
     extend_rows(model, vocabulary, init=init, seed=seed, codes=codes, texts=texts)
     if recipe.lora is not None:
         model = add_lora(model, vocabulary.token_map, recipe.lora, seed=seed)
-    return _Started(data, model, vocabulary)
+    tasks = alignment.tasks_of(folder, recipe, vocabulary)
+    prompts = None if tasks is None else task_prompts(tasks, task_encoder(model, data, tasks))
+    return Started(data, model, vocabulary, tasks, prompts)
 
 
 def _item_texts(folder: Path, recipe: PipelineRecipe) -> list[str]:
@@ -164,6 +187,7 @@ def training_key(folder: Path, recipe: PipelineRecipe) -> str:
     own: list[Any] = [recipe.seed, recipe.token_init, recipe.n_user_tokens]
     if isinstance(recipe.model, PretrainedSettings):
         own += [recipe.lora and recipes.to_json(recipe.lora), pretrained_files(recipe.model)]
+        own += alignment.key_parts(recipe)
     parts = [TRAIN_VERSION, train_part, recipes.to_json(recipe.model), *own, digests]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

@@ -23,6 +23,7 @@ from genrec.evaluation.settings import EvalSettings
 from genrec.models.adapters import LoraSettings
 from genrec.models.backbone import DecoderSettings, T5Settings
 from genrec.models.pretrained import PretrainedSettings
+from genrec.prompts.mixture import MixtureSettings
 from genrec.training.settings import TrainSettings
 
 T = TypeVar("T")
@@ -149,7 +150,8 @@ class PipelineRecipe:
     meaning is lost. token_init: ``codebooks`` starts the embeddings of tokens with like codebook vectors alike,
     where the item tokenizer has codebooks; ``random`` does not; ``text`` (pretrained models) starts them from the text
     of the items with the code. lora: train adapters and item tokens of a pretrained model instead of all its weights.
-    n_user_tokens: user ids are hashed to so many
+    alignment: train a pretrained model on a mixture of tasks that tie item tokens to text, and ask it with one of their
+    prompts. n_user_tokens: user ids are hashed to so many
     tokens that open the prompt (0 = none).
     """
 
@@ -165,6 +167,7 @@ class PipelineRecipe:
     n_user_tokens: int = 0
     model: DecoderSettings | T5Settings | PretrainedSettings = field(default_factory=DecoderSettings)
     lora: LoraSettings | None = None
+    alignment: MixtureSettings | None = None
     train: TrainSettings = field(default_factory=TrainSettings)
     evaluate: EvalSettings = field(default_factory=EvalSettings)
     baselines: tuple[str, ...] = ("popularity", "copy_last", "markov", "item_knn", "item_knn_larger_id")
@@ -192,6 +195,8 @@ class PipelineRecipe:
             )
         if self.token_init == "text" and not text_model:
             raise ConfigError("token_init: text needs a model of kind pretrained, which knows text")
+        if self.alignment is not None:
+            self._check_alignment(text_model)
         if "oracle" in self.baselines and self.data.synthetic is None:
             raise ConfigError("baselines: 'oracle' needs synthetic data, whose generator is known")
         if not self.embeddings:
@@ -201,6 +206,21 @@ class PipelineRecipe:
 
         if self.needs_text_vectors and self.text_block < 0:
             raise ConfigError("baselines: content_knn needs an lsa, sentence or file block in embeddings")
+
+    def _check_alignment(self, text_model: bool) -> None:
+        assert self.alignment is not None
+        if not text_model:
+            raise ConfigError("alignment: expected a model of kind pretrained, which knows text")
+        ours, theirs = self.alignment.max_items, self.train.max_items
+        if ours != theirs:
+            raise ConfigError(f"alignment.max_items: expected train.max_items, which is {theirs}, got {ours}")
+        if self.train.prefix_drop:
+            raise ConfigError("train.prefix_drop: no effect on tasks, which begin at random steps", hint="leave it out")
+        if self.alignment.ask.task not in {each.task for each in self.alignment.tasks}:
+            raise ConfigError(
+                f"alignment.ask.task: expected one of the tasks, got {self.alignment.ask.task!r}",
+                hint="the model is asked with a prompt that it was trained with",
+            )
 
     @property
     def text_block(self) -> int:

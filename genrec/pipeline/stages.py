@@ -19,7 +19,7 @@ from genrec.embeddings import sentence
 from genrec.embeddings.text import check_parts
 from genrec.errors import ConfigError, DataError, GenrecError
 from genrec.item_tokenizers import registry
-from genrec.pipeline import baseline_stages, data_stages, model_stages, report_stage
+from genrec.pipeline import alignment, baseline_stages, data_stages, model_stages, report_stage
 from genrec.pipeline.costs import Costs
 from genrec.pipeline.recipe import Block, PipelineRecipe, as_used
 from genrec.pipeline.runner import Stage, file_digest, read_ledger
@@ -143,13 +143,15 @@ def stages(recipe: PipelineRecipe, folder: Path) -> list[Stage]:
         ),
     ]  # fmt: skip
     users = ("prepare",) if recipe.n_user_tokens else ()
+    texts = ("prepare",) if recipe.alignment is not None and not users else ()
     found += sasrec if recipe.needs_sasrec and not recipe.vectors_from_sasrec else []
     found += [_baseline(name, recipe, part, costs) for name in recipe.baselines]
     found += [
         Stage(
             "train", ("training", "bundle"), partial(model_stages.train, recipe=recipe),
-            recipe=part("model", "lora", "train", "token_init", "n_user_tokens", "seed"),
-            needs=(*users, "split", "tokenize"),
+            recipe=part("model", "lora", "alignment", "train", "token_init", "n_user_tokens", "seed"),
+            needs=(*users, *texts, "split", "tokenize"), inputs=_training_files(recipe, folder),
+            check=partial(alignment.check, recipe),
             version=model_stages.TRAIN_VERSION, estimate=costs.train,
             standing=partial(model_stages.standing, folder, recipe),
             about=f"train the {recipe.model.kind} to write identifiers",
@@ -281,6 +283,19 @@ def _vector_files(recipe: PipelineRecipe, folder: Path, stage: str) -> dict[str,
             log.warning("%s is gone: going on with what was made of it before", name)
             found[name] = before[name]
     return found
+
+
+def _training_files(recipe: PipelineRecipe, folder: Path) -> dict[str, str]:
+    """Digests of templates, tasks and pretrained model; where they are gone, those that the training read."""
+    before = dict(read_ledger(folder).get("train", {}).get("inputs", {}))
+    try:
+        found = alignment.files_read(recipe)
+    except GenrecError as error:  # said by the check of the stage, if it has to run
+        if before:
+            log.warning("%s: going on with what was read before", error)
+        return before
+    gone = before.keys() & {alignment.MODEL} - found.keys()
+    return found | {name: before[name] for name in gone}
 
 
 def _check_data(recipe: PipelineRecipe) -> None:

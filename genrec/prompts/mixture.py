@@ -40,16 +40,33 @@ class MixedTask:
 
 
 @dataclass(frozen=True)
+class AskSettings:
+    """What a trained model is asked with, in validation and in service (experimental).
+
+    task: one of the mixture whose prompts need nothing but a history (and the user). wording: which one of its
+    template, from 0.
+    """
+
+    task: str = "sequential"
+    wording: int = 0
+
+    def __post_init__(self) -> None:
+        if self.wording < 0:
+            raise ConfigError(f"ask.wording: expected 0 or more, got {self.wording}")
+
+
+@dataclass(frozen=True)
 class MixtureSettings:
     """A recipe of alignment examples: prompts/alignment.yaml (experimental).
 
-    tasks: what is mixed. samples_per_epoch: then every task has a weight. wrapper: a name in prompts/wrappers, a file,
-    or ``chat`` for the text tokenizer's own format. max_items: items of a history. max_tokens: of an example
-    (encoder-decoder: of each side). max_text: characters of a text. queries: a file of
+    tasks: what is mixed. ask: the prompt of recommendation. samples_per_epoch: then every task has a weight. wrapper: a
+    name in prompts/wrappers, a file, or ``chat`` for the text tokenizer's own format. max_items: items of a history.
+    max_tokens: of an example (encoder-decoder: of each side). max_text: characters of a text. queries: a file of
     :func:`genrec.prompts.queries.write_queries`; without it, queries are made from the fields.
     """
 
     tasks: tuple[MixedTask, ...]
+    ask: AskSettings = field(default_factory=AskSettings)
     samples_per_epoch: int | None = None
     wrapper: str = "plain"
     max_items: int = 20

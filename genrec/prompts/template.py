@@ -131,6 +131,14 @@ class PromptTemplate:
         where = f"{self.header.task}, wording {wording + 1}"
         return run(self.wordings[wording].prompt, *self._values(inputs, wording, max_text), where)
 
+    def check_asks(self, wording: int) -> None:
+        """Raise ConfigError unless the prompt of this wording can be made of a history alone (internal)."""
+        if not 0 <= wording < len(self.wordings):
+            raise ConfigError(f"wording: expected 0..{len(self.wordings) - 1}, got {wording}")
+        if "history" not in self.header.inputs:
+            raise ConfigError(f"{self.header.task}: a template without the input 'history' cannot recommend")
+        self.prompt({"history": []}, wording)
+
     def render(self, inputs: Mapping[str, Any], wording: int, *, max_text: int = 400) -> Rendered:
         """The example with these inputs (item and user numbers, texts, or lists of them).
 

@@ -18,6 +18,7 @@ from genrec.prompts.data import TaskData
 from genrec.prompts.dataset import AlignmentPlan
 from genrec.prompts.encode import ExampleEncoder, Vocabulary, hashed_users
 from genrec.prompts.mixture import MixtureSettings, TaskMixture
+from genrec.prompts.tasks import load_task
 from genrec.prompts.wrapper import Wrapper
 from genrec.training.alignment import AlignmentCollator, AlignmentLoss
 from genrec.training.callbacks import Evaluate
@@ -26,9 +27,6 @@ from genrec.training.finetune import Job, TrainResult, bind, identity_of, run_jo
 from genrec.training.module import TrainingModule
 from genrec.training.settings import TrainSettings
 from genrec.training.validation import validator
-
-ASKED_BY = "sequential"
-"""The task whose first wording a model is asked with."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,18 +85,17 @@ def task_encoder(model: Any, data: TrainingData, tasks: Tasks) -> ExampleEncoder
 
 
 def task_prompts(tasks: Tasks, encoder: ExampleEncoder) -> TemplatePrompts:
-    """How to ask a model that was trained on these tasks: the first wording of ``sequential`` (experimental).
+    """How to ask a model that was trained on these tasks: as ``mixture.ask`` says (experimental).
 
-    Raises ConfigError where that task is not in the mixture.
+    Raises ConfigError where that task is not in the mixture, or its prompt needs more than a history.
     """
-    from genrec.prompts.tasks import load_task
-
+    ask = tasks.mixture.ask
     for each in tasks.mixture.tasks:
-        if each.task == ASKED_BY:
-            return TemplatePrompts(load_task(each.task, each.template).template, encoder)
+        if each.task == ask.task:
+            return TemplatePrompts(load_task(each.task, each.template).template, encoder, wording=ask.wording)
     raise ConfigError(
-        f"tasks: expected {ASKED_BY!r} among them, whose prompt the model is asked with",
-        hint="add it, or validate in another way: evaluate=..., or eval_every: 0",
+        f"tasks: expected {ask.task!r} among them, whose prompt the model is asked with",
+        hint="add it, or name another one under ask",
     )
 
 

@@ -125,10 +125,7 @@ def extend_vocabulary(
     """
     from tokenizers import AddedToken
 
-    if not getattr(tokenizer, "is_fast", False):
-        raise ConfigError(f"tokenizer: expected a fast Hugging Face tokenizer, got {type(tokenizer).__name__}")
-    if tokenizer.eos_token_id is None:
-        raise ConfigError("tokenizer: expected one with an end token", hint="set tokenizer.eos_token")
+    check_tokenizer(tokenizer)
     extended = copy.deepcopy(tokenizer)
     if extended.pad_token_id is None:
         extended.pad_token = extended.eos_token
@@ -162,6 +159,17 @@ def extend_vocabulary(
     return TextVocabulary(extended, token_map)
 
 
+def check_tokenizer(tokenizer: Any) -> None:
+    """Raise ConfigError for a text tokenizer that cannot take item tokens (internal)."""
+    if not getattr(tokenizer, "is_fast", False):
+        raise ConfigError(
+            f"tokenizer: expected a fast Hugging Face tokenizer, got {type(tokenizer).__name__}",
+            hint="models with a tokenizer.json have one; one of sentencepiece's can be converted by transformers",
+        )
+    if tokenizer.eos_token_id is None:
+        raise ConfigError("tokenizer: expected one with an end token", hint="set tokenizer.eos_token")
+
+
 def load_tokenizer(name: str | Path) -> Any:
     """The text tokenizer of a folder, or of a model on the hub where there is no such folder.
 
@@ -171,7 +179,7 @@ def load_tokenizer(name: str | Path) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(name, local_files_only=Path(name).is_dir())
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the tokenizers library has no narrower one for a file that it cannot read
         raise ArtifactError(f"{name}: not a loadable Hugging Face tokenizer ({error})") from error
 
 
