@@ -29,11 +29,15 @@ RESULTS = HERE / "results"
 SUITES = {
     "spine": "the two commands: demo, imports, tokenizer fit, crash safety, padding",
     "quality": "recall on Amazon Beauty and Games, item-exact (data folder: --data or GENREC_DATA)",
+    "alignment": "adapters and tasks on a language model that read the catalog (a mechanism check; from finished rows)",
     "decoding": "index, constrained search, filters, against transformers' generate",
     "training_parallel": "models that predict an item at once, on Amazon Beauty (hours; --data or GENREC_DATA)",
     "tokenizers": "item tokenizers: a million items beside faiss, the RQ-VAE's step, collisions, append",
 }
-MODULES = {"tokenizers": "item_tokenizers"}  # a file tokenizers.py here would hide Hugging Face's package
+MODULES = {
+    "tokenizers": "item_tokenizers",
+    "alignment": "alignment_check",
+}  # a file tokenizers.py here would hide Hugging Face's package
 
 
 @dataclass(frozen=True)
