@@ -64,6 +64,10 @@ def finetune_on_tasks(
         )
     if settings.prefix_drop:
         raise ConfigError("prefix_drop: no effect on tasks, which begin at random steps", hint="set it to 0")
+    if settings.packing:
+        raise ConfigError(
+            "packing: no effect on tasks, whose batches hold examples of like length", hint="leave it out"
+        )
     encoder = task_encoder(model, data, tasks)
     if evaluate is None and settings.eval_every and data.valid is not None and len(data.valid):
         evaluate = validator(data, settings, task_prompts(tasks, encoder))

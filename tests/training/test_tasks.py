@@ -83,7 +83,11 @@ def test_another_mixture_does_not_go_on(tmp_path):
 
 
 def test_what_does_not_go_with_tasks_is_refused(tmp_path):
-    for changed, message in ({"max_items": 6}, "max_items"), ({"prefix_drop": 0.5}, "prefix_drop"):
+    for changed, message in (
+        ({"max_items": 6}, "max_items"),
+        ({"prefix_drop": 0.5}, "prefix_drop"),
+        ({"packing": True}, "packing"),
+    ):
         with pytest.raises(ConfigError, match=message):
             finetune_on_tasks(*prepared("decoder"), dataclasses.replace(SHORT, **changed), tmp_path)
     without = dataclasses.replace(MIXTURE, tasks=(MixedTask("search"),))
