@@ -204,8 +204,6 @@ def _with_raw(subject: Subject, folder: Path, need_raw: bool) -> Subject:
     """Add the item tokenizer's recipe and, where they differ, the codes before its collision policy."""
     manifest = artifacts.read(folder / "item_tokenizer", verify=False)
     subject = replace(subject, recipe=dict(manifest.recipe), folder=folder)
-    if subject.recipe.get("standardize"):  # codewords of scaled vectors lie in another space than the item vectors
-        subject = replace(subject, codes=replace(subject.codes, codebooks=()))
     policy = subject.recipe.get("collisions")
     if policy == "shared" or (policy == "refuse" and not subject.codes.collisions()):
         return replace(subject, raw_is_same=True)

@@ -5,7 +5,7 @@ Axes: N items, L levels, D embedding width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, runtime_checkable
@@ -315,3 +315,9 @@ class Scaling:
         out: Floats = x_ND - self.mean
         out /= self.scale
         return out
+
+    def steps(self, books: Sequence[Floats]) -> tuple[Floats, ...]:
+        """Codebooks ``[K, D]`` of scaled vectors as those of the vectors themselves, which add up to x - mean."""
+        if (self.scale == 1).all():
+            return tuple(books)
+        return tuple(np.asarray(book * self.scale, dtype=np.float32) for book in books)

@@ -37,7 +37,8 @@ class ItemCodes:
     lengths: ``[N]``, 1..L, for identifiers of unequal length (codes beyond the length are 0); None = all L.
     shared_vocabulary: code ``k`` means the same at every level (then all level sizes are equal).
     codebooks: the vector behind each code, float32 ``[K, D]`` for each of the first levels; none where the item
-    tokenizer has no such vectors (and for levels such as a suffix). A model's tokens may start from them.
+    tokenizer has no such vectors (and for levels such as a suffix). Of quantizers of the item vectors they add up to
+    these but for the mean, unscaled; of networks they lie in an inner space. A model's tokens may start from them.
     pieces: the text behind each code of a shared vocabulary, for identifiers made of text (titles, digits); none
     where codes have no text. A language model may write them with its own tokens.
 

@@ -115,7 +115,7 @@ class Product(ScaledVectors):
             "raw": raw.report(),
             "collisions": resolution.report,
         }
-        return replace(resolution.codes, codebooks=quantized.codebooks)
+        return replace(resolution.codes, codebooks=self._scaling.steps(quantized.codebooks))
 
     def encode(self, source: TokenizerSource) -> ItemCodes:
         """Raw codes ``[N, L]`` of any items by their vectors, before the collision policy."""

@@ -129,7 +129,7 @@ class RqKMeans(ScaledVectors):
             "raw": raw.report(),
             "collisions": resolution.report,
         }
-        return replace(resolution.codes, codebooks=self._codebooks)
+        return replace(resolution.codes, codebooks=self.scaling.steps(self._codebooks))
 
     def learn(self, source: TokenizerSource, *, seed: int) -> list[npt.NDArray[np.int32]]:
         """The scaling and the codebooks of ``fit`` alone; no item gets an identifier (internal).

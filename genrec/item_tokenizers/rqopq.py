@@ -144,7 +144,7 @@ class RqOpq(ScaledVectors):
             "raw": raw.report(),
             "collisions": resolution.report,
         }
-        return replace(resolution.codes, codebooks=self._codebooks)
+        return replace(resolution.codes, codebooks=scaling.steps(self._codebooks))
 
     def encode(self, source: TokenizerSource) -> ItemCodes:
         """Raw codes ``[N, L]`` of any items by their vectors, before the collision policy."""

@@ -86,7 +86,8 @@ def settle(
     nothing = TokenizerSource.of_vectors(np.zeros((1, width), dtype=np.float32))
     books = tokenizer.encode(nothing).codebooks
     if not books and hasattr(tokenizer, "quantized"):
-        books = tokenizer.quantized(nothing).codebooks
+        found = tokenizer.quantized(nothing)
+        books = found.codebooks if found.scaling is None else found.scaling.steps(found.codebooks)
     shared = raw.shared_vocabulary and resolution.codes.n_levels == raw.n_levels
     if books:
         books = books[:1] if shared else books * (raw.n_levels // len(books))

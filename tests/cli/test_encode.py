@@ -111,6 +111,7 @@ def test_fit_and_encode_give_the_codes_of_a_fit_in_memory(shop, items, tmp_path,
     "settings",
     [
         ProductSettings(n_levels=2, level_size=30, iterations=1, collisions="reassign"),
+        RqKMeansSettings(n_levels=2, level_size=30, standardize=True, collisions="reassign"),
         RqVaeSettings(n_levels=2, level_size=30, dim=4, hidden=(8,), epochs=2, warmup_epochs=1, collisions="reassign"),
         RqVaeSettings(n_levels=2, level_size=30, dim=4, hidden=(8,), epochs=2, warmup_epochs=1, shared_codebook=True,
                       collisions="shared"),

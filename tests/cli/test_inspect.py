@@ -127,12 +127,6 @@ def test_a_tree_that_refuses_collisions_never_had_any(genrec: Call, make_run: Ma
     assert "before the collision policy" not in out and "raw" not in out.splitlines()[3].split()
 
 
-def test_codewords_of_scaled_vectors_are_not_taken_for_item_vectors(make_run: Make, tmp_path: Path) -> None:
-    codes = load_subject(make_run(tmp_path / "scaled", standardize=True)).codes
-    vectors = ItemEmbeddings.load(tmp_path / "scaled" / "embeddings").vectors
-    assert inspect_codes(codes, vectors=vectors).context["quantised"] == "implied"
-
-
 def test_identifiers_that_were_dealt_out_have_no_raw_codes(genrec: Call, finished: Path, tmp_path: Path) -> None:
     for name in ("catalog", "embeddings", "split", "item_tokenizer", "recipe.json"):
         (tmp_path / name).symlink_to(finished / name)

@@ -186,8 +186,10 @@ def test_where_the_quantised_vectors_come_from(caplog):
     with pytest.raises(DataError, match="reconstruction"):
         quantise(codes, vectors, vectors[:, :3], how="auto")
     _, scaled = residual_kmeans(vectors * np.float32(0.1), standardize=True)
+    assert quantise(scaled, vectors * np.float32(0.1), how="auto").how == "codebooks"
+    longer = replace(codes, codebooks=tuple(10 * book for book in codes.codebooks))
     with caplog.at_level(logging.WARNING):
-        assert quantise(scaled, vectors * np.float32(0.1), how="auto").how == "implied"
+        assert quantise(longer, vectors, how="auto").how == "implied"
     assert "another space" in caplog.text
 
 

@@ -9,6 +9,7 @@ from genrec.embeddings.base import ItemEmbeddings
 from genrec.errors import ConfigError, DataError
 from genrec.item_tokenizers.base import TokenizerSource
 from genrec.item_tokenizers.collisions import Quantized
+from genrec.item_tokenizers.product import Product
 from genrec.item_tokenizers.rqkmeans import RqKMeans, RqKMeansSettings
 from genrec.item_tokenizers.rqopq import RqOpq, RqOpqSettings
 from genrec.seeding import id_hash
@@ -72,7 +73,7 @@ def test_codes_equal_a_slow_loop(n_blocks, standardize):
     codes = tokenizer.fit(source, seed=0)
     x = centred(source)
     x = x / x.std(axis=0) if standardize else x
-    books = [book.astype(np.float64) for book in codes.codebooks]
+    books = [book.astype(np.float64) for book in tokenizer.quantized(source).codebooks]
     # greedily over the residual levels, then over every pair of block codes together
     for row, found in zip(x, codes.as_int().tolist(), strict=True):
         for level in range(2):
@@ -170,3 +171,15 @@ def test_settings_out_of_range_are_refused(wrong):
 def test_more_blocks_than_dimensions_are_refused():
     with pytest.raises(DataError, match=r"n_blocks \(13\), got 12"):
         RqOpq(replace(SMALL, n_blocks=13)).fit(planted_source(), seed=0)
+
+
+@pytest.mark.parametrize("kind", [RqKMeans, Product, RqOpq])
+def test_codebooks_are_of_the_item_vectors_whatever_the_scaling(kind):
+    """A report, or the first rows of a model's tokens, adds them up beside vectors that nobody has scaled."""
+    generator = np.random.default_rng(0)
+    x = (generator.normal(size=(300, 6)) * [0.2, 0.7, 1, 1.5, 3, 9] + 4).astype(np.float32)
+    tokenizer = kind(kind.Settings(n_levels=2, level_size=9, collisions="shared", standardize=True))
+    codes = tokenizer.fit(TokenizerSource.of_vectors(x), seed=0)
+    made = x.mean(axis=0) + sum(book[codes.codes[:, level]] for level, book in enumerate(codes.codebooks))
+    left = (((x - made) / x.std(axis=0)) ** 2).sum(axis=1).mean()
+    assert left == pytest.approx(tokenizer.report["mean_square_left"][-1], rel=1e-3)

@@ -233,6 +233,14 @@ def test_codes_tell_siblings_and_items_apart(tokens, unique):
     assert codes.level_sizes[0] == n_codes + extra
 
 
+def test_shared_last_codes_are_used_evenly():
+    """One running number over all groups, so that small groups do not all take the first codes."""
+    codes = Spectral(SMALL).fit(source_of(), seed=0)
+    last = codes.codes[np.arange(len(codes)), codes.lengths - 1]
+    used = np.bincount(last, minlength=8)
+    assert used.sum() == 90 and used.max() - used.min() <= 1
+
+
 def test_planted_groups_share_their_first_code():
     codes = Spectral(SpectralSettings(n_clusters=6, max_leaf=16)).fit(source_of(noise=0.02), seed=0)
     used = np.arange(90) < 85
