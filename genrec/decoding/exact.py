@@ -12,7 +12,7 @@ from torch import Tensor
 
 from genrec.decoding.interface import Normalize
 from genrec.decoding.scorer import Prompts, Scorer, StepScores
-from genrec.decoding.select import DeviceIndex, children
+from genrec.decoding.select import DeviceIndex, broken, children
 from genrec.decoding.walk import Step, Walk, blocks, leaves_of, plan
 from genrec.errors import DataError
 
@@ -22,6 +22,19 @@ ROWS_TIMES_PREFIXES = 16_384
 
 Int64 = npt.NDArray[np.int64]
 Float32 = npt.NDArray[np.float32]
+
+
+def asked_items(items: npt.ArrayLike, n_rows: int, n_items: int) -> Int64:
+    """Item numbers to be scored, int64 ``[M]`` or ``[B, M]``, -1 = padding (internal).
+
+    Raises DataError for other shapes and types, and for numbers outside -1..N-1.
+    """
+    asked = np.asarray(items)
+    if asked.shape[:-1] not in ((), (n_rows,)) or not asked.ndim or (asked.size and asked.dtype.kind not in "iu"):
+        raise DataError(f"items: expected integers [{n_rows}, M] or [M], got {asked.dtype} {list(asked.shape)}")
+    if asked.size and not -1 <= int(asked.min()) <= int(asked.max()) < n_items:
+        raise DataError(f"items: expected numbers 0..{n_items - 1}, or -1, got {asked.min()} .. {asked.max()}")
+    return asked.astype(np.int64)
 
 
 @torch.inference_mode()
@@ -42,7 +55,8 @@ def score_items(
     whatever M is.
 
     items: int ``[B, M]``; ``[M]``, the same for all rows, which is cheaper to plan; None = all N of the catalog, -inf
-    for those outside the index. Raises DataError for an item that is not in the index, or if the model returns NaN.
+    for those outside the index. Raises DataError for an item that is not in the index, or if the model returns infinity
+    or NaN.
     """
     host = index.host
     if items is None:
@@ -86,7 +100,7 @@ def score_leaves(
             asked = Prompts(prompts.tokens_BT[present], prompts.mask_BT[present])
             out[block] = _walked(scorer, index, asked, walk, normalize)[row, walk.place]
     if np.isnan(out).any():
-        raise DataError("the model returned NaN", hint="the weights or the inputs are not finite")
+        raise DataError("the model returned inf or NaN", hint="the weights or the inputs are not finite")
     return out
 
 
@@ -109,6 +123,7 @@ def _walked(scorer: Scorer, index: DeviceIndex, prompts: Prompts, walk: Walk, no
         if step.passed is not None:
             added = torch.where(_on(index, step.passed), 0.0, added)
         score = score[row, above] + added
+        score = torch.where(broken(found, total)[row, slot], torch.nan, score)
     return np.asarray(score.cpu().numpy())
 
 

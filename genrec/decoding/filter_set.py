@@ -5,7 +5,7 @@ Axes: N items, M new items.
 
 from __future__ import annotations
 
-import ast
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from threading import Lock
@@ -13,12 +13,15 @@ from threading import Lock
 import numpy as np
 import numpy.typing as npt
 
+from genrec.data.attributes import Attributes
 from genrec.data.catalog import ItemCatalog
 from genrec.decoding.filters import ItemFilter
 from genrec.errors import ConfigError, DataError, FingerprintMismatch
 
-LONGEST = 1000
+LONGEST = 1 << 14
 """Characters of an expression."""
+_TOKEN = re.compile(r"\s*(\w+|[&|~()])")
+_BINDS = {"~": 3, "&": 2, "|": 1, "(": 0}
 
 Defaults = bool | Mapping[str, "bool | npt.NDArray[np.bool_]"]
 """Whether new items are allowed: by all filters alike, or by each; one value, or one for each new item."""
@@ -53,6 +56,23 @@ class FilterSet:
         self._composed: OrderedDict[str, ItemFilter] = OrderedDict()
         self._lock = Lock()
 
+    @classmethod
+    def of(cls, catalog: ItemCatalog, named: Mapping[str, ItemFilter | str | npt.ArrayLike]) -> FilterSet:
+        """The filters of a catalog by name: each a condition on a field ("price < 30"), flags ``[N]`` or a filter.
+
+        Raises ConfigError as :meth:`genrec.data.attributes.Attributes.where`, DataError for other flags.
+        """
+        fields = Attributes(catalog)
+
+        def made(given: ItemFilter | str | npt.ArrayLike) -> ItemFilter:
+            if isinstance(given, ItemFilter):
+                return given
+            mask = fields.where(given) if isinstance(given, str) else given
+            return ItemFilter.of_mask(mask, catalog.fingerprint)
+
+        filters = {name: made(each) for name, each in named.items()}
+        return cls(filters, n_items=len(catalog), catalog=catalog.fingerprint)
+
     @property
     def names(self) -> tuple[str, ...]:
         """The names, in the order in which they were given."""
@@ -74,20 +94,15 @@ class FilterSet:
         """
         if expression in self._named:
             return self._named[expression]
-        if len(expression) > LONGEST:
-            raise _not_an_expression(expression)
-        try:
-            tree = ast.parse(expression.strip(), mode="eval").body
-            key = ast.unparse(tree)
-        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            raise _not_an_expression(expression) from error
+        postfix = _postfix(expression)
+        if len(postfix) == 1:
+            return self._filter(postfix[0])
+        key = " ".join(postfix)
         with self._lock:
             if key in self._composed:
                 self._composed.move_to_end(key)
                 return self._composed[key]
-        found = self._value(tree, expression)
-        if key in self._named:
-            return found
+        found = self._value(postfix)
         with self._lock:  # of two threads that composed the same, the first one's is kept by both
             found = self._composed.setdefault(key, found)
             while len(self._composed) > self._n_composed:
@@ -95,10 +110,14 @@ class FilterSet:
         return found
 
     def with_filters(self, named: Mapping[str, ItemFilter]) -> FilterSet:
-        """The set with these filters too, in place of those of the same name."""
-        return FilterSet(
+        """The set with these filters too, in place of those of the same name; what others compose is kept."""
+        found = FilterSet(
             {**self._named, **named}, n_items=self.n_items, catalog=self.catalog, n_composed=self._n_composed
         )
+        with self._lock:
+            kept = {key: each for key, each in self._composed.items() if named.keys().isdisjoint(key.split())}
+        found._composed.update(kept)
+        return found
 
     def without(self, name: str) -> FilterSet:
         """The set without one of its names; ConfigError for an unknown one."""
@@ -134,19 +153,63 @@ class FilterSet:
             named[name] = ItemFilter.of_mask(mask, catalog)
         return FilterSet(named, n_items=n_items, catalog=catalog, n_composed=self._n_composed)
 
-    def _value(self, tree: ast.expr, expression: str) -> ItemFilter:
-        match tree:
-            case ast.Name(id=name) if name in self._named:
-                return self._named[name]
-            case ast.Name(id=name):
-                raise ConfigError(f"no filter is called {name!r}", hint=f"names: {', '.join(self._named) or 'none'}")
-            case ast.UnaryOp(op=ast.Invert(), operand=operand):
-                return ~self._value(operand, expression)
-            case ast.BinOp(op=ast.BitAnd(), left=left, right=right):
-                return self._value(left, expression) & self._value(right, expression)
-            case ast.BinOp(op=ast.BitOr(), left=left, right=right):
-                return self._value(left, expression) | self._value(right, expression)
-        raise _not_an_expression(expression)
+    def _value(self, postfix: list[str]) -> ItemFilter:
+        values: list[ItemFilter] = []
+        for token in postfix:
+            if token == "~":
+                values.append(~values.pop())
+            elif token in ("&", "|"):
+                right, left = values.pop(), values.pop()
+                values.append(left & right if token == "&" else left | right)
+            else:
+                values.append(self._filter(token))
+        return values[0]
+
+    def _filter(self, name: str) -> ItemFilter:
+        if name not in self._named:
+            raise ConfigError(f"no filter is called {name!r}", hint=f"names: {', '.join(self._named) or 'none'}")
+        return self._named[name]
+
+
+def _postfix(text: str) -> list[str]:
+    """Names and operators, operands first: ``a & ~b`` is ``a b ~ &``. Without recursion, so long chains are no trouble.
+
+    ``~`` binds more than ``&``, and that more than ``|``, as in Python. Raises ConfigError for anything else.
+    """
+    if len(text) > LONGEST:
+        raise ConfigError(f"filter: expected an expression of at most {LONGEST} characters, got {len(text)}")
+    out: list[str] = []
+    waiting: list[str] = []
+    operand, at, end = True, 0, len(text.rstrip())  # operand: one is due next
+
+    def settle(least: int) -> None:
+        while waiting and _BINDS[waiting[-1]] >= least:
+            out.append(waiting.pop())
+
+    while at < end:
+        found = _TOKEN.match(text, at)
+        token = found[1] if found else ""
+        if found is None or operand != (token in "~(" or token.isidentifier()):
+            raise _not_an_expression(text)
+        at = found.end()
+        if token in "~(":
+            waiting.append(token)
+        elif token in "&|":
+            settle(_BINDS[token])
+            waiting.append(token)
+            operand = True
+        elif token == ")":
+            settle(1)
+            if not waiting:
+                raise _not_an_expression(text)
+            waiting.pop()
+        else:
+            out.append(token)
+            operand = False
+    settle(1)
+    if operand or waiting:
+        raise _not_an_expression(text)
+    return out
 
 
 def _not_an_expression(text: str) -> ConfigError:

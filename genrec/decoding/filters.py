@@ -60,7 +60,10 @@ class ItemFilter:
         return self._with(self.words | self._same(other).words, other)
 
     def __invert__(self) -> ItemFilter:
-        return ItemFilter.of_mask(~self.mask, self.catalog)
+        words = ~self.words
+        if rest := self.n_items % 64:
+            words[-1] &= np.uint64((1 << rest) - 1)  # bits behind the last item stay 0
+        return ItemFilter(words if self.n_items else self.words, self.n_items, self.catalog)
 
     def __len__(self) -> int:
         """Number of allowed items."""
@@ -95,9 +98,17 @@ that knows them (:class:`genrec.decoding.snapshot.CatalogSnapshot`)."""
 
 
 def by_row(filters: Filters, n_rows: int, named: FilterSet | None = None) -> list[ItemFilter | None]:
-    """The filter of every row; DataError for another number of them, ConfigError for names that are not known."""
+    """The filter of every row (internal).
+
+    DataError for another number of them, ConfigError for anything but filters and names that are known.
+    """
     one = filters is None or isinstance(filters, ItemFilter | str)
+    if not one and not isinstance(filters, Sequence):
+        raise _no_filter(filters)
     found = cast("list[ItemFilter | str | None]", [filters] * n_rows if one else list(cast("Sequence[str]", filters)))
+    for each in found:
+        if not isinstance(each, ItemFilter | str | None):
+            raise _no_filter(each)
     if len(found) != n_rows:
         raise DataError(
             f"filter: expected {n_rows}, one per history, got {len(found)}",
@@ -112,6 +123,14 @@ def by_row(filters: Filters, n_rows: int, named: FilterSet | None = None) -> lis
         named[each] if named is not None and isinstance(each, str) else cast("ItemFilter | None", each)
         for each in found
     ]
+
+
+def _no_filter(given: object) -> ConfigError:
+    return ConfigError(
+        f"filter: expected an ItemFilter, a text of names, or one of them (or None) for each history, got "
+        f"{type(given).__name__}",
+        hint="of flags ItemFilter.of_mask(mask, catalog.fingerprint), of item numbers ItemFilter.of_items(...)",
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,8 +155,22 @@ class RankFilter:
             bits = (of_item[items >> 3] >> (items & 7).astype(np.uint8)) & 1
             packed = np.packbits(bits, bitorder="little")
             of_rank[start // 8 : start // 8 + len(packed)] = packed
-        words = of_rank.view("<u8").astype(np.uint64, copy=False)
+        return cls._counted(of_rank.view("<u8").astype(np.uint64, copy=False))
+
+    @classmethod
+    def without(cls, ranks: npt.NDArray[np.integer], index: CatalogIndex) -> RankFilter:
+        """All items of ``index`` but those at the given ranks."""
+        mask = np.ones(len(index.items), dtype=np.bool_)
+        mask[ranks] = False
+        return cls._counted(_packed(mask))
+
+    @classmethod
+    def _counted(cls, words: Words) -> RankFilter:
         return cls(words, np.concatenate([[0], np.cumsum(np.bitwise_count(words), dtype=np.int64)]))
+
+    def __and__(self, other: RankFilter) -> RankFilter:
+        """What both allow: a sixtieth of what making one anew costs."""
+        return self._counted(self.words & other.words)
 
     def __len__(self) -> int:
         """Number of indexed items that are allowed."""

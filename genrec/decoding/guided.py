@@ -18,7 +18,7 @@ from genrec.decoding.beam import refuse_broken
 from genrec.decoding.deny import dead_nodes
 from genrec.decoding.filters import RowFilters
 from genrec.decoding.search import ROWS_TIMES_BEAMS, WIDER, Batch, Search, parts_of
-from genrec.decoding.select import NEG_INF, Candidates, DeviceIndex, expand, kill
+from genrec.decoding.select import NEG_INF, Candidates, DeviceIndex, broken, expand, kill
 from genrec.decoding.small import SMALL_SET
 
 Rows = npt.NDArray[np.intp]
@@ -72,7 +72,7 @@ def guided_search(search: Search, batch: Batch, rule: Rule, root: Tensor, *, n_b
     An identifier that has ended keeps its beam and competes with all others. With ``n_beams`` of at least the number
     of identifiers (or of allowed ones) the search is exhaustive, if the rule chooses as many as it may.
 
-    root: the key of the root, ``[B, 1]``. Raises DataError if the model returns NaN. Internal.
+    root: the key of the root, ``[B, 1]``. Raises DataError if the model returns infinity or NaN for a beam. Internal.
     """
     scorer, index, host = search.scorer, search.index, search.index.host
     deny, filters = batch.deny, RowFilters.of(batch.filters)
@@ -82,13 +82,13 @@ def guided_search(search: Search, batch: Batch, rule: Rule, root: Tensor, *, n_b
     zeros = torch.zeros((len(batch), 1), dtype=torch.int64, device=index.device)
     beams = Beams(zeros, zeros.float(), root, zeros, zeros)
     pruned = torch.full((len(batch),), NEG_INF, dtype=root.dtype, device=index.device)
-    broken = torch.zeros(len(batch), dtype=torch.bool, device=index.device)
+    wrong = torch.zeros(len(batch), dtype=torch.bool, device=index.device)
     for level in range(host.depth):
         step = scorer.step(
             state, None if level == 0 else beams.parent, None if level == 0 else _fed(index, level, beams)
         )
-        broken |= step.values_BWS.sum((1, 2)).isnan()
         found = expand(index, level, beams.node, beams.score, step, renormalise=search.normalize == "children")
+        wrong |= (broken(step, found.total_BW) & (beams.node >= 0)).any(1)
         if host.ragged:
             passed = found.code_BC == host.pass_code(level)
             found.score_BC = torch.where(
@@ -104,7 +104,7 @@ def guided_search(search: Search, batch: Batch, rule: Rule, root: Tensor, *, n_b
         columns = rule.choose(level, found.node_BC, key, min(n_beams, host.n_nodes(level + 1)))
         pruned = torch.maximum(pruned, _best_left(key, columns))
         beams = _chosen(found, key, columns)
-    refuse_broken(broken.cpu().numpy())
+    refuse_broken(wrong.cpu().numpy())
     return Walked(
         leaves=beams.node.cpu().numpy(),
         scores=beams.score.cpu().numpy(),

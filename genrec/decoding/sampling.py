@@ -108,7 +108,7 @@ def row_keys(prompts: Prompts, seeds: npt.ArrayLike) -> Int64:
 
 def check_seed(seed: int | Sequence[int], n_rows: int) -> Int64:
     """The seed of every row, int64 ``[U]``; DataError for another number of them or no integers (internal)."""
-    seeds = np.asarray(seed)
+    seeds = np.asarray(seed) if np.size(seed) else np.zeros(np.shape(seed), dtype=np.int64)
     if seeds.dtype.kind not in "iu" or seeds.shape not in ((), (n_rows,)):
         raise DataError(f"seed: expected an integer, or {n_rows} of them, got {seeds.dtype} {list(seeds.shape)}")
     return np.broadcast_to(seeds, (n_rows,)).astype(np.int64)

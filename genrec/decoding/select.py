@@ -190,6 +190,11 @@ def expand(
     return Candidates(score.flatten(1), code.flatten(1), child.flatten(1), total, index.host.branching[level])
 
 
+def broken(found: StepScores, total_BW: Tensor) -> Tensor:
+    """Beams for which the model returned +inf or NaN, bool ``[B, W]``; total_BW: the normaliser used (internal)."""
+    return ~((found.values_BWS.sum(-1) < torch.inf) & (total_BW < torch.inf))
+
+
 def children(index: DeviceIndex, level: int, node_BW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Codes, nodes and validity of the children of each node, ``[B, W, K]``; node -1 has none."""
     pointers, tokens = index.pointers[level], index.tokens[level]

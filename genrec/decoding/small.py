@@ -56,7 +56,7 @@ def score_allowed(
     row, column = np.nonzero(np.arange(max(counts.max(initial=0), 1)) < counts[:, None])
     leaves = np.full((len(filters), max(int(counts.max(initial=0)), 1)), -1, dtype=np.int64)
     scores = np.full(leaves.shape, -np.inf, dtype=np.float32)
-    leaves[row, column] = np.concatenate([below[id(each)] for each in filters])
+    leaves[row, column] = np.concatenate([np.zeros(0, np.int64), *(below[id(each)] for each in filters)])
     if len(below) == 1:
         scores[:, : counts[0]] = score_leaves(scorer, index, prompts, None, leaves[0, : counts[0]], normalize=normalize)
     else:

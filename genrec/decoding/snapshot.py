@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from genrec.data.attributes import ORDERED, Condition
 from genrec.decoding.filter_set import Defaults, FilterSet
-from genrec.decoding.filters import ItemFilter, in_namespace, item_numbers
+from genrec.decoding.filters import ItemFilter, RankFilter, in_namespace, item_numbers
 from genrec.decoding.index import CatalogIndex
 from genrec.decoding.namespaces import Namespace
 from genrec.errors import ConfigError, DataError, FingerprintMismatch
@@ -104,9 +104,13 @@ class CatalogSnapshot:
     @cached_property
     def live(self) -> ItemFilter | None:
         """The items that are not retired; None where the index has no others, so that there is nothing to filter."""
-        if not self.retired[self.index.items].any():
-            return None
-        return ItemFilter.of_mask(~self.retired, self.codes.catalog)
+        return None if self.live_ranks is None else ItemFilter.of_mask(~self.retired, self.codes.catalog)
+
+    @cached_property
+    def live_ranks(self) -> RankFilter | None:
+        """:attr:`live` over the ranks of the index (internal)."""
+        ranks = self.index.rank_of[np.flatnonzero(self.retired)]
+        return RankFilter.without(ranks[ranks >= 0], self.index) if (ranks >= 0).any() else None
 
     def where(self, condition: Condition | str) -> ItemFilter:
         """The items whose field meets a condition with ``<``, ``<=``, ``>``, ``>=``, ``=`` or ``!=`` a number.

@@ -21,7 +21,7 @@ from genrec.decoding.filters import RowFilters
 from genrec.decoding.host import address
 from genrec.decoding.interface import Normalize
 from genrec.decoding.scorer import StepScores
-from genrec.decoding.select import NEG_INF, Beams, DeviceIndex, expand, kill
+from genrec.decoding.select import NEG_INF, Beams, DeviceIndex, broken, expand, kill
 
 logger = logging.getLogger(__name__)
 
@@ -87,8 +87,7 @@ class TorchStep:
     def __call__(self, level: int, running: Beams, found: StepScores, n: int) -> Beams:
         """See the protocol."""
         fresh = expand(self._index, level, running.node, running.score, found, renormalise=self._renormalise)
-        finite = (found.values_BWS.sum(-1) < torch.inf) & (fresh.total_BW < torch.inf)
-        broken = (~finite & (running.node >= 0)).any(1)
+        wrong = (broken(found, fresh.total_BW) & (running.node >= 0)).any(1)
         if (dead := self._dead[level]) is not None:
             kill(self._index, level, running.node, fresh, dead)
         if self._allowed is not None:
@@ -97,7 +96,7 @@ class TorchStep:
         if self._above is not None:
             fresh.score_BC = torch.where(fresh.score_BC > self._above[:, None], fresh.score_BC, NEG_INF)
         top, left = fresh.as_beams().keep(n)
-        self.pruned_B = torch.maximum(self.pruned_B, torch.where(broken, torch.nan, left))
+        self.pruned_B = torch.maximum(self.pruned_B, torch.where(wrong, torch.nan, left))
         return top
 
 

@@ -129,7 +129,7 @@ class DecoderScorer:
         for layer, prompt in zip(decoder.layers, state.prompt, strict=True):
             normed = rms_norm(layer.input_layernorm, x)
             keys, values = _keys_values(layer.self_attn, normed, rotary)
-            new_keys, new_values = (each.transpose(1, 2).reshape(codes_BW.numel(), -1) for each in (keys, values))
+            new_keys, new_values = (each.transpose(1, 2).flatten(2).flatten(0, 1) for each in (keys, values))
             own = state.suffix.with_new(new_keys, new_values, keys.shape[1])
             x = x + _beam_attention(layer.self_attn, normed, rotary, prompt, state.mask, own)
             x = x + layer.mlp(rms_norm(layer.post_attention_layernorm, x))
@@ -219,7 +219,7 @@ def _beam_attention(
         score_BGXT = score_BGXT + mask
     if own is not None:
         own_keys, own_values = (
-            each.view(len(each), batch, beams, n_groups, 1, -1) for each in own
+            each.unflatten(1, (batch, beams))[:, :, :, :, None] for each in own
         )  # [A, B, W, G, 1, E]
         score_ABWGQ = (query_BWGQE * own_keys).sum(-1, dtype=torch.float32)
         score_BGXT = torch.cat([score_BGXT, score_ABWGQ.permute(1, 3, 2, 4, 0).flatten(2, 3)], -1)

@@ -118,4 +118,4 @@ class OutputHead:
 def _rows_at_once(hidden_BWD: Tensor) -> int:
     """Rows of the output layer per piece, so that its logits stay in a cache and take no memory of B·W·V."""
     n_logits = LOGITS_AT_ONCE.get(hidden_BWD.device.type, 2**26)
-    return max(LEAST_ROWS, n_logits // (hidden_BWD.shape[0] * hidden_BWD.shape[1]))
+    return max(LEAST_ROWS, n_logits // max(hidden_BWD.shape[0] * hidden_BWD.shape[1], 1))

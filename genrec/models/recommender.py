@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from genrec.data.histories import Histories
 from genrec.decoding.diverse import diverse_lists
-from genrec.decoding.exact import score_items
+from genrec.decoding.exact import asked_items, score_items
 from genrec.decoding.filters import Filters, ItemFilter, RankFilter, by_row
 from genrec.decoding.index import CatalogIndex
 from genrec.decoding.interface import Normalize, Recommendations, SearchOptions
@@ -121,6 +121,7 @@ class GenerativeRecommender:
         self._scorer: Scorer = scorer_of(model, token_map)
         self._device_index: DeviceIndex | None = None
         self._rank_filters: WeakKeyDictionary[ItemFilter, RankFilter] = WeakKeyDictionary()
+        self._live_filters: WeakKeyDictionary[ItemFilter, RankFilter] = WeakKeyDictionary()  # without retired items
         self._snapshot: CatalogSnapshot | None = None
         self._now: GenerativeRecommender | None = None  # what answers since the last swap
         self._load_catalog: Callable[[], ItemCatalog | None] = lambda: None
@@ -171,9 +172,10 @@ class GenerativeRecommender:
             view.prompts = self.prompts and self.prompts.with_codes(codes)
         if snapshot.index is not now.index:
             view._device_index = None
-        before = now._snapshot
-        if before is None or before.index is not snapshot.index or before.retired is not snapshot.retired:
             view._rank_filters = WeakKeyDictionary()
+        before = now._snapshot
+        if before is None or snapshot.index is not now.index or before.retired is not snapshot.retired:
+            view._live_filters = WeakKeyDictionary()
         view.codes, view.index, view._snapshot, view._now = codes, snapshot.index, snapshot, None
         self.codes, self.index, self._now = codes, snapshot.index, view
 
@@ -214,10 +216,10 @@ class GenerativeRecommender:
 
         histories: item numbers, or item ids where the model came with its catalog; oldest first.
         options: None = ``top_k`` items. Without a number of beams the model's own counts, or as many as items are
-        asked for, if that is more; fewer beams than that may give a shorter list. users: ids, or numbers into
-        ``user_ids``; needed only by vocabularies with user tokens. Warns when decoding with another normaliser than
-        the model was trained with; raises DataError for unknown items, ConfigError where ``top_k`` is said beside
-        ``options``.
+        asked for, if that is more. users: ids, or numbers into ``user_ids``; needed only by vocabularies with user
+        tokens. Warns of fewer beams than ``top_k``, which may give shorter lists, and when decoding with another
+        normaliser than the model was trained with; raises DataError for unknown items, ConfigError where ``top_k`` is
+        said beside ``options``.
         """
         if self._now is not None:
             return self._now.recommend(histories, options, users, top_k=top_k)
@@ -226,6 +228,12 @@ class GenerativeRecommender:
         wanted = options or SearchOptions(top_k=top_k)
         n_beams = wanted.n_beams or max(self.settings.n_beams, wanted.top_k or 0)
         normalize = self._normalize(wanted.normalize)
+        if n_beams < (wanted.top_k or 0) and not wanted.exact and wanted.diversity is None:
+            warnings.warn(
+                f"n_beams={n_beams} finds {n_beams} identifiers: lists may be shorter than top_k={wanted.top_k} "
+                f"(give {wanted.top_k} or more, or leave n_beams out)",
+                stacklevel=2,
+            )
         rows = self._histories(histories)
         filters = self._named(wanted.filter, len(rows))
         margin = CERTIFICATE_MARGIN if self.model.dtype == torch.float32 else HALF_MARGIN
@@ -290,25 +298,20 @@ class GenerativeRecommender:
         """Log-probability of given items after each history, float32 ``[U, M]``.
 
         items: int ``[U, M]`` (-1 = padding, scored -inf); ``[M]`` for the same items for everyone; None = all N items
-        of the catalog, -inf for those that are not indexed. Seen items are scored like others. Equal to the scores of
-        :meth:`recommend` where both exist. The model sees each distinct prefix of a user's items once, in blocks of
-        bounded memory (:func:`genrec.decoding.exact.score_items`). Raises DataError for an item that does not exist
-        or is not indexed, and for another number of rows.
+        of the catalog. -inf for items that cannot be listed: retired, or not indexed. Seen items are scored like
+        others. Equal to the scores of :meth:`recommend` where both exist. The model sees each distinct prefix of a
+        user's items once, in blocks of bounded memory (:func:`genrec.decoding.exact.score_items`). Raises DataError for
+        numbers that no item has, and for another number of rows.
         """
         if self._now is not None:
             return self._now.score(histories, items, users, normalize=normalize)
         rows = self._histories(histories)
-        asked = None if items is None else np.asarray(items)
+        gone = self.index.rank_of < 0
+        if self._snapshot is not None:
+            gone |= self._snapshot.retired
+        asked = None if items is None else asked_items(items, len(rows), self.n_items)
         if asked is not None:
-            if (
-                not asked.ndim
-                or asked.shape[:-1] not in ((), (len(rows),))
-                or (asked.size and asked.dtype.kind not in "iu")
-            ):
-                raise DataError(
-                    f"items: expected integers [{len(rows)}, M] or [M], got {asked.dtype} {list(asked.shape)}"
-                )
-            asked = asked.astype(np.int64)
+            asked = np.where(gone[asked], -1, asked)
         how = self._normalize(normalize)
         width = self.n_items if asked is None else asked.shape[-1]
         out = np.full((len(rows), width), -np.inf, dtype=np.float32)
@@ -316,6 +319,8 @@ class GenerativeRecommender:
             for batch, prompts in self._batches(rows, users):
                 some = asked if asked is None or asked.ndim == 1 else asked[batch]
                 out[batch] = score_items(self._scorer, self._on_device(), prompts, some, normalize=how)
+        if asked is None:
+            out[:, gone] = -np.inf
         return out
 
     def _normalize(self, asked: Normalize | None) -> Normalize:
@@ -330,13 +335,14 @@ class GenerativeRecommender:
 
     def _rank_filters_of(self, filters: Sequence[ItemFilter | None]) -> list[RankFilter | None]:
         """The filter of every row over the ranks of the index; kept as long as the caller keeps his."""
-        live = None if self._snapshot is None else self._snapshot.live  # None: nothing that is indexed is retired
-        asked = [live if each is None else each for each in filters]
-        for each in asked:
+        live = None if self._snapshot is None else self._snapshot.live_ranks  # None: nothing indexed is retired
+        for each in filters:
             if each is not None and each not in self._rank_filters:
-                allowed = each if live is None or each is live else each & live
-                self._rank_filters[each] = RankFilter.of(allowed, self.index)
-        return [None if each is None else self._rank_filters[each] for each in asked]
+                self._rank_filters[each] = RankFilter.of(each, self.index)
+            if each is not None and live is not None and each not in self._live_filters:
+                self._live_filters[each] = self._rank_filters[each] & live
+        kept = self._rank_filters if live is None else self._live_filters
+        return [live if each is None else kept[each] for each in filters]
 
     def _batches(
         self, histories: Histories, users: npt.ArrayLike | Sequence[str] | None

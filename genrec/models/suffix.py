@@ -26,7 +26,7 @@ class Suffix:
         """Begin a step whose beams continue those of the step before; None = every row begins anew."""
         if parents_BW is not None and self.own:
             n_rows, batch = self.own[-1][0].shape[1], len(parents_BW)
-            first_B = torch.arange(0, n_rows, n_rows // batch, device=parents_BW.device)
+            first_B = torch.arange(batch, device=parents_BW.device) * (n_rows // max(batch, 1))
             rows = (parents_BW + first_B[:, None]).flatten()
             self.ancestors = [older[rows] for older in self.ancestors] + [rows]
         self.own.append([])
@@ -42,5 +42,5 @@ class Suffix:
             for step, rows in enumerate(self.ancestors):
                 torch.index_select(self.own[step][layer], 1, rows, out=known[step])
             known[past] = new
-        keys, values = known.view(past + 1, 2, len(keys_RI), n_heads, -1).unbind(1)
+        keys, values = known.view(past + 1, 2, len(keys_RI), n_heads, keys_RI.shape[1] // n_heads).unbind(1)
         return keys, values

@@ -31,14 +31,14 @@ def encode(encoder: Any, tokens_BT: Tensor, mask_BT: Tensor | None) -> Tensor:
         parts = (Product(each)(normed) for each in (attention.q, attention.k, attention.v))
         query, keys, values = (heads(each, batch, attention.n_heads) for each in parts)
         mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=bias, scale=1.0)
-        x = Product(attention.o).added_to(x, mixed.transpose(1, 2).reshape(len(x), -1))
+        x = Product(attention.o).added_to(x, mixed.transpose(1, 2).flatten(2).flatten(0, 1))
         x = FeedForward(block.layer[-1])(x)
     return rms_norm(encoder.final_layer_norm, x)
 
 
 def heads(x_RI: Tensor, batch: int, n_heads: int) -> Tensor:
     """``[B·T, H·E]`` → ``[B, H, T, E]``, a view."""
-    return x_RI.view(batch, -1, n_heads, x_RI.shape[1] // n_heads).transpose(1, 2)
+    return x_RI.view(batch, len(x_RI) // max(batch, 1), n_heads, x_RI.shape[1] // n_heads).transpose(1, 2)
 
 
 class FeedForward:

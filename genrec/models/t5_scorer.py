@@ -102,7 +102,7 @@ class T5Scorer:
             x = layer.feed_forward(x)
         x = rms_norm(self._model.decoder.final_layer_norm, x)
         state.level += 1
-        return self._head.scores(x.view(*tokens.shape, -1), level, state.normalize)
+        return self._head.scores(x.unflatten(0, tokens.shape), level, state.normalize)
 
 
 def check_encoder_decoder(model: Any) -> None:
@@ -131,4 +131,4 @@ def _cross_attention(layer: Layer, x_RD: Tensor, batch: int, mask: Tensor | None
     """``x + attention(norm(x))`` over the prompt, the beams of a user being the queries."""
     query = heads(layer.query(rms_norm(layer.cross_norm, x_RD)), batch, layer.n_heads)
     mixed = F.scaled_dot_product_attention(query, layer.keys, layer.values, attn_mask=mask, scale=1.0)
-    return layer.cross_out.added_to(x_RD, mixed.transpose(1, 2).reshape(len(x_RD), -1))
+    return layer.cross_out.added_to(x_RD, mixed.transpose(1, 2).flatten(2).flatten(0, 1))

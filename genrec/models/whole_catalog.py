@@ -44,9 +44,4 @@ class WholeCatalog:
 
     def score_all(self, histories: Histories, users: npt.NDArray[np.int32] | None = None) -> npt.NDArray[np.float32]:
         """Log-probabilities float32 ``[U, N]``, -inf for items that are retired or not in the index."""
-        model = self.recommender.now
-        scores = model.score(histories, None, users, normalize=self.normalize)
-        live = model.allowed(None, 1)[0]
-        if live is not None:
-            scores[:, ~live.mask] = -np.inf
-        return scores
+        return self.recommender.score(histories, None, users, normalize=self.normalize)

@@ -16,23 +16,51 @@ def some(seed):
 
 
 expressions = st.recursive(
-    st.sampled_from(["a", "b", "c"]),
+    st.sampled_from(["a", "b", " c "]),
     lambda inner: st.one_of(
-        inner.map(lambda x: f"~ ({x})"),
-        st.tuples(inner, st.sampled_from([" & ", "|"]), inner).map(lambda x: f"({x[0]}{x[1]}{x[2]})"),
+        inner.map(lambda x: f"~ {x}"),
+        inner.map(lambda x: f"( {x})"),
+        st.tuples(inner, st.sampled_from([" & ", "|"]), inner).map("".join),
     ),
-    max_leaves=6,
+    max_leaves=8,
 )
 
 
 @given(expressions)
 def test_expressions_are_sets(expression):
+    """With or without parentheses as Python reads them, on integers whose bit n is item n."""
     named = {name: some(seed) for seed, name in enumerate("abc")}
     found = FilterSet(named, n_items=N)[expression]
-    universe = set(range(N))
-    sets = {name: set(np.flatnonzero(each.mask)) for name, each in named.items()}
-    text = expression.replace("~", "universe - ")
-    assert set(np.flatnonzero(found.mask)) == eval(text, {"universe": universe}, sets)
+    numbers = {name: sum(1 << n for n in np.flatnonzero(each.mask).tolist()) for name, each in named.items()}
+    value = eval(expression.strip(), numbers)
+    assert np.flatnonzero(found.mask).tolist() == [n for n in range(N) if value >> n & 1]
+
+
+def test_long_chains_and_deep_nesting_are_no_trouble():
+    """Also under names that are words of Python."""
+    named = {f"filter_{n}": ItemFilter.of_mask(np.arange(N) != n % 60) for n in range(1_000)}
+    filters = FilterSet({**named, "class": some(0), "None": some(1)}, n_items=N)
+    assert np.flatnonzero(filters[" & ".join(named)].mask).tolist() == list(range(60, N))
+    assert len(filters[" | ".join(named)]) == N
+    nested = "(" * 3_000 + "class" + ")" * 3_000
+    assert filters[nested] is filters["class"] and filters["~" * 3_000 + "class"].mask.tolist() == some(0).mask.tolist()
+    assert filters["class & ~None"].mask.tolist() == (some(0).mask & ~some(1).mask).tolist()
+
+
+def test_conditions_and_flags_of_a_catalog_by_name():
+    catalog = ItemCatalog(("x", "y", "z"), {"title": ["", "", ""], "price": [10.0, None, 40.0]})
+    given = {
+        "cheap": "price < 30",
+        "dear": "price >= 30",
+        "some": [True, True, False],
+        "one": ItemFilter.of_items([0], 3),
+    }
+    filters = FilterSet.of(catalog, given)
+    assert filters["cheap | dear"].mask.tolist() == [True, False, True] and filters.catalog == catalog.fingerprint
+    assert filters["some & ~one"].mask.tolist() == [False, True, False] and filters["one"] is given["one"]
+    for wrong, error in (("cost < 3", ConfigError), ([True], DataError), ([0, 1, 2], DataError)):
+        with pytest.raises(error):
+            FilterSet.of(catalog, {"x": wrong})
 
 
 def test_a_filter_is_kept_as_one_object_and_memory_is_counted():
@@ -46,6 +74,9 @@ def test_a_filter_is_kept_as_one_object_and_memory_is_counted():
     assert filters["a & b"] is first  # used last: "b & c" drops "a & c"
     filters["b & c"]
     assert filters["a & b"] is first and filters.nbytes == 5 * per_filter
+    changed = filters.with_filters({"c": some(3)})
+    assert changed["a & b"] is first and changed["b & c"] is not filters["b & c"]
+    assert changed["b & c"].mask.tolist() == (some(1).mask & some(3).mask).tolist()
 
 
 @pytest.mark.parametrize(
@@ -59,9 +90,18 @@ def test_a_filter_is_kept_as_one_object_and_memory_is_counted():
         ("a - b", "expected names joined"),
         ("d", "no filter is called 'd'"),
         ("a & d", "no filter is called 'd'"),
-        ("~" * LONGEST + "a", "expected names joined"),
-        ("~" * (LONGEST - 1) + "a", "expected names joined"),
+        ("~" * LONGEST + "a", "at most 16384 characters, got 16385"),
+        ("~" * (LONGEST - 1) + "d", "no filter is called 'd'"),
         ("a\0", "expected names joined"),
+        ("a b", "expected names joined"),
+        ("& a", "expected names joined"),
+        ("a ~", "expected names joined"),
+        ("a ~b", "expected names joined"),
+        ("()", "expected names joined"),
+        ("(a", "expected names joined"),
+        ("a)", "expected names joined"),
+        ("a (b)", "expected names joined"),
+        ("(a))(b", "expected names joined"),
     ],
 )
 def test_what_is_no_expression(expression, message):

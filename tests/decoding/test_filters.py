@@ -14,7 +14,7 @@ from genrec.decoding.index import CatalogIndex
 from genrec.decoding.listing import list_items
 from genrec.decoding.select import DeviceIndex, _bit_count
 from genrec.decoding.small import score_allowed
-from genrec.errors import DataError, FingerprintMismatch
+from genrec.errors import ConfigError, DataError, FingerprintMismatch
 from genrec.item_tokenizers.codes import ItemCodes
 from genrec.testing.oracles import dict_trie, exhaustive_scores
 from genrec.testing.scripted import ScriptedScorer, random_logp, row_prompts
@@ -48,6 +48,7 @@ def test_filters_are_sets(pair):
     for made, expected in ((a, one), (a & b, one & two), (a | b, one | two), (~a, set(range(n)) - one)):
         assert set(np.flatnonzero(made.mask)) == expected and len(made) == len(expected)
     assert np.array_equal(ItemFilter.of_items(sorted(one), n).words, a.words)
+    assert np.array_equal((~a).words, ItemFilter.of_mask(~np.array(pair[0])).words)  # no bit behind the last item
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=200), st.data())
@@ -193,6 +194,16 @@ def test_items_left_out_of_the_index_do_not_count():
     assert len(RankFilter.of(ItemFilter.of_items([1, 2], 3, "c"), index)) == 1
 
 
+def test_rank_filters_are_joined_as_the_filters_themselves():
+    codes = ItemCodes.from_int(np.random.default_rng(0).integers(0, 4, (200, 3)), (4, 4, 4), "c")
+    index = build(codes, keep=np.arange(200) % 5 > 0)
+    one, two = (ItemFilter.of_mask(np.random.default_rng(seed).random(200) < 0.5, "c") for seed in (1, 2))
+    joined, direct = RankFilter.of(one, index) & RankFilter.of(two, index), RankFilter.of(one & two, index)
+    assert np.array_equal(joined.words, direct.words) and np.array_equal(joined.before, direct.before)
+    without = RankFilter.without(index.rank_of[[1, 7]], index)
+    assert np.array_equal(without.words, RankFilter.of(~ItemFilter.of_items([1, 7], 200, "c"), index).words)
+
+
 def test_errors_say_what_was_wrong():
     for wrong in ([True, False, True], [0.5], ["1"]):
         with pytest.raises(DataError, match="filter: expected item numbers, got"):
@@ -208,3 +219,6 @@ def test_errors_say_what_was_wrong():
         ItemFilter.of_mask([1, 0])
     with pytest.raises(DataError, match="expected 2, one per history, got 1"):
         by_row([some], 2)
+    for wrong in (3, True, np.ones(3, dtype=bool), {"some": some}, [1, some], [np.ones(3, dtype=bool), None]):
+        with pytest.raises(ConfigError, match="expected an ItemFilter, a text of names"):
+            by_row(wrong, 2)

@@ -15,6 +15,8 @@ from scipy.stats import chi2, kstest
 
 from genrec.data.histories import Histories
 from genrec.decoding import guided
+from genrec.decoding.diverse import diverse_lists
+from genrec.decoding.diversity import Interests, MaxPer
 from genrec.decoding.filters import ItemFilter, RankFilter
 from genrec.decoding.index import CatalogIndex
 from genrec.decoding.interface import SearchOptions
@@ -211,6 +213,40 @@ def test_too_few_beams_are_said():
     assert got.items[got.exact].tolist() == full.items[got.exact].tolist()
 
 
+class Broken(ScriptedScorer):
+    """Says something wrong of one code behind one beam of the first row."""
+
+    def __init__(self, logp, wrong, beam):
+        super().__init__(logp)
+        self.wrong, self.beam = wrong, beam
+
+    def step(self, state, parents, codes):
+        found = super().step(state, parents, codes)
+        if codes is not None:
+            found.values_BWS[0, self.beam, 1] = self.wrong
+        return found
+
+
+@pytest.mark.parametrize("diversity", [None, MaxPer(3, depth=1), Interests(2)])
+@pytest.mark.parametrize("wrong", [np.inf, np.nan])
+@pytest.mark.parametrize("normalize", ["vocab", "children"])
+def test_a_broken_model_is_an_error_and_what_it_says_of_dead_beams_is_ignored(diversity, wrong, normalize):
+    """The only item below the first row's other prefix is denied, so its second beam is dead."""
+    codes = ItemCodes.from_int([[0, 0], [1, 0], [1, 1]], (2, 2), "c")
+    logp, prompts = normalised(random_logp((2, 2), ragged=False, seed=0)), row_prompts([0, 1])
+    batch = Batch(prompts, Histories.from_lists([[0], []]), [None, None])
+
+    def answer(wrong, beam):
+        wanted = SearchOptions(top_k=3, diversity=diversity)
+        search = Search(Broken(logp, wrong, beam), DeviceIndex(build(codes), CPU), wanted, 4, normalize)
+        return draw(search, batch, row_keys(prompts, [1, 1])) if diversity is None else diverse_lists(search, batch)
+
+    with pytest.raises(DataError, match="inf or NaN for 1 of"):
+        answer(wrong, beam=0)
+    found = answer(wrong, beam=1)
+    assert found.items.tolist() == answer(0.0, beam=1).items.tolist() and sorted(found.items[0]) == [-1, 1, 2]
+
+
 def test_noise_is_gumbel_and_independent_of_its_neighbours():
     key, number = torch.arange(100)[:, None], torch.arange(200)[None]
     noise = gumbel(key, 3, number)
@@ -236,7 +272,8 @@ def test_variables_given_their_maximum(raw, maximum):
 
 def test_seeds_and_temperatures_are_checked():
     assert check_seed(3, 2).tolist() == [3, 3] and check_seed([1, 2], 2).tolist() == [1, 2]
-    for wrong in ([1], 1.5, [[1, 2]], True):
+    assert check_seed([], 0).tolist() == check_seed(3, 0).tolist() == []
+    for wrong in ([1], [], 1.5, [[1, 2]], True):
         with pytest.raises(DataError, match="seed: expected an integer, or 2"):
             check_seed(wrong, 2)
     for wrong in (0.0, -1.0, float("inf"), float("nan")):

@@ -135,6 +135,23 @@ def test_items_that_do_not_exist_and_models_that_return_nan_are_errors():
 
 
 @pytest.mark.parametrize("normalize", ["vocab", "level", "children"])
+@pytest.mark.parametrize("wrong", [np.inf, np.nan])
+def test_infinity_beside_the_items_that_are_asked_for_is_an_error(normalize, wrong):
+    """Divided by an infinite total, every item would score minus infinity without a word."""
+
+    class Broken(ScriptedScorer):
+        def step(self, state, parents, codes):
+            found = super().step(state, parents, codes)
+            found.values_BWS[..., 1] = torch.where(torch.tensor(codes is not None), wrong, found.values_BWS[..., 1])
+            return found if normalize == "vocab" else type(found)(found.values_BWS)
+
+    index = DeviceIndex(CatalogIndex.build(ItemCodes.from_int([[0, 0], [1, 1]], (2, 2), "c")), CPU)
+    scorer = Broken(random_logp((2, 2), ragged=False, seed=0))
+    with pytest.raises(DataError, match="inf or NaN"):
+        score_items(scorer, index, row_prompts([0]), np.array([0]), normalize=normalize)
+
+
+@pytest.mark.parametrize("normalize", ["vocab", "level", "children"])
 def test_a_code_that_the_model_rules_out_scores_minus_infinity(normalize):
     """Also where nothing else follows, and its total is minus infinity too."""
     codes = ItemCodes.from_int([[0, 0], [1, 1]], (2, 2), "c")

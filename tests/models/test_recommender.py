@@ -13,11 +13,19 @@ from genrec.decoding import search as search_module
 from genrec.decoding import small as small_module
 from genrec.decoding.beam import beam_search
 from genrec.decoding.catalog_store import CatalogStore
+from genrec.decoding.diverse import PerPrefix, _walked
 from genrec.decoding.diversity import Interests, MaxPer
+from genrec.decoding.exact import score_items
 from genrec.decoding.filters import ItemFilter
 from genrec.decoding.index import CatalogIndex
 from genrec.decoding.interface import DenseRecommender, Recommender, SearchOptions
+from genrec.decoding.sampling import draw, row_keys
+from genrec.decoding.scorer import Prompts
+from genrec.decoding.search import Batch, Search
+from genrec.decoding.select import DeviceIndex
+from genrec.decoding.small import score_allowed
 from genrec.decoding.snapshot import CatalogSnapshot
+from genrec.decoding.steps import TorchStep, fastest_step
 from genrec.errors import ConfigError, DataError, FingerprintMismatch
 from genrec.evaluation.run import evaluate
 from genrec.evaluation.settings import EvalSettings
@@ -92,7 +100,7 @@ def test_enough_beams_rank_the_whole_catalog_exactly(case, normalize):
 
 def test_batch_equals_one_by_one_whatever_the_batch_size(case):
     rows = case.histories
-    options = SearchOptions(top_k=8, n_beams=6)
+    options = SearchOptions(top_k=8, n_beams=8)
     together = case.recommender().recommend(rows, options)
     in_twos = case.recommender(batch_size=2).recommend(rows, options)
     for row in range(len(rows)):
@@ -242,8 +250,32 @@ def test_no_users_no_items_no_trouble(fixed_case):
         for history in ([unknown], [unknown, *range(25)]):
             with pytest.raises(DataError, match="item numbers"):
                 recommender.recommend([history])
-    with pytest.raises(DataError, match="item 40 is not in the index"):
-        recommender.score([[1]], [3, 40])
+    for unknown in (40, -2, 1 << 40):
+        with pytest.raises(DataError, match=r"items: expected numbers 0\.\.39, or -1, got"):
+            recommender.score([[1]], [3, unknown])
+
+
+@pytest.mark.parametrize("normalize", ["vocab", "level"])
+def test_no_users_at_every_entry(case, normalize):
+    """Nothing comes back, in the right shape; also from the loops and the scorer that a batch of none never reaches."""
+    recommender, none = case.recommender(loss=normalize), Histories.from_lists([])
+    for how in ({}, {"exact": True}, {"diversity": MaxPer(1, depth=1)}, {"diversity": Interests(2)}, {"filter": []}):
+        assert recommender.recommend([], SearchOptions(top_k=4, **how), users=[]).items.shape == (0, 4)
+    for seed in (1, []):
+        assert recommender.sample(none, SearchOptions(top_k=4), seed=seed).items.shape == (0, 4)
+    for items, width in ((None, 40), ([1, 2], 2), (np.zeros((0, 3), dtype=int), 3), ([], 0)):
+        assert recommender.score(none, items).shape == (0, width)
+    assert WholeCatalog(recommender).score_all(none).shape == (0, 40)
+    scorer, prompts = recommender._scorer, Prompts(np.zeros((0, 3), dtype=np.int64), np.zeros((0, 3), dtype=bool))
+    index, batch = DeviceIndex(case.index, torch.device("cpu")), Batch(prompts, none, [])
+    for step in (TorchStep, fastest_step(index)):
+        found = beam_search(scorer, index, prompts, n_beams=4, normalize=normalize, deny=none, step=step)
+        assert found.leaves.shape == found.scores.shape == (0, 4)
+    assert score_items(scorer, index, prompts, np.zeros((0, 3), dtype=int), normalize=normalize).shape == (0, 3)
+    assert score_allowed(scorer, index, prompts, [], normalize=normalize).leaves.shape == (0, 1)
+    search = Search(scorer, index, SearchOptions(top_k=4), 4, normalize)
+    assert search(batch).items.shape == draw(search, batch, row_keys(prompts, [])).items.shape == (0, 4)
+    assert _walked(search, batch, PerPrefix(index, MaxPer(1, depth=1), n_beams=4, top_k=4)).leaves.shape[0] == 0
 
 
 def test_parts_that_do_not_belong_together_are_refused(fixed_case):
@@ -275,7 +307,10 @@ def test_the_number_of_beams_follows_the_length_of_the_list(fixed_case):
     many = recommender.recommend([[1, 2]], top_k=12)
     assert (many.items >= 0).all()
     assert many.items.shape == (1, 12)
-    assert recommender.recommend([[1, 2]], SearchOptions(top_k=12, n_beams=5)).n_identifiers[0] == 5
+    with pytest.warns(UserWarning, match=r"n_beams=5 finds 5 identifiers: lists may be shorter than top_k=12"):
+        assert recommender.recommend([[1, 2]], SearchOptions(top_k=12, n_beams=5)).n_identifiers[0] == 5
+    for widening in ({"exact": True}, {"diversity": MaxPer(9, depth=1)}, {"top_k": None}):
+        recommender.recommend([[1, 2]], SearchOptions(**{"top_k": 12, "n_beams": 5, **widening}))
     with pytest.raises(ConfigError, match="top_k: 3 beside options"):
         recommender.recommend([[1, 2]], SearchOptions(n_beams=5), top_k=3)
 
@@ -332,7 +367,8 @@ def test_an_exact_search_proves_every_list(case, monkeypatch):
         lambda *a, n_beams, **k: widths.append(n_beams) or beam_search(*a, n_beams=n_beams, **k),
     )
     every = model.recommend(rows, SearchOptions(top_k=3, n_beams=40))
-    one = model.recommend(rows, SearchOptions(top_k=3, n_beams=1))
+    with pytest.warns(UserWarning, match="n_beams=1"):
+        one = model.recommend(rows, SearchOptions(top_k=3, n_beams=1))
     assert not one.certified.all() and set(widths) == {40, 1}
     widths.clear()
     got = model.recommend(rows, SearchOptions(top_k=3, n_beams=1, exact=True))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from genrec.data.catalog import ItemCatalog
+from genrec.data.histories import Histories
 from genrec.decoding.catalog_store import CatalogStore
 from genrec.decoding.filters import ItemFilter
 from genrec.decoding.index import CatalogIndex
@@ -15,6 +16,7 @@ from genrec.decoding.snapshot import CatalogSnapshot
 from genrec.errors import ConfigError, DataError, FingerprintMismatch
 from genrec.item_tokenizers.codes import ItemCodes
 from genrec.models.recommender import DecodingSettings, GenerativeRecommender
+from genrec.models.whole_catalog import WholeCatalog
 
 OPTIONS = SearchOptions(top_k=60, n_beams=60)
 
@@ -72,6 +74,38 @@ def test_each_version_answers_as_a_recommender_of_its_own(case, normalize):
     assert {41, 1, 2, 3}.isdisjoint(found.items.ravel().tolist())
 
 
+def test_retired_items_score_minus_infinity_from_the_moment_on(fixed_case):
+    """Whether they have left the index yet or not."""
+    recommender = fixed_case.recommender()
+    before = recommender.score([[3]], [7, 8, -1])
+    store = CatalogStore(CatalogSnapshot.of(fixed_case.codes), publish=recommender.swap)
+    for change in (lambda: store.retire([7]), lambda: store.merge().result()):
+        change()
+        found, every = recommender.score([[3]], [7, 8, -1]), recommender.score([[3]])
+        assert found[0, 0] == every[0, 7] == found[0, 2] == -np.inf and np.isfinite(found[0, 1])
+        np.testing.assert_allclose(found[0, 1], before[0, 1], atol=1e-5)
+        np.testing.assert_allclose(every[0, 8], before[0, 1], atol=1e-5)
+        assert np.isneginf(WholeCatalog(recommender).score_all(Histories.from_lists([[3]]))).sum() == 1
+    store.close()
+
+
+def test_what_the_index_needs_of_a_filter_outlives_the_versions_that_keep_the_index(fixed_case):
+    recommender = fixed_case.recommender()
+    some = ItemFilter.of_items(range(0, 40, 3), 40, fixed_case.codes.catalog)
+    store = CatalogStore(CatalogSnapshot.of(fixed_case.codes), publish=recommender.swap)
+    recommender.recommend([[3]], replace(OPTIONS, filter=some))
+    kept = recommender.now._rank_filters[some]
+    for retired in ([9], [12]):
+        store.retire(retired)
+        found = recommender.recommend([[3]], replace(OPTIONS, filter=some))
+        assert recommender.now._rank_filters[some] is kept and not np.isin(retired, found.items).any()
+    assert sorted(found.items[found.items >= 0]) == [n for n in range(0, 40, 3) if n not in (3, 9, 12)]
+    store.merge().result()
+    recommender.recommend([[3]], replace(OPTIONS, filter=some))
+    assert recommender.now._rank_filters[some] is not kept
+    store.close()
+
+
 def test_under_children_a_retired_item_gives_its_share_away_when_it_leaves_the_index(fixed_case):
     recommender = fixed_case.recommender(loss="children")
     first = CatalogSnapshot.of(fixed_case.codes)
@@ -84,8 +118,7 @@ def test_under_children_a_retired_item_gives_its_share_away_when_it_leaves_the_i
     store.close()
     after = recommender.score(fixed_case.histories, np.arange(1, 40))
     assert (after >= before - 1e-5).all()
-    with pytest.raises(DataError, match="item 0 is not in the index"):
-        recommender.score(fixed_case.histories, [0])
+    assert np.isneginf(recommender.score(fixed_case.histories, [0])).all()
 
 
 def test_new_items_are_read_and_written_by_their_ids(fixed_case):
