@@ -144,6 +144,8 @@ def real(command: str, folder: Path) -> list[str]:
             args[args.index("--user") + 1] = log.user_ids[0]
         else:
             args[args.index("--history") + 1] = ",".join(ids[:3])
+        for option in {"--deny", "--scores"} & set(args):
+            args[args.index(option) + 1] = ",".join(ids[3:6])
     return args
 
 

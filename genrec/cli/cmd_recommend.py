@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from genrec.cli.console import padded
+from genrec.cli.request import allowed_items, caps, numbers_of
 from genrec.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from genrec.data.catalog import ItemCatalog
-    from genrec.decoding.diversity import MaxPer
-    from genrec.decoding.filters import ItemFilter
     from genrec.decoding.interface import SearchOptions
     from genrec.item_tokenizers.codes import ItemCodes
     from genrec.models.recommender import GenerativeRecommender
@@ -28,6 +27,7 @@ AMONG = {
     "children": "among the codes that lead to an item",
 }
 """What a score is normalised over, in words."""
+SCORE = "score: log-probability of the identifier"
 
 
 def register(app: typer.Typer) -> None:
@@ -55,6 +55,13 @@ def recommend(
     sample: int | None = typer.Option(
         None, "--sample", metavar="SEED", help="Draw the items by chance, in proportion to their probability."
     ),
+    deny: str | None = typer.Option(None, "--deny", metavar="ID,ID,...", help="Items that must not be listed."),
+    exact: bool = typer.Option(
+        False, "--exact", help="Search until the list is proven to be the best of all allowed items."
+    ),
+    scores: str | None = typer.Option(
+        None, "--scores", metavar="ID,ID,...", help="Instead of a search: how probable these items are, best first."
+    ),
     keep_seen: bool = typer.Option(False, "--keep-seen", help="Items of the history may be listed again."),
     base: str | None = typer.Option(
         None, "--base", metavar="PATH", help="The pretrained model of an adapter, where it has moved."
@@ -64,7 +71,8 @@ def recommend(
     """Recommend items for a user of the run, or for a history given as item ids.
 
     A condition is FIELD OPERATOR VALUE on a field of the catalog: = != < <= > >=, in A,B, and has for lists of texts,
-    as in --where 'brand in Acme,Zeta' --where 'categories has Shoes'. The search stays inside such items.
+    as in --where 'brand in Acme,Zeta' --where 'categories has Shoes': one for each --where. The search stays inside
+    such items.
 
     The same --sample SEED draws the same items for the same history; --max-per caps lists, not draws.
 
@@ -87,23 +95,29 @@ def recommend(
     _check_user(run, user, model)
     _check_lineage(run, model.codes)
     catalog = bundle.catalog or _catalog(run)
-    items = _of_user(run, user, catalog) if user is not None else _of_ids(history or "", catalog)
-    _check_beams(n_beams, top_k)
-    options = SearchOptions(
-        top_k=top_k,
-        n_beams=n_beams,
-        exclude_seen=not keep_seen,
-        filter=_allowed(where, catalog) if where else None,
-        diversity=_caps(max_per, catalog) if max_per else None,
-    )
-    found = _ask(model, items, options, user, sample)
+    items = _of_user(run, user, catalog) if user is not None else numbers_of("--history", history or "", catalog)
+    limits = [name for name, given in (("--where", where), ("--deny", deny), ("--max-per", max_per)) if given]
+    if scores is not None:
+        others = {"--sample": sample is not None, "--exact": exact, "--n-beams": n_beams, "--keep-seen": keep_seen}
+        _check_alone([*limits, *(name for name, given in others.items() if given)])
+        found = _scored(model, items, numbers_of("--scores", scores, catalog), user)
+    else:
+        options = SearchOptions(
+            top_k=top_k,
+            n_beams=n_beams,
+            exclude_seen=not keep_seen,
+            filter=allowed_items(where, deny, catalog),
+            exact=exact,
+            diversity=caps(max_per, catalog) if max_per else None,
+        )
+        found = _ask(model, items, options, user, sample)
     titles = catalog.text("title", clean=True)
     rows = _rows(found, model, catalog, titles)
-    limits = [name for name, given in (("--where", where), ("--max-per", max_per)) if given]
-    if len(rows) < top_k and limits:
+    if scores is None and len(rows) < top_k and limits:
         print(f"note: {len(rows)} of {top_k} items: no more were found under {' and '.join(limits)}", file=sys.stderr)
     if as_json:
-        answer = {"history": [catalog.ids[i] for i in items], "items": rows}
+        proven = {} if found.certified is None else {"certified": found.certified}
+        answer = {"history": [catalog.ids[i] for i in items], **proven, "items": rows}
         print(json.dumps(answer, indent=1, ensure_ascii=False))
         return
     print("history (newest last):")
@@ -114,12 +128,16 @@ def recommend(
 
 @dataclass(frozen=True)
 class _Found:
-    """One list: item numbers (-1 = no more) and scores, what they are, and what the scores are normalised over."""
+    """One list: item numbers (-1 = no more) and scores, what they are, and what the scores are normalised over.
+
+    certified: whether it is proven to be the best of all allowed items; None where that is not asked.
+    """
 
     items: list[int]
     scores: list[float]
     header: str
     normalize: str
+    certified: bool | None = None
 
 
 def _ask(
@@ -127,12 +145,34 @@ def _ask(
 ) -> _Found:
     """The best items, or with a seed items drawn by chance."""
     if seed is None:
-        lists = model.recommend([items], options, users=[user or ""])
-        header = "recommended, best first (score: log-probability of the identifier"
-        return _Found(lists.items[0].tolist(), lists.scores[0].tolist(), header, str(lists.normalize))
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("default")
+            lists = model.recommend([items], options, users=[user or ""])
+        for each in told:
+            print(f"warning: {each.message}", file=sys.stderr)
+        header = f"recommended, best first ({SCORE}"
+        proven = None if lists.certified is None else bool(lists.certified[0])
+        if options.exact and not proven:
+            print(f"note: {options.max_beams} beams did not prove that this is the best list", file=sys.stderr)
+        return _Found(lists.items[0].tolist(), lists.scores[0].tolist(), header, str(lists.normalize), proven)
     drawn = model.sample([items], options, users=[user or ""], seed=seed)
     header = "drawn, in this order (score: log-probability of the item"
     return _Found(drawn.items[0].tolist(), drawn.logp[0].tolist(), header, drawn.normalize)
+
+
+def _scored(model: GenerativeRecommender, items: list[int], asked: list[int], user: str | None) -> _Found:
+    """The given items, the most probable one first."""
+    logp = model.score([items], list(dict.fromkeys(asked)), users=[user or ""])[0].tolist()
+    order = sorted(zip(logp, dict.fromkeys(asked), strict=True), key=lambda pair: -pair[0])
+    normalize = model.settings.normalize or model.settings.loss
+    return _Found([item for _, item in order], [score for score, _ in order], f"best first ({SCORE}", normalize)
+
+
+def _check_alone(others: list[str]) -> None:
+    if others:
+        raise ConfigError(
+            f"--scores: {' and '.join(others)} beside it", hint="it searches nothing: leave the others out"
+        )
 
 
 def _rows(found: _Found, model: GenerativeRecommender, catalog: ItemCatalog, titles: list[str]) -> list[dict[str, Any]]:
@@ -142,7 +182,7 @@ def _rows(found: _Found, model: GenerativeRecommender, catalog: ItemCatalog, tit
         {
             "item_id": catalog.ids[item],
             "title": titles[item],
-            "score": score,
+            "score": score if score > float("-inf") else None,  # which JSON has no number for
             "identifier": model.token_map.text(codes[item]),
         }
         for item, score in zip(found.items, found.scores, strict=True)
@@ -153,7 +193,8 @@ def _rows(found: _Found, model: GenerativeRecommender, catalog: ItemCatalog, tit
 def _print_list(found: _Found, rows: list[dict[str, Any]]) -> None:
     print(f"{found.header} {AMONG[found.normalize]}):")
     for place, row in enumerate(rows, 1):
-        print(f"{place:>3} {row['score']:>8.3f}  {row['item_id']:<14} {padded(row['title'], 70)}  {row['identifier']}")
+        score = float("-inf") if row["score"] is None else row["score"]
+        print(f"{place:>3} {score:>8.3f}  {row['item_id']:<14} {padded(row['title'], 70)}  {row['identifier']}")
 
 
 def _check_user(run: Path, user: str | None, model: GenerativeRecommender) -> None:
@@ -166,15 +207,6 @@ def _check_user(run: Path, user: str | None, model: GenerativeRecommender) -> No
         print(
             "warning: this list is not personal: the model tells users apart and was asked as an unknown one\n"
             "hint: for a user of the log give --user USER and the run folder instead of --history",
-            file=sys.stderr,
-        )
-
-
-def _check_beams(n_beams: int | None, top_k: int) -> None:
-    if n_beams is not None and n_beams < top_k:
-        print(
-            f"warning: --n-beams {n_beams} finds {n_beams} identifiers: the list may be shorter than --top-k {top_k}\n"
-            f"hint: give --n-beams {top_k} or more, or leave it out",
             file=sys.stderr,
         )
 
@@ -201,38 +233,6 @@ def _catalog(run: Path) -> ItemCatalog:
     return ItemCatalog.load(run / "catalog")
 
 
-def _allowed(where: list[str], catalog: ItemCatalog) -> ItemFilter:
-    """The items that meet every condition."""
-    import numpy as np
-
-    from genrec.data.attributes import Attributes
-    from genrec.decoding.filters import ItemFilter
-
-    fields = Attributes(catalog)
-    masks = [fields.where(condition) for condition in where]
-    mask = np.logical_and.reduce(masks)
-    if not mask.any():
-        alone = [text for text, met in zip(where, masks, strict=True) if not met.any()]
-        near = fields.like(alone[0]) if alone else []
-        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "loosen the conditions"
-        raise ConfigError(f"--where: no item meets {' and '.join(alone or where)}", hint=hint)
-    return ItemFilter.of_mask(mask, catalog.fingerprint)
-
-
-def _caps(max_per: list[str], catalog: ItemCatalog) -> list[MaxPer]:
-    """The caps of ``--max-per``."""
-    from genrec.data.attributes import Attributes
-    from genrec.decoding.diversity import MaxPer
-
-    fields, caps = Attributes(catalog), []
-    for each in max_per:
-        field, _, most = each.rpartition(":")
-        if not field or not most.isdecimal() or int(most) < 1:
-            raise ConfigError(f"--max-per: expected FIELD:M, got {each!r}", hint="for example --max-per brand:2")
-        caps.append(MaxPer(int(most), fields.groups(field)))
-    return caps
-
-
 def _of_user(run: Path, user: str, catalog: ItemCatalog) -> list[int]:
     from genrec.data.interactions import Interactions
 
@@ -241,16 +241,3 @@ def _of_user(run: Path, user: str, catalog: ItemCatalog) -> list[int]:
         raise DataError(f"user {user!r} is not in the log of {run}", hint=f"users look like {log.user_ids[0]!r}")
     row = log.user_ids.index(user)
     return [int(i) for i in log.histories()[row]]
-
-
-def _of_ids(history: str, catalog: ItemCatalog) -> list[int]:
-    ids = [part.strip() for part in history.split(",") if part.strip()]
-    if not ids:
-        hint = f"for example --history {','.join(catalog.ids[:2])}"
-        raise ConfigError(f"--history: expected item ids separated by commas, got {history!r}", hint=hint)
-    try:
-        return [int(i) for i in catalog.numbers(ids)]
-    except DataError as error:
-        near = get_close_matches(next(i for i in ids if i not in catalog.ids), catalog.ids, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise DataError(f"--history: {error}", hint=f"{hint}ids look like {catalog.ids[0]!r}") from error

@@ -219,7 +219,7 @@ def _beam_attention(
         score_BGXT = score_BGXT + mask
     if own is not None:
         own_keys, own_values = (
-            each.unflatten(1, (batch, beams))[:, :, :, :, None] for each in own
+            each.view(len(each), batch, beams, *each.shape[2:])[:, :, :, :, None] for each in own
         )  # [A, B, W, G, 1, E]
         score_ABWGQ = (query_BWGQE * own_keys).sum(-1, dtype=torch.float32)
         score_BGXT = torch.cat([score_BGXT, score_ABWGQ.permute(1, 3, 2, 4, 0).flatten(2, 3)], -1)

@@ -102,7 +102,7 @@ class T5Scorer:
             x = layer.feed_forward(x)
         x = rms_norm(self._model.decoder.final_layer_norm, x)
         state.level += 1
-        return self._head.scores(x.unflatten(0, tokens.shape), level, state.normalize)
+        return self._head.scores(x.view(*tokens.shape, x.shape[-1]), level, state.normalize)
 
 
 def check_encoder_decoder(model: Any) -> None:

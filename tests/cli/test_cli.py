@@ -100,6 +100,36 @@ def test_recommend_only_items_that_meet_conditions(run: Path) -> None:
     assert nothing.returncode and "no item meets brand = nobody" in nothing.stderr
     wrong = genrec(*asked, "--where", "colour = red")
     assert wrong.returncode and "'colour' is not in the catalog" in wrong.stderr
+    for two in (f"brand = {brand} and price < 30", "price < 30, brand = nobody", "price < 30 & colour = red"):
+        several = genrec(*asked, "--where", two)
+        assert several.returncode == 1
+        assert ("expected one condition" in several.stderr) == ("colour" not in two), several.stderr
+
+
+def test_recommend_without_denied_items_proven_and_scores_of_given_items(run: Path) -> None:
+    ids = artifacts.load_table(run / "out" / "catalog" / "items.parquet").column(0).to_pylist()
+    asked = ("recommend", run / "out", "--history", ids[0], "--json", "--top-k", 3)
+    plain = json.loads(genrec(*asked, "--exact").stdout)
+    best, last = plain["items"][0]["item_id"], plain["items"][-1]["item_id"]
+    assert plain["certified"] is True
+    denied = json.loads(genrec(*asked, "--exact", "--deny", f"{best},{ids[1]}").stdout)
+    left = [row["item_id"] for row in denied["items"]]
+    assert len(left) == 3 and not {best, ids[1]} & set(left)
+    assert left[:2] == [row["item_id"] for row in plain["items"] if row["item_id"] not in (best, ids[1])][:2]
+    for wrong, said in ((("--deny", "nope"), "--deny: "), (("--deny", ","), "--deny: expected item ids")):
+        refused = genrec(*asked, *wrong)
+        assert refused.returncode == 1 and said in refused.stderr
+    one = ["--where", f"title = {plain['items'][0]['title']}"]
+    everything = genrec(*asked, *one, "--deny", ",".join(ids))
+    assert everything.returncode == 1 and "--deny: no item is left" in everything.stderr
+    scored = genrec(*asked, "--scores", f"{last},{best},{last}")
+    rows = json.loads(scored.stdout)["items"]
+    assert [row["item_id"] for row in rows] == [best, last]
+    expected = {row["item_id"]: row["score"] for row in plain["items"]}
+    assert all(abs(row["score"] - expected[row["item_id"]]) < 1e-4 for row in rows)
+    beside = genrec(*asked, "--scores", best, "--exact", "--deny", last)
+    assert beside.returncode == 1 and "--deny and --exact beside it" in beside.stderr
+    assert "best first (score: log-probability" in genrec(*asked[:4], "--scores", best).stdout
 
 
 def test_recommend_under_a_cap_and_by_chance(run: Path) -> None:
@@ -323,7 +353,7 @@ def test_fewer_beams_than_places_and_what_is_printed(run: Path) -> None:
     out = Path(shutil.copytree(run / "out", run / "titles"))
     ids = artifacts.load_table(out / "catalog" / "items.parquet").column(0).to_pylist()[:2]
     few = genrec("recommend", out, "--history", ",".join(ids), "--top-k", 5, "--n-beams", 2)
-    assert few.returncode == 0 and "warning: --n-beams 2 finds 2 identifiers" in few.stderr
+    assert few.returncode == 0 and "warning: n_beams=2 finds 2 identifiers" in few.stderr
     enough = genrec("recommend", out, "--history", ",".join(ids), "--top-k", 5, "--n-beams", 5)
     assert not enough.stderr and "(score: log-probability of the identifier among the codes" in enough.stdout
 
