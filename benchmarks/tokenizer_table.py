@@ -161,7 +161,10 @@ def page(rows: list[dict[str, Any]]) -> str:
     text = [
         "# All item tokenizers on three catalogs\n",
         "Made by `python benchmarks/tokenizer_table.py --data DATA` and `--page docs/tokenizer-table.md`; how each row",
-        "was measured is said there. CPU seconds of one thread; codes before any collision policy; *neighbours kept*:",
+        "was measured is said there. CPU seconds of one thread; *fit MiB*: by how much fitting raised the peak memory",
+        "of its process (0: loading the data and making collaborative vectors had needed more); codes before any",
+        "collision policy; *collision rate*: 1 - distinct identifiers / items; *its traffic*: share of training events",
+        "on items that share their identifier; *neighbours kept*:",
         "share of an item's 10 nearest that are among the 10 nearest of the quantised vectors; *prefix lift*: how much",
         "likelier two neighbouring training events share their first code than two random items; *hit rate*: FORGE's",
         "embedding hit rate at 50 on the quantised vectors over that on the item vectors; *Gini*: of items per",

@@ -52,8 +52,9 @@ class RqVae(ScaledVectors):
     codes. LETTER (Wang et al. 2024, 2405.07314; ``tokenizers/rqvae-letter.yaml``): a loss that aligns ``z'`` with the
     source's collaborative vectors (of width ``dim``), and one that spreads the codewords. Errors are averaged
     there (``reduction: mean``), as in both official codes; unlike these, commitment pulls on the encoder at
-    every level, the optimizer has no schedule and no gradient clipping, and colliding items are settled by
-    ``collisions``. The rotation trick (Fifty et al. 2024, 2410.06424): ``gradient: rotation``.
+    every level, layers start as torch has them (there Xavier-normal) and codebooks from plain k-means (in LETTER's code
+    with clusters of limited size), the optimizer has no schedule and no gradient clipping, and colliding items are
+    settled by ``collisions``. The rotation trick (Fifty et al. 2024, 2410.06424): ``gradient: rotation``.
 
     With ``shared_codebook`` code k has one vector at every level, so it is one token: the codes have a shared
     vocabulary, and one codebook goes with them. With ``collisions: suffix`` they have not: the numbers of the suffix

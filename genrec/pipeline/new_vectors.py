@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from genrec import artifacts
 from genrec.data.catalog import ItemCatalog
 from genrec.data.splits import Split
 from genrec.embeddings.base import ItemEmbeddings, load_vectors
+from genrec.embeddings.famae import train_famae
 from genrec.embeddings.fold_in import lsa_fold_in
 from genrec.embeddings.linear import unit_rows
 from genrec.embeddings.text import sentence_embeddings
@@ -67,6 +68,7 @@ def vectors_of_new(
     sentence the model encodes the new texts
     lsa      folded in: terms and directions of the items it was learned from
     file     the same file, which must have rows for the new items (by id)
+    famae    learned again; the new items' fields, and in the item's own part the mean of its category
     ppmi …   nobody has bought them: unknown, and predicted from the other blocks
     ======== ==================================================================
 
@@ -105,7 +107,7 @@ def _made(origin: Origin, recipe: PipelineRecipe, new: ItemCatalog, stored: Item
     if all(_of_events(block) for block in blocks):
         raise DataError("the run's vectors come from interactions alone, and new items have none", hint=_HINT)
     alone = len(blocks) == 1 and blocks[0].as_is
-    learned = any(made is not None for made in (blocks[0].lsa, blocks[0].align, blocks[0].graph))
+    learned = any(made is not None for made in (blocks[0].lsa, blocks[0].famae, blocks[0].align, blocks[0].graph))
     if alone and not learned:  # each item's vector is its own
         found = _of_new(blocks[0], origin, new, recipe.seed, stored.dim)
         return np.asarray(unit_rows(found) if blocks[0].unit_rows else found, dtype=np.float32)
@@ -113,9 +115,15 @@ def _made(origin: Origin, recipe: PipelineRecipe, new: ItemCatalog, stored: Item
     same_catalog(origin.run, catalog.fingerprint, "split")
     parts = []
     for block in blocks:
-        old = data_stages._vectors(block, catalog, cut, origin.run, recipe.seed)
-        both = np.concatenate([old.vectors, _of_new(block, origin, new, recipe.seed, old.dim)])
-        parts.append(data_stages.shaped(replace(old, vectors=both, catalog=""), block, cut.train(), recipe.seed))
+        if block.famae is not None:
+            log.info("famae is learned again, to place the new items by their fields")
+            famae = train_famae(cut.train(), catalog, seeded(block.famae, recipe.seed))
+            old, later = famae.vectors(), famae.vectors_of_new(new)
+        else:
+            old = data_stages._vectors(block, catalog, cut, origin.run, recipe.seed).vectors
+            later = _of_new(block, origin, new, recipe.seed, old.shape[1])
+        both = ItemEmbeddings(np.concatenate([old, later]), "")
+        parts.append(data_stages.shaped(both, block, cut.train(), recipe.seed))
     if alone:
         made = parts[0]
     else:
@@ -126,7 +134,7 @@ def _made(origin: Origin, recipe: PipelineRecipe, new: ItemCatalog, stored: Item
 
 
 def _of_events(block: Block) -> bool:
-    return block.sasrec or any(made is not None for made in (block.ppmi, block.svd, block.famae))
+    return block.sasrec or any(made is not None for made in (block.ppmi, block.svd))
 
 
 def _of_new(block: Block, origin: Origin, new: ItemCatalog, seed: int, width: int) -> Floats:

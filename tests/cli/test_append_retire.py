@@ -230,6 +230,25 @@ def test_what_append_cannot_do(genrec: Call, run: Path, new_items: Path, tmp_pat
     assert code == 1 and "not in the catalog" in err
 
 
+def test_fields_place_new_items_where_famae_made_the_vectors(genrec: Call, tmp_path: Path):
+    """Without a language model: the pipeline of ReSID."""
+    small = "famae: {dim: 4, n_heads: 2, inner: 8, epochs: 2, batch_size: 64, warmup_steps: 4}"
+    start, rest = PIPELINE.split("embeddings:")[0], "tokenizer: {kind: gaoq, level_size: [4, 5, 4]}\nbaselines: []\n"
+    (tmp_path / "resid.yaml").write_text(f"{start}embeddings:\n  - {small}\n{rest}")
+    run = tmp_path / "run"
+    code, _, err = genrec("run", tmp_path / "resid.yaml", "--out", run, "--until", "tokenize")
+    assert code == 0, err
+    catalog, before = ItemCatalog.load(run / "catalog"), ItemEmbeddings.load(run / "embeddings").vectors
+    fields = {name: values[7] for name, values in catalog.fields.items()}
+    (tmp_path / "new.jsonl").write_text(json.dumps({"item_id": "twin", **fields}) + "\n")
+    code, out, err = genrec("append", run, "--items", tmp_path / "new.jsonl", "--out", tmp_path / "v2")
+    assert code == 0 and "moved       0 of 60" in out, err
+    after = ItemEmbeddings.load(tmp_path / "v2" / "embeddings").vectors
+    assert after[:60].tobytes() == before.tobytes()
+    assert after[60, 4:] == pytest.approx(before[7, 4:])  # the parts of equal fields; its own part is a mean of others
+    assert after[60, :4].any() and not np.allclose(after[60, :4], before[7, :4])
+
+
 def test_numbers_of_a_csv_file_become_numbers(tmp_path: Path):
     (tmp_path / "n.csv").write_text("item_id,title,price,stock\na,A,3.5,2\nb,B,,\n")
     items = cmd_append.read_new_items(tmp_path / "n.csv")
