@@ -106,7 +106,7 @@ def audit(
     catalog adds ``without_identifier`` and ``without_item`` (number and first five ids). split, whose items are the
     catalog's, adds the share of training events (``traffic_share``) and of test targets (``target_share``) on items
     that share their identifier, and the inflation of identifier-level recall, :func:`inflation`.
-    Raises DataError for a split without its catalog.
+    Raises DataError for a split without its catalog, and for a catalog with none of the file's items.
     """
     published = as_codes(file, level_size=level_size)
     codes_NL = published.codes.as_int()
@@ -136,6 +136,12 @@ def audit(
     orders["id"] = _id_order(file.items)
     if catalog is not None:
         row_N = catalog.numbers(file.items, missing="negative")
+        if (row_N < 0).all():
+            raise DataError(
+                f"{file.path}: none of its {len(file)} items is in the catalog of {len(catalog)}: the file has ids such "
+                f"as {file.items[0]!r}, the catalog such as {catalog.ids[0]!r}",
+                hint="give the data set that the file was made for, with the ids that the file uses",
+            )
         figures |= _against_catalog(file, catalog, row_N)
         if (row_N >= 0).all():
             orders["catalog"] = row_N

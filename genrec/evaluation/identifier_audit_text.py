@@ -33,9 +33,10 @@ def audit_text(figures: Mapping[str, Any], titles: Mapping[str, str] | None = No
         ("distinct prefixes by length", _levels(f["distinct_prefixes"], _n)),
     ]
     if f.get("targets"):
+        known = f["targets"] - f["targets_without_identifier"]
         rows += [
             ("training events in a collision", _percent(f["traffic_share"])),
-            ("test targets in a collision", f"{_percent(f['target_share'])} of {_n(f['targets'])}"),
+            ("test targets in a collision", f"{_percent(f['target_share'])} of {_n(known)}"),
         ]
     width = max(len(name) for name, _ in rows)
     lines += [f"  {name:<{width}}  {value}" for name, value in rows]
@@ -155,7 +156,9 @@ def _factor(above_one: float) -> str:
     return f"{above_one:.3g}" if above_one >= 1.005 else f"{1 + float(f'{above_one - 1:.1g}'):.9g}"
 
 
-def _percent(share: float) -> str:
+def _percent(share: float | None) -> str:
+    if share is None:
+        return "-"
     if 0 < share < 0.0005 or 0.9995 <= share < 1:
         return f"{100 * share:.3f} %"
     return f"{100 * share:.1f} %"
