@@ -34,7 +34,7 @@ def append(
         "--vectors",
         metavar="FILE",
         help="Vectors of the new items in the space of the run's embeddings: .npy or .safetensors in the order of "
-        "--items, or .parquet with item_id [default: made as the run made its own].",
+        "--items, or .parquet with item_id; default: made as the run made its own.",
     ),
     by: str = typer.Option(
         "auto",

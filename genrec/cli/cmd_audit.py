@@ -29,7 +29,7 @@ def audit(
         None, "--run", metavar="DIR", help="Run folder: its catalog, and the test targets of its split."
     ),
     level_size: int | None = typer.Option(
-        None, "--level-size", min=1, help="Codes per level [default: the largest number in the tokens of a level + 1]."
+        None, "--level-size", min=1, help="Codes per level; default: the largest number in the tokens of a level + 1."
     ),
     save: Path | None = typer.Option(
         None, "--save", metavar="DIR", help="Also write the identifiers as a codes artifact, for inspect and compare."

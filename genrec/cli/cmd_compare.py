@@ -25,7 +25,7 @@ def compare(
         ..., help="Run folders, or eval/<model> folders of runs; or codes, to compare item tokenizers."
     ),
     metric: str | None = typer.Option(
-        None, "--metric", help="Metric of the paired test [default: ndcg@10, else at the longest list measured]."
+        None, "--metric", help="Metric of the paired test; default: ndcg@10, else at the longest list measured."
     ),
     average: bool = typer.Option(
         False, "--average", help="The runs repeat one job (seeds, orders of ties): print mean ± sd."
@@ -39,7 +39,7 @@ def compare(
     every: bool = typer.Option(False, "--all", help="Identifiers: print every figure, not only the chief ones."),
     held_out: bool = typer.Option(False, "--held-out", help="Identifiers: report on the test targets too."),
     vectors: Path | None = typer.Option(
-        None, "--vectors", metavar="PATH", help="Identifiers: judge all by these item vectors [default: each its own]."
+        None, "--vectors", metavar="PATH", help="Identifiers: judge all by these item vectors; default: each its own."
     ),
     json_file: Path | None = typer.Option(None, "--json", metavar="FILE", help="Identifiers: also write JSON."),
     seed: int = typer.Option(0, "--seed", help="Identifiers: of the random control, and of items and pairs drawn."),

@@ -34,7 +34,7 @@ def encode(
         [], "--set", metavar="FIELD=VALUE", help="With --fit: change a setting of the recipe, as in rows_per_code=64."
     ),
     sample: int | None = typer.Option(
-        None, "--sample", help="With --fit: on so many items, drawn evenly [default: as the recipe says]."
+        None, "--sample", help="With --fit: on so many items, drawn evenly; default: as the recipe says."
     ),
     text: list[str] = typer.Option(
         [],
@@ -49,16 +49,19 @@ def encode(
     ),
     batch_size: int = typer.Option(64, "--batch-size", help="Texts embedded together."),
     collisions: str | None = typer.Option(
-        None, "--collisions", metavar="[suffix|reassign|shared]", help="[default: as the item tokenizer says]"
+        None,
+        "--collisions",
+        metavar="[suffix|reassign|shared]",
+        help="What happens to items with equal codes; default: as the item tokenizer says.",
     ),
     suffix_limit: int | None = typer.Option(
-        None, "--suffix-limit", help="Largest group that a suffix may number [default: as the item tokenizer says]"
+        None, "--suffix-limit", help="Largest group that a suffix may number; default: as the item tokenizer says."
     ),
     engine: str = typer.Option("local", "--engine", metavar="[local|ray]", help="ray: several processes (extra ray)."),
     workers: int = typer.Option(2, "--workers", help="Processes of --engine ray."),
     id_column: str = typer.Option("item_id", "--id-column", help="Column of the ids."),
     vector_column: str | None = typer.Option(
-        None, "--vector-column", help="Column of the vectors [default: the only column of lists of numbers]."
+        None, "--vector-column", help="Column of the vectors; default: the only column of lists of numbers."
     ),
     seed: int = typer.Option(0, "--seed", help="Of --fit, and of the neutral order of items that collide."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Start over where the folder holds another job."),

@@ -36,13 +36,13 @@ def inspect(
         help="Fit the run's item tokenizer again: another seed; on 9 of 10 items; on 19 of 20, appending the rest.",
     ),
     catalog: Path | None = typer.Option(
-        None, "--catalog", metavar="DIR", help="Catalog artifact [default: the one beside the codes]."
+        None, "--catalog", metavar="DIR", help="Catalog artifact; default: the one beside the codes."
     ),
     vectors: Path | None = typer.Option(
-        None, "--vectors", metavar="PATH", help="Item vectors: an artifact, .npy or .parquet [default: the run's]."
+        None, "--vectors", metavar="PATH", help="Item vectors: an artifact, .npy or .parquet; default: the run's."
     ),
     split: Path | None = typer.Option(
-        None, "--split", metavar="DIR", help="Split artifact [default: the one beside the codes]."
+        None, "--split", metavar="DIR", help="Split artifact; default: the one beside the codes."
     ),
     categories: str = typer.Option("categories", "--categories", help="Field of the catalog with the categories."),
     seed: int = typer.Option(0, "--seed", help="Of the controls, and of the items and pairs drawn."),

@@ -36,27 +36,27 @@ def pieces(
     like: Path | None = typer.Option(
         None, "--like", metavar="DIR", help="Instead of --kind: an earlier export, whose rows keep their meaning."
     ),
-    n: int | None = typer.Option(None, "--n", help="ngram: codes of a group [default: 2]."),
+    n: int | None = typer.Option(None, "--n", help="ngram: codes of a group; default: 2."),
     max_rows: int | None = typer.Option(
-        None, "--max-rows", help="ngram, prefix: rows of a table at most; beyond, codes are hashed [default: 4194304]."
+        None, "--max-rows", help="ngram, prefix: rows of a table at most; beyond, codes are hashed; default: 4194304."
     ),
     model: str | None = typer.Option(
-        None, "--model", metavar="[bpe|unigram]", help="sentencepiece: how it learns [default: bpe]."
+        None, "--model", metavar="[bpe|unigram]", help="sentencepiece: how it learns; default: bpe."
     ),
     n_longer: int | None = typer.Option(
-        None, "--n-longer", help="sentencepiece: pieces of two codes or more to learn [default: 4096]."
+        None, "--n-longer", help="sentencepiece: pieces of two codes or more to learn; default: 4096."
     ),
     max_length: int | None = typer.Option(
-        None, "--max-length", help="sentencepiece: codes of a piece at most [default: whole identifiers]."
+        None, "--max-length", help="sentencepiece: codes of a piece at most; default: whole identifiers."
     ),
     catalog: Path | None = typer.Option(
-        None, "--catalog", metavar="DIR", help="Catalog artifact with the item ids [default: the one beside the codes]."
+        None, "--catalog", metavar="DIR", help="Catalog artifact with the item ids; default: the one beside the codes."
     ),
     split: Path | None = typer.Option(
-        None, "--split", metavar="DIR", help="Split artifact: how often items are used [default: the one beside]."
+        None, "--split", metavar="DIR", help="Split artifact: how often items are used; default: the one beside."
     ),
     equal: bool = typer.Option(False, "--equal", help="sentencepiece: every item counts once; needs no split."),
-    seed: int | None = typer.Option(None, "--seed", help="Of the hash of tables that are too large [default: 0]."),
+    seed: int | None = typer.Option(None, "--seed", help="Of the hash of tables that are too large; default: 0."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace an earlier export in --out."),
 ) -> None:
     """Write, for every item, the rows of an embedding table whose sum is the item's vector in a ranking model.

@@ -42,7 +42,7 @@ def list_tasks() -> None:
 def show(
     task: str = typer.Argument(..., help="A built-in task, or 'module:function'."),
     run: Path | None = typer.Option(
-        None, "--run", metavar="DIR", help="A run folder that has got as far as `tokenize` [default: a made-up shop]."
+        None, "--run", metavar="DIR", help="A run folder that has got as far as `tokenize`; default: a made-up shop."
     ),
     n: int = typer.Option(3, "--n", min=1, help="How many examples."),
     seed: int = typer.Option(0, "--seed", help="Of the rows, wordings and queries that are drawn."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 
@@ -48,6 +49,9 @@ _ON_RUNS = (
 )
 for module in (cmd_demo, cmd_run, *_ON_RUNS, cmd_prompts, cmd_init, cmd_doctor):
     module.register(app)
+for verb in app.registered_commands:  # typer keeps the line breaks of a docstring, whatever the terminal's width
+    about = verb.help or inspect.getdoc(verb.callback) or ""
+    verb.help = "\n\n".join(" ".join(part.split()) for part in about.split("\n\n"))
 
 
 @app.callback(invoke_without_command=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import json
 import os
@@ -245,6 +246,15 @@ def test_help_teaches_and_needs_no_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code, "run", "--help"], capture_output=True, text=True, check=True)
     assert "--plan" in done.stdout and "--set" in done.stdout
     assert done.stdout.strip().endswith("False")
+
+
+def test_help_is_shown_as_it_was_written() -> None:
+    from genrec.cli.main import app
+
+    for verb in app.registered_commands:
+        assert verb.help and "\n" not in verb.help.replace("\n\n", ""), verb.name
+        for option in inspect.signature(verb.callback).parameters.values():
+            assert "[" not in option.default.help, f"{verb.name} {option.name}: brackets are markup, and are left out"
 
 
 def test_two_runs_are_told_apart_and_the_trained_models_compared(run: Path) -> None:
