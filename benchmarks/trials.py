@@ -96,7 +96,7 @@ def check_recipe(run: Path, model: str, settings: tuple[str, ...]) -> None:
     from genrec import recipes
     from genrec.item_tokenizers.registry import settings_class
     from genrec.pipeline.recipe import PipelineRecipe
-    from genrec.pipeline.stages import load_recipe
+    from genrec.pipeline.recipe_files import load_recipe
 
     wanted = load_recipe(real_data.ROOT / "train" / "pipelines" / "beauty.yaml", settings).value
     kept = recipes.from_dict(PipelineRecipe, read_json(run, "recipe.json"))

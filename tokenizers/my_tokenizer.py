@@ -33,7 +33,9 @@ class SimHashSettings:
     def __post_init__(self) -> None:
         check_policy(self.collisions)
         if self.n_levels < 1 or not 1 <= self.bits <= 16:
-            raise ConfigError(f"expected n_levels >= 1 and bits in 1..16, got n_levels={self.n_levels}, {self.bits=}")
+            raise ConfigError(
+                f"expected n_levels >= 1 and bits in 1..16, got n_levels={self.n_levels}, bits={self.bits}"
+            )
         if self.collisions == "reassign":
             raise ConfigError("collisions: hyperplanes have no codebook to reassign in; use suffix or shared")
 

@@ -25,7 +25,8 @@ def demo(
     Nothing is downloaded. The recipe is train/pipelines/demo.yaml; the result is in OUT/report/report.md.
     """
     from genrec import workbench
-    from genrec.pipeline.stages import load_recipe, stages
+    from genrec.pipeline.recipe_files import load_recipe
+    from genrec.pipeline.stages import stages
 
     resolved = load_recipe(workbench.find("train/pipelines/demo.yaml"), overrides)
     todo = stages(resolved.value, out)

@@ -75,7 +75,7 @@ def run(
 def _load(pipeline: Path, given: list[str], data: Path | None) -> Resolved[PipelineRecipe]:
     """The checked recipe; where the file is none, or has no data, the error names the ready pipelines."""
     from genrec import workbench
-    from genrec.pipeline.stages import load_recipe
+    from genrec.pipeline.recipe_files import load_recipe
     from genrec.recipe_text import read_text
 
     try:
@@ -87,6 +87,9 @@ def _load(pipeline: Path, given: list[str], data: Path | None) -> Resolved[Pipel
         if data is not None and isinstance(block, dict) and "synthetic" in block:
             text = f"{pipeline} makes its own data (data.synthetic), got --data {data}"
             hint = "leave --data out, or take a pipeline that reads files: `genrec init DIR` copies ready ones"
+        elif isinstance(recipe, dict) and "kind" in recipe and not block:
+            text = f"{pipeline} is the recipe of an item tokenizer, expected a pipeline"
+            hint = f"use it in one: genrec run train/pipelines/own.yaml --set tokenizer={pipeline}"
         elif not block and hint is None:
             ready = ", ".join(Path(name).name for name in workbench.files() if name.startswith("train/pipelines/"))
             hint = f"`genrec init DIR` copies ready pipelines ({ready}); `genrec demo` runs demo.yaml"

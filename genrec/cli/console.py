@@ -59,7 +59,7 @@ def estimate_table(planned: Sequence[Planned], folder: Path) -> str:
 
 def recipe_text(resolved: Resolved[PipelineRecipe], *, defaults: bool = False) -> str:
     """The settings by their origin (given, derived from the seed; and the defaults, if wanted) and block."""
-    from genrec.pipeline.stages import described
+    from genrec.pipeline.recipe_files import described
 
     titles = {"given": "given", "derived": "derived from the seed"}
     if defaults:

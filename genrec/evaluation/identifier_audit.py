@@ -138,8 +138,8 @@ def audit(
         row_N = catalog.numbers(file.items, missing="negative")
         if (row_N < 0).all():
             raise DataError(
-                f"{file.path}: none of its {len(file)} items is in the catalog of {len(catalog)}: the file has ids such "
-                f"as {file.items[0]!r}, the catalog such as {catalog.ids[0]!r}",
+                f"{file.path}: none of its {len(file)} items is in the catalog of {len(catalog)}: the file has ids "
+                f"such as {file.items[0]!r}, the catalog such as {catalog.ids[0]!r}",
                 hint="give the data set that the file was made for, with the ids that the file uses",
             )
         figures |= _against_catalog(file, catalog, row_N)

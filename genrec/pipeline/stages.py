@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from functools import partial
@@ -21,61 +21,11 @@ from genrec.errors import ConfigError, DataError, GenrecError
 from genrec.item_tokenizers import registry
 from genrec.pipeline import alignment, baseline_stages, data_stages, model_stages, report_stage
 from genrec.pipeline.costs import Costs
-from genrec.pipeline.recipe import Block, PipelineRecipe, as_used
+from genrec.pipeline.recipe import Block, PipelineRecipe
 from genrec.pipeline.runner import Stage, file_digest, read_ledger
 from genrec.training.settings import MAY_CHANGE
 
 log = logging.getLogger(__name__)
-
-
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> recipes.Resolved[PipelineRecipe]:
-    """Read and check a pipeline file; everything that can be wrong with it is said before anything runs.
-
-    Options given that have no effect are named in a warning. What is missing on this machine is said by the
-    ``check`` of the stage that needs it.
-    """
-    resolved = recipes.load(path, PipelineRecipe, overrides)
-    tokenizer = resolved.value.tokenizer
-    try:
-        registry.check_gives_codes(tokenizer["kind"])
-        settings = registry.settings_class(tokenizer["kind"])
-    except ConfigError as error:
-        raise ConfigError(f"{path}: tokenizer.{error}", hint=error.hint) from error
-    recipes.validate(tokenizer, settings, where=f"{path}: tokenizer")
-    for names, reason in _without_effect(resolved.value, resolved.given):
-        log.warning("%s: %s: no effect, because %s", path, ", ".join(names), reason)
-    return resolved
-
-
-def _without_effect(recipe: PipelineRecipe, given: Iterable[str]) -> list[tuple[list[str], str]]:
-    """Options that the user gave and that change nothing, with the reason."""
-    kind, train = recipe.split.kind, ("patience", "metric", "eval_users", "eval_beams", "eval_unit")
-    rules = [
-        (kind != "time", ("split.valid_fraction", "split.test_fraction"), f"split.kind is {kind}"),
-        (kind != "predefined", ("split.column",), f"split.kind is {kind}"),
-        (kind != "held_out_items", ("split.cold_fraction",), f"split.kind is {kind}"),
-        (not recipe.needs_sasrec, ("sasrec",), "neither a baseline nor an embedding block is sasrec"),
-        (not recipe.train.eval_every, tuple(f"train.{name}" for name in train), "train.eval_every is 0"),
-    ]
-    found = [
-        (sorted(path for path in given if any(f"{path}.".startswith(f"{name}.") for name in names)), reason)
-        for applies, names, reason in rules
-        if applies
-    ]
-    return [(names, reason) for names, reason in found if names]
-
-
-def described(resolved: recipes.Resolved[PipelineRecipe]) -> list[recipes.Row]:
-    """The settings of a run with their origin: given, derived (from the pipeline's seed) or default.
-
-    Defaults that are unset or have no effect are left out.
-    """
-    given = resolved.value.tokenizer
-    tokenizer = recipes.to_json(recipes.validate(given, registry.settings_class(given["kind"])))
-    whole = replace(resolved, value=replace(resolved.value, tokenizer=tokenizer))
-    rows = whole.describe(as_used(whole.value))
-    idle = {path for names, _ in _without_effect(whole.value, [row.path for row in rows]) for path in names}
-    return [row for row in rows if row.origin == "given" or not (row.value in (None, "") or row.path in idle)]
 
 
 def stages(recipe: PipelineRecipe, folder: Path) -> list[Stage]:

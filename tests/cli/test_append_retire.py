@@ -46,11 +46,11 @@ Call = Callable[..., tuple[int, str, str]]
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run up to its identifiers, with a bundle around an untrained model."""
-    from genrec.pipeline import runner, stages
+    from genrec.pipeline import recipe_files, runner, stages
 
     folder = tmp_path_factory.mktemp("life")
     (folder / "tiny.yaml").write_text(PIPELINE)
-    resolved = stages.load_recipe(folder / "tiny.yaml")
+    resolved = recipe_files.load_recipe(folder / "tiny.yaml")
     todo = stages.stages_until(stages.stages(resolved.value, folder / "run"), "tokenize")
     runner.run(folder / "run", todo, lambda *_: None, recipe=resolved.as_dict())
     codes, catalog = ItemCodes.load(folder / "run" / "codes"), ItemCatalog.load(folder / "run" / "catalog")

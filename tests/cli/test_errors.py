@@ -10,7 +10,8 @@ import pytest
 from genrec.cli.main import main
 from genrec.pipeline import runner
 
-DEMO = Path(__file__).resolve().parents[2] / "train" / "pipelines" / "demo.yaml"
+ROOT = Path(__file__).resolve().parents[2]
+DEMO, FSQ = ROOT / "train" / "pipelines" / "demo.yaml", ROOT / "tokenizers" / "fsq.yaml"
 
 
 @pytest.fixture
@@ -42,6 +43,11 @@ READY = "`genrec init DIR` copies ready pipelines ("
         (["init", "file/mine"], "cannot write file/mine: Not a directory", "give a new folder"),
         (["run", "empty.yaml"], "empty.yaml: data: expected a value", READY),
         (["run", "empty.yaml", "--data", "folder"], "empty.yaml: data.reader.format: expected", READY),
+        (
+            ["run", "FSQ"],
+            "FSQ is the recipe of an item tokenizer",
+            "use it in one: genrec run train/pipelines/own.yaml",
+        ),
         (["run", "demo"], "cannot read the recipe demo: No such file", READY),
         (["run", "demo.yaml"], "cannot read the recipe demo.yaml: No such file", READY),
         (["run", "folder"], "cannot read the recipe folder: Is a directory", READY),
@@ -65,9 +71,10 @@ def test_an_error_is_one_line_and_a_hint(
     said: str,
     hint: str | None,
 ) -> None:
-    assert call(monkeypatch, [str(DEMO) if arg == "DEMO" else arg for arg in args]) == 1
+    names = {"DEMO": str(DEMO), "FSQ": str(FSQ)}
+    assert call(monkeypatch, [names.get(arg, arg) for arg in args]) == 1
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0].startswith("error: " + said.replace("DEMO", str(DEMO)))
+    assert lines[0].startswith("error: " + said.replace("DEMO", str(DEMO)).replace("FSQ", str(FSQ)))
     assert len(lines) == (1 if hint is None else 2)
     assert hint is None or lines[1].startswith(f"hint: {hint}")
     assert hint != READY or "demo.yaml" in lines[1]

@@ -247,7 +247,7 @@ def test_a_factor_above_one_is_never_said_to_be_one():
 
 def test_a_file_of_other_items_is_refused_and_one_without_a_target_is_told():
     catalog, split, file = shop()
-    with pytest.raises(DataError, match="none of its 6 items is in the catalog of 6: .* 'x0', .* 'i000'"):
+    with pytest.raises(DataError, match=r"none of its 6 items is in the catalog of 6: .* 'x0', .* 'i000'"):
         audit(made(file.tokens, [f"x{n}" for n in range(6)]), catalog=catalog, split=split)
     target = set(catalog.ids_of(split.queries("test").targets.items))
     bystander = next(item for item in catalog.ids if item not in target)

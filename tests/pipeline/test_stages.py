@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from genrec import artifacts
+from genrec import artifacts, recipes
 from genrec.data.catalog import ItemCatalog
 from genrec.data.interactions import Interactions
 from genrec.data.readers import ReaderSettings
@@ -35,8 +35,9 @@ from genrec.models.bundle import load_bundle
 from genrec.pipeline import baseline_stages, data_stages, model_stages, report_stage, runner
 from genrec.pipeline.new_vectors import Origin, vectors_of_new
 from genrec.pipeline.recipe import Block, DataSettings, PipelineRecipe, SplitSettings
+from genrec.pipeline.recipe_files import described, load_recipe
 from genrec.pipeline.replacement import replaced
-from genrec.pipeline.stages import described, load_recipe, stages, stages_until
+from genrec.pipeline.stages import stages, stages_until
 from genrec.training.dataset import TrainingData
 from genrec.training.settings import TrainSettings
 
@@ -78,6 +79,22 @@ def test_ready_pipelines_are_valid_and_named_after_their_file(path: Path, tmp_pa
 def test_a_wrong_tokenizer_option_is_found_before_anything_runs() -> None:
     with pytest.raises(ConfigError, match="level_sizes"):
         load_recipe(PIPELINES[0], ["tokenizer.level_sizes=3"])
+    with pytest.raises(ConfigError, match="n_levels: unknown key") as error:
+        load_recipe(PIPELINES[0], ["tokenizer.kind=fsq"])
+    assert "--set tokenizer=tokenizers/fsq.yaml" in error.value.hint
+
+
+def test_a_tokenizer_recipe_is_named_in_place_of_its_lines(tmp_path: Path) -> None:
+    fsq = ROOT / "tokenizers" / "fsq.yaml"
+    other = load_recipe(ROOT / "train/pipelines/own.yaml", [f"tokenizer={fsq}", "tokenizer.epochs=3"]).value
+    assert other.tokenizer["kind"] == "fsq" and other.tokenizer["epochs"] == 3 and other.tokenizer["dim"] == 64
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"data: {{synthetic: {{}}}}\ntokenizer: {fsq}\n")
+    named = load_recipe(path, ["tokenizer.epochs=3"])
+    assert named.value.tokenizer == other.tokenizer == recipes.from_dict(type(other), named.as_dict()).tokenizer
+    with pytest.raises(ConfigError, match=r"cannot read the recipe .*fsqs\.yaml") as error:
+        load_recipe(path, [f"tokenizer={fsq.with_stem('fsqs')}"])
+    assert "fsq.yaml" in error.value.hint
 
 
 @pytest.mark.parametrize(
