@@ -97,12 +97,11 @@ def inspect(
 def heading(subject: Subject, reports: Mapping[str, IdentifierReport]) -> str:
     """What is looked at, in two or three lines."""
     codes, context = subject.codes, reports["codes"].context
-    sizes = " x ".join(f"{size:,}" for size in codes.level_sizes)
     kind = subject.recipe.get("kind")
     made = f", made by {kind}" if kind else ""
     if "collisions" in subject.recipe:
         made += f" (collisions: {subject.recipe['collisions']})"
-    lines = [f"{subject.name}: {len(codes):,} items, identifiers of {sizes} codes{made}"]
+    lines = [f"{subject.name}: {len(codes):,} items, identifiers of {codes.sizes_text} codes{made}"]
     how = {
         "codebooks": "the vectors behind the codes are the item tokenizer's codebooks",
         "implied": "the vectors behind the codes are means of what is left at each level (implied codebooks)",

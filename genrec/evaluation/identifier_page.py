@@ -107,7 +107,7 @@ def identifier_page(
 
 
 def _top(subject: Subject, reports: Mapping[str, IdentifierReport]) -> str:
-    sizes = " × ".join(f"{size:,}" for size in subject.codes.level_sizes)
+    sizes = subject.codes.sizes_text.replace(" x ", " × ")
     kind = subject.recipe.get("kind")
     made = f", made by <b>{escape(str(kind))}</b>" if kind else ""
     policy = f" (collisions: {escape(str(subject.recipe['collisions']))})" if "collisions" in subject.recipe else ""

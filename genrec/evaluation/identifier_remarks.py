@@ -37,8 +37,10 @@ def remarks(reports: Mapping[str, IdentifierReport]) -> dict[str, str]:
     own = next(iter(reports.values())).figures
     raw = reports["raw"].figures if "raw" in reports else own
     chance = reports["random"].figures if "random" in reports else {}
-    said = {**_collisions(own, raw, reports.get("raw_random")), **_load(own, raw), **_fidelity(own, chance)}
-    return {**said, **_behaviour(own, chance)}
+    said = {**_collisions(own, raw, reports.get("raw_random")), **_fidelity(own, chance), **_behaviour(own, chance)}
+    if next(iter(reports.values())).context.get("one_tree_vocabulary"):  # words or tree nodes: each has its levels
+        return said
+    return {**said, **_load(own, raw)}
 
 
 def _collisions(own: Figures, raw: Figures, raw_chance: IdentifierReport | None) -> dict[str, str]:

@@ -179,8 +179,8 @@ def best(row: Row, taking_part: Sequence[bool]) -> tuple[Any, ...]:
 def number(value: Any) -> str:
     """Three digits, more where they are whole; ``-`` for None (internal).
 
-    >>> [number(x) for x in (None, 12101, 0.04512, 212.3, 0.00004, 0)]
-    ['-', '12,101', '0.0451', '212', '4.0e-05', '0']
+    >>> [number(x) for x in (None, 12101, 0.04512, 212.3, 8.9, 64.0, 0.00004, 0)]
+    ['-', '12,101', '0.0451', '212', '8.90', '64', '4.0e-05', '0']
     """
     if value is None or isinstance(value, str):
         return value or "-"
@@ -191,7 +191,8 @@ def number(value: Any) -> str:
         return f"{value:,.0f}"
     if size < 0.0005:
         return f"{value:.1e}"
-    return f"{value:.{max(0, 2 - math.floor(math.log10(size)))}f}" if size < 1 else f"{value:.3g}"
+    whole = size >= 1 and value == round(value)
+    return f"{value:.{0 if whole else max(0, 2 - math.floor(math.log10(size)))}f}"
 
 
 def cell(value: Any) -> list[str]:

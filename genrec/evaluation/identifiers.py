@@ -102,6 +102,7 @@ def inspect_codes(
         "n_items": len(codes),
         "n_levels": codes.n_levels,
         "level_sizes": list(codes.level_sizes),
+        "one_tree_vocabulary": codes.shared_vocabulary and codes.ragged,
         "settings": asdict(chosen),
         "quantised": None if quantised is None else quantised.how,
         "data": {

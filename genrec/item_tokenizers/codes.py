@@ -109,6 +109,12 @@ class ItemCodes:
         return len(self.level_sizes)
 
     @property
+    def sizes_text(self) -> str:
+        """The level sizes in words: ``256 x 256 x 18``, or ``12 levels of 84``."""
+        sizes = [f"{size:,}" for size in self.level_sizes]
+        return f"{len(sizes)} levels of {sizes[0]}" if len(sizes) > 5 and len(set(sizes)) == 1 else " x ".join(sizes)
+
+    @property
     def ragged(self) -> bool:
         """True when some identifier is shorter than L: such identifiers need an end-of-sequence edge."""
         return self.lengths is not None

@@ -254,25 +254,36 @@ def tokenize(folder: Path, recipe: PipelineRecipe) -> None:
     CatalogIndex.build(codes, keep=keep).save(folder / "index", overwrite=True)
     log.info("%s", describe_codes(codes))
     if told := oversized(codes):
-        log.warning("identifiers: %s: take a smaller tokenizer.level_size, or fewer levels", "; ".join(told))
+        smaller = [name for name in ("level_size", "max_leaf", "levels") if hasattr(settings, name)][:1]
+        advice = f": take a smaller tokenizer.{smaller[0]}, or fewer levels" if smaller else ""
+        log.warning("identifiers: %s%s", "; ".join(told), advice)
 
 
 def describe_codes(codes: ItemCodes) -> str:
     """One line about the identifiers: size, use and perplexity of every level, collisions."""
     found = codes.report()
-    sizes = " x ".join(map(str, codes.level_sizes))
-    use = ", ".join(f"{100 * share:.0f} %" for share in found["level_usage"])
-    spread = ", ".join(f"{value:.0f}" for value in found["perplexity"])
+    usage, spread = found["level_usage"], found["perplexity"]
+    many = codes.n_levels > 6  # titles: the levels are places in a text
+    use = ", ".join(f"{100 * share:.0f} %" for share in ((min(usage), max(usage)) if many else usage))
+    even = ", ".join(f"{value:.0f}" for value in ((min(spread), max(spread)) if many else spread))
+    least = "least and most " if many else ""
     return (
-        f"identifiers: {sizes} codes, in use {use}, perplexity {spread}; "
+        f"identifiers: {codes.sizes_text} codes, {least}in use {use}, perplexity {even}; "
         f"{100 * found['distinct_share']:.1f} % distinct, largest group {found['largest_group']}"
     )
 
 
 def oversized(codes: ItemCodes) -> list[str]:
-    """What says that levels are too large for the catalog: more codes than items, or most of a level unused."""
+    """What says that levels are too large for the catalog: more codes than items, or most of a level unused.
+
+    Nothing where codes are pieces of text, such as words or digits: their number is not chosen.
+    """
+    if codes.pieces:
+        return []
     found, first = codes.report(), codes.level_sizes[0]
     told = [f"the first level has {first} codes for {codes.n_items} items"] if first > codes.n_items else []
+    if codes.shared_vocabulary and codes.ragged:  # a tree: no level is meant to use all codes
+        return told
     for level, share in enumerate(found["level_usage"], 1):
         if share < 0.5:
             told.append(f"level {level} uses {100 * share:.0f} % of its {codes.level_sizes[level - 1]} codes")

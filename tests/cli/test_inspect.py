@@ -235,6 +235,10 @@ def test_remarks_name_what_is_in_the_danger_zone(
 
 def test_nothing_measured_is_no_remark() -> None:
     nothing = dict.fromkeys(("reconstruction_error", "hit_rate_ratio@50", "next_item_bits", "traffic_share"))
+    unused = report(usage=[0.2], dead_codes=[8], perplexity_share=[0.1])
+    assert list(remarks({"codes": unused})) == ["usage", "perplexity"]
+    tree = IdentifierReport(unused.figures, unused.context | {"one_tree_vocabulary": True})
+    assert remarks({"codes": tree}) == {}  # every place of a title has its own words
     assert remarks({"codes": report(**nothing, pair_prefix_lift=[None], category_ami=[None])}) == {}
 
 

@@ -227,6 +227,12 @@ def test_identifiers_are_told_with_their_perplexity(prepared: Path, caplog: pyte
     first, second, third = data_stages.oversized(wide)
     assert first == "the first level has 9 codes for 8 items"
     assert second == "level 1 uses 44 % of its 9 codes" and third == "level 2 uses 40 % of its 5 codes"
+    words = ItemCodes(codes, (9, 9), "c" * 32, np.array([1] + [2] * 7, np.uint8), True, pieces=tuple("abcdefghi"))
+    assert data_stages.oversized(words) == []  # nobody chose how many words there are
+    tree = replace(words, pieces=())
+    assert data_stages.oversized(tree) == ["the first level has 9 codes for 8 items"]
+    long = ItemCodes(np.repeat(codes[:, :1], 7, axis=1), (4,) * 7, "c" * 32)
+    assert "identifiers: 7 levels of 4 codes, least and most in use 100 %, 100 %" in data_stages.describe_codes(long)
     data_stages.tokenize(prepared, replace(RECIPE, tokenizer={**RECIPE.tokenizer, "level_size": 200}))
     assert "level 2 uses" in caplog.text and "take a smaller tokenizer.level_size" in caplog.text
 
