@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from tqdm import tqdm
 
 _BAR_AFTER = 2.0  # seconds
 _LINE_EVERY = 60.0  # seconds
+
+
+def epoch_line(name: str, row: Mapping[str, Any], epochs: int) -> str:
+    """A row of a training history as a line of the log (internal).
+
+    >>> epoch_line("rqvae", {"epoch": 20, "loss": 163.666, "usage": [1.0, 0.96875]}, 200)
+    'rqvae epoch 20 of 200: loss 163.7, usage 1 / 0.9688'
+    """
+    values = {key: value if isinstance(value, list) else [value] for key, value in row.items() if key != "epoch"}
+    told = (f"{key} {' / '.join(f'{x:.4g}' for x in value)}" for key, value in values.items() if value)
+    return f"{name} epoch {row['epoch']} of {epochs}: {', '.join(told)}"
 
 
 class ProgressBar(tqdm):  # type: ignore[misc]

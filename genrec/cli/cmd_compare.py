@@ -145,7 +145,7 @@ def _evaluations(run: Path, named: bool) -> list[Found]:
     ours = recipe["model"]["kind"]
     names = [name for name in (*recipe["baselines"], ours) if artifacts.exists(run / "eval" / name)]
     if not names:
-        hint = f"`genrec run PIPELINE.yaml --out {run}` goes on where it stopped"
+        hint = f"`genrec run PIPELINE.yaml --out {run}` goes on where it stopped; --codes compares identifiers"
         raise ConfigError(f"{run}: nothing is evaluated there yet", hint=hint)
     found = []
     for name in names:

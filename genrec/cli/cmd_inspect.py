@@ -59,6 +59,7 @@ def inspect(
     docs/identifiers.md has every formula and how to read a report.
     """
     from genrec.artifacts import atomic_write_bytes
+    from genrec.errors import ConfigError
     from genrec.evaluation.identifier_inputs import inspect_subject, load_subject
     from genrec.evaluation.identifier_page import identifier_page
     from genrec.evaluation.identifier_refit import refitted
@@ -69,6 +70,11 @@ def inspect(
     # an item tokenizer of the user's, named module:Class, may lie where the command is run
     sys.path.append(str(Path.cwd()))
     settings = InspectSettings(seed=seed)
+    for option, file in (("--json", json_file), ("--html", html_file)):
+        if file is not None and file.is_dir():  # said before minutes are spent
+            raise ConfigError(
+                f"{option}: {file} is a folder, expected a file", hint=f"such as {file / f'identifiers.{option[2:]}'}"
+            )
     with ProgressBar(total=3 + refit + (html_file is not None), unit="step") as bar:
         subject = load_subject(path, catalog=catalog, vectors=vectors, split=split)
         bar.update()

@@ -164,6 +164,6 @@ def _counts(given: Path | None, folder: Path, codes: ItemCodes) -> npt.NDArray[n
         return None
     split = Split.load(given or folder / "split")
     if split.catalog != codes.catalog:
-        raise FingerprintMismatch(f"the split is of catalog {split.catalog[:8]}, the codes are of {codes.catalog[:8]}",
+        raise FingerprintMismatch(f"split and codes are of two catalogs: {split.catalog[:8]} and {codes.catalog[:8]}",
                                   hint="give the split that belongs to the codes")  # fmt: skip
     return use_counts(split.train(), len(codes))

@@ -44,17 +44,24 @@ def padded(text: str, width: int) -> str:
 
 def estimate_table(planned: Sequence[Planned], folder: Path) -> str:
     """The plan as a table: what will run, why, and what it is expected to cost here."""
+    from genrec.pipeline.runner import WILL_FAIL
+
+    wrong = []
     lines = [f"plan for {folder}", f"{'stage':<30}{'will':<10}{'time':>10}{'memory':>10}   why"]
     for p in planned:
         verb = "skip" if p.status == "done" else "run"
         cost = ("-", "-") if verb == "skip" else (seconds_text(p.estimate.seconds), bytes_text(p.estimate.bytes))
-        lines.append(f"{p.stage.name:<30}{verb:<10}{cost[0]:>10}{cost[1]:>10}   {p.reason}")
+        reason, fails, error = p.reason.partition(WILL_FAIL)
+        lines.append(
+            f"{p.stage.name:<30}{verb:<10}{cost[0]:>10}{cost[1]:>10}   {reason}{', and will fail' * bool(fails)}"
+        )
+        wrong += [f"{p.stage.name} will fail: {error}"] if fails else []
     total = sum(p.estimate.seconds for p in planned)
     peak = max((p.estimate.bytes for p in planned), default=0.0)
     lines.append(f"{'total':<30}{'':<10}{seconds_text(total):>10}{bytes_text(peak):>10}   estimated, this machine")
     if any(p.stage.name == "prepare" and p.status != "done" for p in planned):
         lines.append("the data are unread: their size is that of the recipe, or guessed from the files")
-    return "\n".join(lines)
+    return "\n".join([*lines, *wrong])
 
 
 def recipe_text(resolved: Resolved[PipelineRecipe], *, defaults: bool = False) -> str:

@@ -127,7 +127,10 @@ class ItemCatalog:
                 raise DataError(f"field {name!r}: expected {n_new} values, got {len(values)}")
         taken = [i for i in new if i in self._number_of]
         if taken:
-            raise DataError(f"{len(taken)} of {n_new} new ids are already in the catalog, first {taken[:3]}")
+            raise DataError(
+                f"{len(taken)} of {n_new} new ids are already in the catalog, first {taken[:3]}",
+                hint="leave them out: an item that is there keeps its number and its identifier",
+            )
         joined = {
             name: [*self.fields.get(name, [None] * len(self)), *fields.get(name, [None] * n_new)]
             for name in [*self.fields, *(f for f in fields if f not in self.fields)]

@@ -92,7 +92,9 @@ def vector_column_of(files: Sequence[Path], given: str | None) -> str:
             if len(lists) != 1:
                 raise DataError(
                     f"{file}: expected one column of lists of numbers, got {lists or list(types)}",
-                    hint="name it: --vector-column NAME (vector_column=NAME in Python)",
+                    hint="name it: --vector-column NAME (vector_column=NAME in Python)"
+                    if lists
+                    else "give the vectors, or make them: --text '{COLUMN}' --model MODEL embeds text",
                 )
             chosen = lists[0]
         if chosen not in types:
@@ -195,7 +197,9 @@ def _footer(file: Path) -> Any:
         with parquet.ParquetFile(str(file)) as opened:
             return opened
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{file}: no parquet file, or damaged ({str(error)[:200]})") from error
+        raise DataError(
+            f"{file}: no parquet file, or damaged ({str(error)[:200]})", hint="expected parquet: convert other tables"
+        ) from error
 
 
 def _is_numbers(pa: Any, kind: Any) -> bool:

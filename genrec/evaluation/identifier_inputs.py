@@ -195,7 +195,7 @@ def _vectors(path: Path, catalog: ItemCatalog | None) -> ItemEmbeddings:
 def _check(what: str, found: str, codes: ItemCodes) -> None:
     if found != codes.catalog:
         raise FingerprintMismatch(
-            f"the {what} is of catalog {found[:8] or '(none)'}, the codes are of {codes.catalog[:8] or '(none)'}",
+            f"{what} and codes are of two catalogs: {found[:8] or '(none)'} and {codes.catalog[:8] or '(none)'}",
             hint="two catalogs cannot be mixed: give what belongs to the codes",
         )
 

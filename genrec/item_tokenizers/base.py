@@ -119,7 +119,10 @@ class TokenizerSource:
 
     def collaborative_vectors(self) -> Floats:
         """Vectors learned from training interactions, float32 ``[N, C]``; DataError when there are none or no items."""
-        hint = "pass collaborative=... to TokenizerSource.of, for instance genrec.embeddings.collaborative.ppmi(...)"
+        hint = (
+            "give the recipe one more block, as in --set 'collaborative={ppmi: {dim: 64}}'; in Python pass "
+            "collaborative=... to TokenizerSource.of"
+        )
         return self._known("collaborative", "collaborative vectors", hint).vectors  # type: ignore[no-any-return]
 
     def histories(self) -> Histories:

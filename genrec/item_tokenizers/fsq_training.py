@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from genrec.item_tokenizers.quantizers.scalar import ScalarQuantizer
-from genrec.progress import ProgressBar
+from genrec.progress import ProgressBar, epoch_line
 from genrec.seeding import derive, torch_rng
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def train(x_ND: Floats, settings: FsqSettings, *, seed: int, progress: bool = Tr
             row = {"epoch": epoch, **_epoch(model, x, settings.batch_size, optimizer, order_rng), "floor": floor}
             history.append({k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in row.items()})
             if epoch % max(1, settings.epochs // 10) == 0:
-                _LOG.info("fsq %s", history[-1])
+                _LOG.info("%s", epoch_line("fsq", history[-1], settings.epochs))
     if history[-1]["loss"] > 0.99 * floor:
         _LOG.warning("the FSQ autoencoder reconstructs no better than the mean: its codes carry no information")
     return Trained(model.eval(), history)

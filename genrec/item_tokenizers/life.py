@@ -233,7 +233,10 @@ def _spread(
 
 
 _NEW_VERSION = "fit a new version of the item tokenizer (more levels or larger ones) and train the model again"
-_ADVICE = f"append these items with by='neighbour', or leave them out; for room at every prefix {_NEW_VERSION}"
+_ADVICE = (
+    "append these items beside others that are like them (--by neighbour, in Python by='neighbour'), or leave them out; "
+    f"for room at every prefix {_NEW_VERSION}"
+)
 
 
 def _full(new: TokenizerSource, rows: Ints, why: str) -> DataError:

@@ -26,7 +26,7 @@ from genrec.item_tokenizers.rqvae_losses import (
 )
 from genrec.item_tokenizers.rqvae_model import RqVaeModel
 from genrec.item_tokenizers.rqvae_settings import RqVaeSettings
-from genrec.progress import ProgressBar
+from genrec.progress import ProgressBar, epoch_line
 from genrec.seeding import derive, torch_rng
 
 Floats = npt.NDArray[np.float32]
@@ -94,7 +94,7 @@ def train(
             row["revived"] = revive(run.model, run.x, run.optimizer, run.revive_rng)
         history.append({k: _rounded(v) for k, v in row.items()})
         if epoch % max(1, settings.epochs // 10) == 0:
-            _LOG.info("rqvae %s", history[-1])
+            _LOG.info("%s", epoch_line("rqvae", history[-1], settings.epochs))
     if history[-1]["reconstruction"] > 0.99 * floor:
         _LOG.warning("the RQ-VAE reconstructs no better than predicting the mean: its codes carry no information")
     return Trained(run.model.eval(), history, report)

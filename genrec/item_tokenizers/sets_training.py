@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from genrec.progress import ProgressBar
+from genrec.progress import ProgressBar, epoch_line
 from genrec.seeding import derive, torch_rng
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def train(
         row = {"epoch": epoch, "reconstruction": found, "floor": floor}
         history.append({k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in row.items()})
         if epoch % max(1, settings.epochs // 10) == 0:
-            _LOG.info("setrec %s", history[-1])
+            _LOG.info("%s", epoch_line("setrec", history[-1], settings.epochs))
     if floor > 0 and history[-1]["reconstruction"] > 0.99 * floor:
         _LOG.warning("setrec reconstructs no better than the mean: its semantic slots carry no information")
     return Trained(model.eval(), history)

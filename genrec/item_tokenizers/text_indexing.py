@@ -211,7 +211,7 @@ class Category(Indexing):
         if field not in catalog.fields:
             raise DataError(
                 f"field {field!r} is not in the catalog; fields: {', '.join(catalog.fields)}",
-                hint="name the field that holds the categories",
+                hint="name the one that holds the categories: field: NAME (--set tokenizer.field=NAME)",
             )
         values = ([v] if isinstance(v, str) else v for v in catalog.fields[field])
         return [[name for part in value or () if (name := clean_text(str(part)))] for value in values]

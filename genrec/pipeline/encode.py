@@ -31,6 +31,7 @@ from genrec.pipeline.encode_shards import (
     Plan,
     ShardEncoder,
     Work,
+    begun,
     check_same_files,
     file_states,
     missing,
@@ -75,7 +76,10 @@ class EncodeSettings:
         if (self.tokenizer is None) == (self.fit is None):
             raise ConfigError("expected either a fitted item tokenizer or the settings of one to fit")
         if bool(self.text) != (self.model is not None):
-            raise ConfigError("text and model go together: the parts of an item's text, and what embeds it")
+            raise ConfigError(
+                "text and model go together: the parts of an item's text, and what embeds it",
+                hint="give both --text and --model, or neither",
+            )
         if self.text and self.vector_column:
             raise ConfigError("expected either vector_column or text, got both")
         if self.engine not in ("local", "ray"):
@@ -257,7 +261,7 @@ class _Job:
     def _check_begun_with(self, tokenizer: ItemTokenizer) -> None:
         """Raise ConfigError, before anything is replaced, where shards were begun with another item tokenizer."""
         plan = self.out / "shards" / PLAN
-        if not plan.exists():
+        if not begun(plan.parent):
             return
         with tempfile.TemporaryDirectory(dir=self.out) as place:
             tokenizer.save(Path(place) / "item_tokenizer")

@@ -61,7 +61,7 @@ class Plan:
         Raises ConfigError where other work was begun, DataError where an input file has changed since.
         """
         now = self._to_json()
-        if (folder / PLAN).exists():
+        if begun(folder):
             then = artifacts.load_json(folder / PLAN)
             _check_same_work(folder, then["work"], now["work"])
             check_same_files(then["files"], now["files"])
@@ -86,6 +86,11 @@ class Plan:
             "files": files,
             "groups": [[numbers[str(group.file)], group.number, group.n_rows] for group in self.groups],
         }
+
+
+def begun(folder: Path) -> bool:
+    """Whether some shard of a plan is there; a plan alone has nothing to lose (internal)."""
+    return (folder / PLAN).exists() and any(folder.glob("*.parquet"))
 
 
 _AGAIN = "--overwrite starts over (overwrite=True in Python)"

@@ -63,6 +63,10 @@ class Stage:
     with_defaults: Callable[[dict[str, Any]], dict[str, Any]] = lambda older: older
 
 
+WILL_FAIL = "; it will fail: "
+"""What stands between the reason of a planned stage and what it lacks."""
+
+
 @dataclass(frozen=True)
 class Planned:
     """A stage with what the plan says about it."""
@@ -199,7 +203,7 @@ def plan(folder: Path, stages: Sequence[Stage]) -> list[Planned]:
             try:
                 stage.check()
             except GenrecError as error:
-                reason = f"{reason}; it will fail: {error}"
+                reason = f"{reason}{WILL_FAIL}{error}"
         planned.append(Planned(stage, status, reason, cost))
     return planned
 

@@ -206,6 +206,14 @@ def test_a_folder_of_another_job_is_refused(shop, items, tmp_path):
         encode_items(items, tmp_path / "out", EncodeSettings(tokenizer=tmp_path / "other"))
 
 
+def test_a_call_that_made_nothing_does_not_block_the_folder(shop, items, tmp_path):
+    for name, vectors in (("narrow", shop[1][:, :3]), ("right", shop[1])):
+        in_memory(shop, SMALL, vectors)[0].save(tmp_path / name)
+    with pytest.raises(DataError, match="expected"):
+        encode_items(items, tmp_path / "out", EncodeSettings(tokenizer=tmp_path / "narrow"))
+    assert len(encode_items(items, tmp_path / "out", EncodeSettings(tokenizer=tmp_path / "right")).codes) == N
+
+
 def test_a_damaged_or_exchanged_shard_is_noticed(items, tmp_path):
     out, settings = tmp_path / "out", EncodeSettings(fit=SMALL)
     encode_items(items, out, settings)

@@ -169,9 +169,18 @@ def test_what_a_new_fit_cannot_tell_is_said(genrec: Call, make_run: Make, tmp_pa
         (["nowhere"], "nowhere: no codes there", "give a run folder"),
         (["run/embeddings"], "expected codes or a run folder, got 'embeddings'", "give the run folder: "),
         (["file.json"], "a file, expected codes", "genrec audit "),
-        (["run", "--catalog", "other/catalog"], "the catalog is of catalog", "give what belongs to the codes"),
-        (["run", "--vectors", "other/embeddings"], "the vectors is of catalog", "two catalogs cannot be mixed"),
-        (["run", "--split", "other/split"], "the split is of catalog", "two catalogs cannot be mixed"),
+        (
+            ["run", "--catalog", "other/catalog"],
+            "catalog and codes are of two catalogs",
+            "give what belongs to the codes",
+        ),
+        (
+            ["run", "--vectors", "other/embeddings"],
+            "vectors and codes are of two catalogs",
+            "two catalogs cannot be mixed",
+        ),
+        (["run", "--html", "run"], "--html: ", "identifiers.html"),
+        (["run", "--split", "other/split"], "split and codes are of two catalogs", "two catalogs cannot be mixed"),
         (["run", "--vectors", "nothing"], "nothing", "expected"),
     ],
 )

@@ -96,7 +96,7 @@ def test_new_items_get_rows_like_the_old_ones(genrec: Call, finished: Path, tmp_
         (["nowhere", "--kind", "ngram"], "nowhere: no codes there"),
         (["bare", "--kind", "ngram"], "no catalog beside the codes"),
         (["run", "--kind", "ngram", "--catalog", "other/catalog"], "codes belong to catalog"),
-        (["run", "--kind", "ngram", "--split", "other/split"], "the split is of catalog"),
+        (["run", "--kind", "ngram", "--split", "other/split"], "split and codes are of two catalogs"),
         (["run", "--kind", "ngram", "--n", "0"], "n: expected 1 or more, got 0"),
     ],
 )

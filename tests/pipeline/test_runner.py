@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from genrec import artifacts
+from genrec.cli.console import estimate_table
 from genrec.errors import ArtifactError, ConfigError
 from genrec.pipeline import runner
 from genrec.pipeline.runner import Stage
@@ -149,7 +150,10 @@ def test_what_a_stage_lacks_is_said_before_any_runs_unless_it_ran_before(tmp_pat
     calls: list[str] = []
     stages = chain(calls)
     stages[2] = replace(stages[2], check=lacking)
-    assert runner.plan(tmp_path, stages)[2].reason == "after b; it will fail: no such file"
+    planned = runner.plan(tmp_path, stages)
+    assert planned[2].reason == "after b; it will fail: no such file"
+    told = estimate_table(planned, tmp_path).splitlines()
+    assert told[4].endswith("after b, and will fail") and told[-1] == "c will fail: no such file"
     with pytest.raises(ConfigError, match="no such file"):
         runner.run(tmp_path, stages, silent)
     assert calls == []

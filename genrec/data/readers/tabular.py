@@ -67,7 +67,7 @@ def _columns(settings: ReaderSettings) -> Columns:
 def _check_items(path: Path, names: list[str], settings: ReaderSettings) -> None:
     for name in (settings.item_column or "item_id", settings.title_column or "title"):
         if name not in names:
-            advice = "name the columns in the settings item_column and title_column"
+            advice = "name the columns: item_column and title_column of the reader (--item-column, --title-column)"
             raise DataError(
                 f"{path}, line 1, field 'header': column {name!r} is missing; found " + ", ".join(names),
                 hint=wrong_delimiter(names) or advice,
