@@ -35,7 +35,8 @@ p { margin: 4px 0 10px; max-width: 78ch; } .soft { color: var(--soft); } .bad { 
 svg { display: block; width: 100%; max-width: 860px; height: auto; margin: 8px 0; }
 svg text { fill: var(--ink); font-size: 13px; } svg text.small { fill: var(--soft); font-size: 11px; }
 svg text.halo { font-weight: 600; paint-order: stroke; stroke: var(--page); stroke-width: 3px; }
-svg .own { fill: var(--codes); } svg .dead { fill: var(--bad); } svg .rule { stroke: var(--rule); }
+svg .own { fill: var(--codes); } svg .dead { fill: var(--bad); } svg .unused { fill: none; }
+svg .rule { stroke: var(--rule); }
 svg .dashed { stroke: var(--soft); stroke-dasharray: 4 4; } svg circle { fill-opacity: .8; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabular-nums; }
 th, td { padding: 3px 12px 3px 0; text-align: right; vertical-align: top; border-bottom: 1px solid var(--rule); }
@@ -79,6 +80,8 @@ _BY_CHANCE = (
         ("neighbour_prefix_rate", "pair_prefix_rate"),
     ),
 )
+_SHARED = 5
+"""Prefix lengths of the picture of shared prefixes."""
 _SIZES = ((1, 1), (2, 2), (3, 3), (4, 4), (5, 9), (10, 19), (20, None))
 
 
@@ -155,7 +158,7 @@ def _pictures(
     found.append(_section("Collisions", "Share of the items whose identifier has so many items.", picture))
     by_chance = controls(codes, reports_seed(columns)).random
     alone = {"codes": alone_by_depth(codes), "random": alone_by_depth(by_chance)}
-    depths = [f"{n + 1}" for n in range(codes.n_levels)]
+    depths = [f"{n + 1}" for n in range(min(codes.n_levels, 2 * plots.LEVELS))]
     picture = plots.bars(depths, alone, "share of items alone, by number of codes", _percent)
     found.append(_section("Prefix depth needed", "Share of the items that are alone under their first codes.", picture))
     for title, text, names in _BY_CHANCE:
@@ -192,7 +195,7 @@ def _series(
     for key, value in own.items():
         if key.partition("@")[0] not in names or value is None:
             continue
-        levels = range(len(value)) if isinstance(value, list) else [None]
+        levels = range(min(len(value), _SHARED)) if isinstance(value, list) else [None]
         for level in levels:
             told = key.replace("_", " ").replace(" rate", "").replace(" prefix", "")
             labels.append(told if level is None else f"{told}, {level + 1}")
@@ -215,7 +218,8 @@ def _examples(subject: Subject, titles: Sequence[str], category_field: str, seed
         drawn = generator.permutation(items)[:6].tolist()
         chief = _chief_category([paths[n] for n in items.tolist()]) if paths is not None else ""
         lines = "".join(f"<li>{escape(cut(titles[n] or '(no title)', 90))}</li>" for n in drawn)
-        cards.append(f'<div><b>&lt;{code}&gt;</b> <span class="soft">{len(items):,} items{chief}</span>'
+        name = escape(plots.name_of(subject.codes, code))
+        cards.append(f'<div><b>{name}</b> <span class="soft">{len(items):,} items{chief}</span>'
                      f"<ul>{lines}</ul></div>")  # fmt: skip
     text = (
         "Six items each of the largest first codes, drawn at random. Items of one code should have something in common."

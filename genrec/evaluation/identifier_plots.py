@@ -17,6 +17,8 @@ from genrec.metrics.codes_usage import prefix_numbers
 from genrec.seeding import rng
 
 WIDTH = 760
+LEVELS = 8
+"""Levels that are drawn; identifiers of words have dozens."""
 _CELLS = 256
 _LEFT, _RIGHT = 64, 12
 Texts = Sequence[str]
@@ -43,11 +45,13 @@ def cut(text: str, size: int) -> str:
 def usage_map(codes: ItemCodes) -> str:
     """Levels x codes: the darker, the more items a code has; dead codes stand out (experimental).
 
-    A level of more than 256 codes is drawn in 256 pieces of neighbouring codes; a piece is dead if all are.
+    A level of more than 256 codes is drawn in 256 pieces of neighbouring codes; a piece is dead if all are. Codes that
+    are words or nodes of a tree are not dead where they do not occur: each has its own levels.
     """
     strip, gap, inner = 30, 24, WIDTH - _LEFT - _RIGHT
+    unused = ("dead", "dead") if not (codes.shared_vocabulary and codes.ragged) else ("unused", "not used")
     body = []
-    for level, count_K in enumerate(codes.level_counts()):
+    for level, count_K in enumerate(codes.level_counts()[:LEVELS]):
         top = 4 + level * (strip + gap)
         pieces = np.array_split(count_K, min(len(count_K), _CELLS))
         mean = np.array([piece.mean() for piece in pieces])
@@ -58,7 +62,7 @@ def usage_map(codes: ItemCodes) -> str:
         for n, piece in enumerate(pieces):
             name = f"code {first}" if len(piece) == 1 else f"codes {first} to {first + len(piece) - 1}"
             items = int(piece.sum())
-            fill = 'class="dead"' if items == 0 else f'class="own" fill-opacity="{0.08 + 0.92 * shade[n]:.2f}"'
+            fill = f'class="{unused[0]}"' if items == 0 else f'class="own" fill-opacity="{0.08 + 0.92 * shade[n]:.2f}"'
             body.append(
                 f'<rect x="{_LEFT + n * width:.2f}" y="{top}" width="{width + 0.05:.2f}" height="{strip}" {fill}>'
                 f"<title>level {level + 1}, {name}: {items:,} items</title></rect>"
@@ -66,14 +70,24 @@ def usage_map(codes: ItemCodes) -> str:
             first += len(piece)
         dead = int((count_K == 0).sum())
         body.append(_text(_LEFT, top + strip + 13, "0", small=True))
-        told = f"{len(count_K):,} codes, {dead:,} dead, most used {int(count_K.max()):,} items"
+        told = f"{len(count_K):,} codes, {dead:,} {unused[1]}, most used {int(count_K.max()):,} items"
         body.append(_text(WIDTH - _RIGHT, top + strip + 13, told, "end", small=True))
-    return svg(4 + codes.n_levels * (strip + gap), "".join(body), "items per code, level by level")
+    drawn = min(codes.n_levels, LEVELS)
+    if drawn < codes.n_levels:
+        told = f"levels {drawn + 1} to {codes.n_levels} are not drawn"
+        body.append(_text(_LEFT, drawn * (strip + gap) + 18, told, small=True))
+    height = 4 + drawn * (strip + gap) + 20 * (drawn < codes.n_levels)
+    return svg(height, "".join(body), "items per code, level by level")
+
+
+def name_of(codes: ItemCodes, code: int) -> str:
+    """A first code as pictures name it: its text, where it has one (internal)."""
+    return cut(codes.pieces[code].strip(), 14) if codes.pieces and codes.pieces[code].strip() else f"<{code}>"
 
 
 def load_curves(codes: ItemCodes) -> str:
     """Items per code, the most used first, one line a level; relative to an even load (experimental)."""
-    counts = codes.level_counts()
+    counts = codes.level_counts()[:LEVELS]
     curves = [np.sort(count_K)[::-1] / max(count_K.mean(), 1e-9) for count_K in counts]
     top = float(np.ceil(max(min(curve[0], 20.0) for curve in curves)))
     height, low = 230, 190
@@ -107,7 +121,7 @@ def tree(codes: ItemCodes, titles: Texts | None, *, rows: int = 24) -> str:
     body = []
     for row, code in enumerate(shown.tolist()):
         top, items = 4 + row * line, np.flatnonzero(first_N == code)
-        body.append(_text(bar_left - 8, top + 13, f"<{code}>", "end"))
+        body.append(_text(bar_left - 8, top + 13, name_of(codes, code), "end"))
         body.append(_text(bar_left - 8, top + 26, f"{len(items):,} items", "end", small=True))
         scale = bar * len(items) / size_K[shown[0]]
         for depth in range(1, min(3, codes.n_levels)):
@@ -181,8 +195,8 @@ def projection(
     for code, colour, start, end in zip(largest, COLOURS, ends[:-1], ends[1:], strict=False):
         if end > start:
             body.append(_dots(colour, 3.0, range(start, end), (x, y), rows, first_N, titles))
-            labels.append(_text(float(np.median(x[start:end])), float(np.median(y[start:end])), f"<{code}>", "middle",
-                                halo=True))  # fmt: skip
+            place = float(np.median(x[start:end])), float(np.median(y[start:end]))
+            labels.append(_text(*place, name_of(codes, code), "middle", halo=True))
     told = f"first two principal components ({100 * share:.0f} % of the variance), {len(rows):,} items"
     return svg(size + 18, "".join([*body, *labels]) + _text(WIDTH - margin, size + 12, told, "end", small=True), told)
 
@@ -219,7 +233,7 @@ def bars(
     width = min(0.88 * group / max(len(series), 1), 54)
     body = [f'<line x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{low}" y2="{low}" class="rule"/>']
     for n, name in enumerate(labels):
-        middle = _LEFT + (n + 0.5) * group
+        middle, before = _LEFT + (n + 0.5) * group, ""
         body.append(_text(middle, low + 16, name, "middle", small=True))
         for m, (kind, values) in enumerate(series.items()):
             value = values[n]
@@ -231,7 +245,8 @@ def bars(
                 f'<rect x="{x + 1:.1f}" y="{low - tall:.1f}" width="{width - 2:.1f}" height="{max(tall, 0.5):.1f}" '
                 f'style="fill:var(--{kind})"><title>{escape(f"{kind}, {name}: {text(value)}")}</title></rect>'
             )
-            if width > 20 and value > 0 and (m == 0 or width > 36 or value > 0.04 * top):
+            same, before = text(value) == before, text(value)
+            if width > 20 and value > 0 and (m == 0 or width > 36 or (value > 0.04 * top and not same)):
                 body.append(_text(x + width / 2, low - tall - 4, text(value), "middle", small=True))
     body.append(_legend(list(series), [f"var(--{kind})" for kind in series], low + 36))
     return svg(low + 46, "".join(body), label)

@@ -234,8 +234,8 @@ def _spread(
 
 _NEW_VERSION = "fit a new version of the item tokenizer (more levels or larger ones) and train the model again"
 _ADVICE = (
-    "append these items beside others that are like them (--by neighbour, in Python by='neighbour'), or leave them out; "
-    f"for room at every prefix {_NEW_VERSION}"
+    "append these items beside others that are like them (--by neighbour, in Python by='neighbour'), or leave them "
+    f"out; for room at every prefix {_NEW_VERSION}"
 )
 
 

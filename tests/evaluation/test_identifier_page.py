@@ -2,6 +2,7 @@
 
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -149,3 +150,15 @@ def test_bars_are_as_tall_as_their_values():
         float(h) for h in re.findall(r'height="([\d.]+)" style="fill:var\(--(?:codes|random)\)"><title>', picture)
     ]
     assert heights == pytest.approx([148 / 2, 148 / 4, 148])
+
+
+def test_words_are_named_and_not_dead_and_of_many_levels_the_first_are_drawn():
+    lengths = np.array([11, 2, 3], np.uint8)
+    rows = np.where(np.arange(11) < lengths[:, None], np.arange(3)[:, None], 0)
+    words = ItemCodes(rows, (4,) * 11, "c" * 32, lengths, True, pieces=("Oil", "<b>", "Soap", "x"))
+    picture = plots.usage_map(words)
+    assert 'class="dead"' not in picture and "1 not used" in picture
+    assert "level 8" in picture and "level 9," not in picture and "levels 9 to 11 are not drawn" in picture
+    assert "level 9" not in plots.load_curves(words)
+    assert "Soap" in plots.tree(words, None) and "&lt;b&gt;" in plots.tree(words, None)
+    assert plots.name_of(words, 0) == "Oil" and plots.name_of(replace(words, pieces=()), 2) == "<2>"
