@@ -181,7 +181,7 @@ def run_script(words: list[str], folder: Path) -> None:
 
 def launched(words: list[str]) -> list[str]:
     """The launcher's own words of a command that trains in several processes."""
-    script = words.index("train/finetune.py")
+    script = next(at for at, word in enumerate(words) if word.startswith("train/") and word.endswith(".py"))
     names = {"torchrun": ["torch.distributed.run"], "accelerate": ["accelerate.commands.launch"]}
     return names[words[0]] + [word for word in words[1:script] if word != "launch"]
 
@@ -201,7 +201,9 @@ def check_command(command: str, place: Path) -> Path:
     elif words[0] == "cd":
         return place / words[1]
     elif words[0] in ("torchrun", "accelerate"):
-        lines = module("tests/training/test_script.py").LAUNCHERS.values()
+        script = next(word for word in words if word.startswith("train/") and word.endswith(".py"))
+        tested = {"train/align_lora.py": "test_align_script"}.get(script, "test_script")
+        lines = module(f"tests/training/{tested}.py").LAUNCHERS.values()
         # a port of 0: tests may run side by side
         known = [[word for word in line if word not in ("--main_process_port", "0")] for line in lines]
         assert launched(words) in known, command

@@ -108,17 +108,20 @@ def extend_rows(
 
     init: how item tokens start, see :func:`genrec.vocab.new_rows.start_new_rows`: ``mean``, normal with the mean and
     covariance of the old rows; ``codebooks``, through a linear map that gives the codebooks that mean and covariance;
-    ``text``, the mean row of the text tokens of the items with the code. An output table of its own starts in the same
-    way from its own old rows. codes: for ``codebooks`` and ``text``. texts: of every item, for ``text``.
+    ``text``, the mean row of the text tokens of the items with the code, or of the code's own text where identifiers
+    are text (titles). An output table of its own starts in the same way from its own old rows. codes: for
+    ``codebooks`` and ``text``. texts: of every item, for ``text``.
 
     Raises ConfigError for an init without what it needs. Stability: experimental.
     """
     if init not in ("mean", "codebooks", "text"):
         raise ConfigError(f"init: expected 'mean', 'codebooks' or 'text', got {init!r}")
-    if (init != "mean" and codes is None) or (init == "text" and texts is None):
+    if (init != "mean" and codes is None) or (init == "text" and texts is None and not (codes and codes.pieces)):
         raise ConfigError(f"init: {init!r} needs codes{' and texts' if init == 'text' else ''}")
     grow_tables(model, vocabulary.token_map)
-    tokens = None if texts is None or init != "text" else vocabulary.encode_texts(texts)
+    tokens = None
+    if init == "text" and codes is not None:
+        tokens = vocabulary.encode_pieces(codes.pieces) if codes.pieces else vocabulary.encode_texts(texts or ())
     for table in tables_of(model):
         start_new_rows(table, vocabulary.token_map, init=init, seed=seed, codes=codes, texts=tokens)
     if init == "codebooks" and codes is not None and not codes.codebooks:

@@ -17,11 +17,13 @@ from genrec.models.backbone import T5Settings
 from genrec.models.pretrained import PretrainedSettings, pretrained_files
 from genrec.pipeline.recipe import PipelineRecipe
 from genrec.pipeline.runner import Estimate
+from genrec.prompts.tasks import load_task
 
 BASE = 7e8  # bytes of a process with torch and transformers loaded
 MINILM_FLOPS = 2 * 1.06e7 * 30  # per text: weights x tokens of a usual title with brand and category
 TRAIN_SHARE = 0.75  # of the events; the rest is valid and test
 HUB_MODEL = 2_400_000_000  # bytes of a pretrained model that is not here
+TASK_WORDS = 40  # tokens of an example's own words and texts
 EFFICIENCY = 0.35  # share of a large matrix product's speed that small layers reach
 
 
@@ -133,12 +135,26 @@ class Costs:
             tokens = TRAIN_SHARE * events * levels * min(6, train.max_items)
         elif isinstance(model, PretrainedSettings):  # taken for a decoder with weights in float32
             weights = (sum(pretrained_files(model).values()) or HUB_MODEL) // 4
-            tokens = TRAIN_SHARE * events * levels
+            tokens = self._task_tokens(levels) or TRAIN_SHARE * events * levels
         else:
             weights = model.n_layers * (4 * model.hidden_size**2 + 3 * model.hidden_size * model.d_ff)
             tokens = TRAIN_SHARE * events * levels
         seconds = train.epochs * 6 * weights * tokens / self.flops
         return Estimate(1.2 * seconds, BASE + 40.0 * weights + 2e4 * train.batch_size * levels * train.max_items)
+
+    def _task_tokens(self, levels: int) -> float:
+        """Tokens of an epoch of alignment tasks: examples of some words and half a history; 0 without such tasks."""
+        mixture = self.recipe.alignment
+        if mixture is None:
+            return 0
+        items, users, events = self.sizes
+        rows = {"items": items, "users": users, "steps": TRAIN_SHARE * events}
+        each = TASK_WORDS + levels * min(6, mixture.max_items)
+        if mixture.samples_per_epoch is not None:
+            return mixture.samples_per_epoch * each
+        kinds = [load_task(task.task, task.template).template.header.rows for task in mixture.tasks]
+        counts = [t.samples or (t.share or 1.0) * rows[kind] for t, kind in zip(mixture.tasks, kinds, strict=True)]
+        return each * sum(counts)
 
     def evaluate(self) -> Estimate:
         """A beam search per test user: about as many tokens as beams times levels."""

@@ -121,23 +121,38 @@ class Started:
 
 def started(folder: Path, recipe: PipelineRecipe) -> Started:
     """The data, and the model as it is before the first step (internal)."""
-    settings, seed = recipe.model, recipe.seed
-    if not isinstance(settings, PretrainedSettings):
-        data = _training_data(folder, recipe)
-        model = build(settings, data.token_map, seed=seed)
-        if recipe.token_init == "codebooks":
-            weight = model.get_input_embeddings().weight
-            start_from_codebooks(weight, data.token_map, data.codes.codebooks, seed=seed)
-        return Started(data, model)
-    codes = ItemCodes.load(folder / "codes")
-    vocabulary = extend_vocabulary(load_tokenizer(settings.path), codes, n_user_tokens=recipe.n_user_tokens)
-    data = _training_data(folder, recipe, vocabulary.token_map.base)
-    model = load_pretrained(settings, seed=seed)
-    texts = _item_texts(folder, recipe) if recipe.token_init == "text" else None
+    if isinstance(recipe.model, PretrainedSettings):
+        vocabulary = text_vocabulary(folder, recipe)
+        return ready(folder, recipe, language_model(folder, recipe, vocabulary), vocabulary)
+    data = _training_data(folder, recipe)
+    model = build(recipe.model, data.token_map, seed=recipe.seed)
+    if recipe.token_init == "codebooks":
+        weight = model.get_input_embeddings().weight
+        start_from_codebooks(weight, data.token_map, data.codes.codebooks, seed=recipe.seed)
+    return Started(data, model)
+
+
+def text_vocabulary(folder: Path, recipe: PipelineRecipe) -> TextVocabulary:
+    """The pretrained model's text tokenizer, with a token for every code and for users (internal)."""
+    assert isinstance(recipe.model, PretrainedSettings)
+    tokenizer, codes = load_tokenizer(recipe.model.path), ItemCodes.load(folder / "codes")
+    return extend_vocabulary(tokenizer, codes, n_user_tokens=recipe.n_user_tokens)
+
+
+def language_model(folder: Path, recipe: PipelineRecipe, vocabulary: TextVocabulary) -> Any:
+    """The pretrained model with a row for every token; with ``lora``, frozen and inside its adapters (internal)."""
+    assert isinstance(recipe.model, PretrainedSettings)
+    codes, seed = ItemCodes.load(folder / "codes"), recipe.seed
+    model = load_pretrained(recipe.model, seed=seed)
+    texts = _item_texts(folder, recipe) if recipe.token_init == "text" and not codes.pieces else None
     init: RowInit = "mean" if recipe.token_init == "random" else recipe.token_init
     extend_rows(model, vocabulary, init=init, seed=seed, codes=codes, texts=texts)
-    if recipe.lora is not None:
-        model = add_lora(model, vocabulary.token_map, recipe.lora, seed=seed)
+    return model if recipe.lora is None else add_lora(model, vocabulary.token_map, recipe.lora, seed=seed)
+
+
+def ready(folder: Path, recipe: PipelineRecipe, model: Any, vocabulary: TextVocabulary) -> Started:
+    """A pretrained model with the run's data, its tasks, and the prompt that it will be asked with (internal)."""
+    data = _training_data(folder, recipe, vocabulary.token_map.base)
     tasks = alignment.tasks_of(folder, recipe, vocabulary)
     prompts = None if tasks is None else task_prompts(tasks, task_encoder(model, data, tasks))
     return Started(data, model, vocabulary, tasks, prompts)

@@ -107,8 +107,9 @@ def start_new_rows(
 
     init: ``mean`` (:func:`drawn_rows`), ``codebooks`` (:func:`codebook_rows`; levels without a codebook and user tokens
     as ``mean``) or ``text`` (:func:`text_rows`; codes without items and user tokens as ``mean``). codes: for the last
-    two. texts: token ids of the text of every item. Raises DataError for codebooks of several levels that share
-    their tokens, and for another number of texts than items.
+    two. texts: token ids of the text of every item; for identifiers that are text (``codes.pieces``), of every piece,
+    whose own mean its row is then. Raises DataError for codebooks of several levels that share their tokens, and for
+    another number of texts.
     """
     first, last = token_map.first_item_id, token_map.vocab_size
     old_OD = table_VD[:first].detach()
@@ -120,8 +121,9 @@ def start_new_rows(
     if token_map.shared_vocabulary and len(books) > 1:
         raise DataError("codebooks: levels that share their tokens can start from one codebook only, got several")
     rows_NL = codes.as_int()
-    if texts is not None and len(texts) != len(rows_NL):
-        raise DataError(f"texts: expected one for each of {len(rows_NL)} items, got {len(texts)}")
+    n_texts, what = (len(codes.pieces), "pieces") if codes.pieces else (len(rows_NL), "items")
+    if texts is not None and len(texts) != n_texts:
+        raise DataError(f"texts: expected one for each of {n_texts} {what}, got {len(texts)}")
     shared = token_map.shared_vocabulary
     for level, size in enumerate(token_map.level_sizes[:1] if shared else token_map.level_sizes):
         start = token_map.level_offset[level]
@@ -129,7 +131,7 @@ def start_new_rows(
             table_VD[start : start + size] = codebook_rows(old_OD, books[level]).to(table_VD)
         if init == "text":
             assert texts is not None
-            column_N = rows_NL.T.ravel() if shared else rows_NL[:, level]
-            found_KD, any_K = text_rows(old_OD, column_N, size, list(texts) * (len(column_N) // len(rows_NL)))
+            column_N = np.arange(size) if codes.pieces else rows_NL.T.ravel() if shared else rows_NL[:, level]
+            found_KD, any_K = text_rows(old_OD, column_N, size, list(texts) * (len(column_N) // n_texts))
             part_KD = table_VD[start : start + size]
             part_KD[any_K] = found_KD[any_K].to(table_VD)

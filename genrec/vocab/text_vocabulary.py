@@ -52,6 +52,16 @@ class TextVocabulary:
         found = self._text_only.encode_batch(clean, add_special_tokens=False)
         return [self._checked(text, encoding) for text, encoding in zip(clean, found, strict=True)]
 
+    def encode_pieces(self, pieces: Sequence[str]) -> list[list[int]]:
+        """Ids of the pieces of text identifiers: a token of the text tokenizer is itself, others are text (internal).
+
+        ``▁`` stands for the space before a word, as in SentencePiece.
+        """
+        known, allowed = self.tokenizer.get_vocab(), self.token_map.first_item_id
+        texts = self.encode_texts([piece.replace("▁", " ") for piece in pieces])
+        own = [known.get(piece, allowed) for piece in pieces]
+        return [[i] if i < allowed and i not in self._forbidden else text for i, text in zip(own, texts, strict=True)]
+
     def item_ids(self, codes: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """Token ids of identifiers, int64 ``[..., M]``; see :meth:`TokenMap.token_ids`."""
         return self.token_map.token_ids(codes)

@@ -128,6 +128,22 @@ def test_levels_that_share_tokens_start_from_all_their_items():
     torch.testing.assert_close(row, before[0][words[0] + words[1]].mean(0))
 
 
+@pytest.mark.parametrize("kind", ["qwen3", "qwen2", "t5"])
+def test_pieces_of_titles_start_as_the_rows_of_the_text_tokenizers_own_pieces(kind):
+    _, words = tiny_text_model(kind)
+    own = sorted(set(words.tokenize("red wool scarf")))
+    pieces = (*own, "\u2581zebra", "</s>", "<|im_end|>")  # not in the vocabulary; more than text in one of both
+    rows = [[at, (at + 1) % len(pieces)] for at in range(len(pieces))]
+    codes = ItemCodes.from_int(rows, (len(pieces),) * 2, "c", shared_vocabulary=True, pieces=pieces)
+    model, vocabulary, before = extended(kind, codes, init="text", spare_rows=200)
+    first = vocabulary.token_map.first_item_id
+    for old, new in zip(before, tables_of(model), strict=True):
+        for at, piece in enumerate(own):
+            torch.testing.assert_close(new[first + at], old[words.convert_tokens_to_ids(piece)])
+        for at, text in enumerate((" zebra", "</s>", "<|im_end|>"), len(own)):
+            torch.testing.assert_close(new[first + at], old[vocabulary.encode_text(text)].mean(0))
+
+
 def test_starts_without_what_they_need_are_refused():
     for options, error, said in (
         ({"init": "none"}, ConfigError, "init: expected"),
