@@ -110,7 +110,7 @@ def said(report: dict[str, Any]) -> str:
         lines.append(f"{report['n_longer']:,} pieces of two codes or more; "
                      f"{report['items_of_one_piece']:,} items are one piece")  # fmt: skip
     for table in report["tables"]:
-        if table["hashed"]:
+        if table["hashed"] and table["sharing_a_row"]:
             lines.append(f"! levels {table['first'] + 1} to {table['end']}: hashed into {table['size']:,} rows; "
                          f"{table['sharing_a_row']:,} of {table['groups']:,} groups share a row")  # fmt: skip
     return "\n".join(lines)

@@ -58,7 +58,7 @@ SHORT = frozenset(
 RAW = "collisions before the policy"
 HELD_OUT = "held-out targets (never choose by these)"
 ARROWS = {"higher": "↑", "lower": "↓", "neither": " "}
-_AT_ONCE = 4
+_AT_ONCE, _MOST = 4, 12
 _PREFIXES = ("raw.", "held_out.")
 
 
@@ -196,11 +196,13 @@ def number(value: Any) -> str:
 
 
 def cell(value: Any) -> list[str]:
-    """A value as lines of at most four levels (internal)."""
+    """A value as lines of at most four levels; of more than twelve levels the first eight (internal)."""
     if not isinstance(value, list):
         return [number(value)]
     texts = [number(one) for one in value] or ["-"]
-    return [" / ".join(texts[n : n + _AT_ONCE]) for n in range(0, len(texts), _AT_ONCE)]
+    kept = texts if len(texts) <= _MOST else texts[: 2 * _AT_ONCE]
+    lines = [" / ".join(kept[n : n + _AT_ONCE]) for n in range(0, len(kept), _AT_ONCE)]
+    return lines if kept is texts else [*lines, f"and {len(texts) - len(kept)} more"]
 
 
 def reports_of_codes(reports: Mapping[str, IdentifierReport], **further: Any) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from genrec.evaluation.identifier_inputs import Subject, check_one_catalog
 from genrec.evaluation.identifiers import Figures, IdentifierReport, InspectSettings, inspect_codes
 
 CONTROL = "(random)"
+_LOOSE = 0.5
+"""Codes an item, from which on the vectors behind them say more of their number than of the codes."""
 _RAW = ("collision_rate", "collision_share", "largest_group", "traffic_share", "collision_pair_rate", "identifier_gini")
 
 
@@ -55,10 +57,24 @@ def notes_of_comparison(subjects: Sequence[Subject], reports: Mapping[str, Ident
         notes.append("the training parts differ: figures of behaviour cannot be compared")
     if len({tuple(context["level_sizes"]) for context in own}) > 1:
         notes.append("the level sizes differ: entropies, prefix rates and usage depend on them")
+    loose = [name for name, report in reports.items() if name != CONTROL and _codes_per_item(report) > _LOOSE]
+    if loose:
+        notes.append(
+            f"so many codes for so few items that their means follow the vectors whatever the codes mean: fidelity and "
+            f"hit rates of {', '.join(loose)} say little (`genrec inspect` shows random codes of the same sizes)"
+        )
     lost = [subject.name for subject in subjects if subject.raw is None and not subject.raw_is_same]
     if lost:
         notes.append(f"collisions before the policy are not known of {', '.join(lost)}")
     return notes
+
+
+def _codes_per_item(report: IdentifierReport) -> float:
+    """Codes in use, of all levels, for every item, where the vectors behind them are fitted to the items; else 0."""
+    if report.context["quantised"] != "implied":
+        return 0.0
+    shares = zip(report.figures["usage"], report.context["level_sizes"], strict=True)
+    return float(sum((share or 0.0) * size for share, size in shares)) / int(report.context["n_items"])
 
 
 def _raw_figures(subject: Subject, report: IdentifierReport) -> Figures:

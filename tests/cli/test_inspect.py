@@ -17,7 +17,8 @@ from genrec.evaluation.identifier_controls import controls
 from genrec.evaluation.identifier_inputs import load_subject
 from genrec.evaluation.identifier_refit import refitted
 from genrec.evaluation.identifier_remarks import remarks
-from genrec.evaluation.identifier_tables import ARROWS, GROUPS, SHORT, Row, base, best, inspect_table
+from genrec.evaluation.identifier_tables import ARROWS, GROUPS, SHORT, Row, base, best, cell, inspect_table
+from genrec.evaluation.identifier_tokenizers import notes_of_comparison
 from genrec.evaluation.identifiers import IdentifierReport, InspectSettings, inspect_codes
 from genrec.item_tokenizers.base import TokenizerSource
 from genrec.item_tokenizers.codes import ItemCodes
@@ -240,6 +241,21 @@ def test_remarks_name_what_is_in_the_danger_zone(
     reports = {"codes": report(**figures), "random": report(**chance)}
     assert list(remarks(reports)) == [key]
     assert f"! {remarks(reports)[key]}" in inspect_table(reports, every=True)
+
+
+def test_a_long_row_is_cut_in_tables() -> None:
+    assert cell([1, 2, 3, 4, 5]) == ["1 / 2 / 3 / 4", "5"]
+    assert cell(list(range(33))) == ["0 / 1 / 2 / 3", "4 / 5 / 6 / 7", "and 25 more"]
+
+
+def test_many_codes_for_few_items_are_noted() -> None:
+    context = {"quantised": "implied", "level_sizes": [30, 40], "n_items": 100, "data": {"vectors": "v", "train": "t"}}
+    few, many = report(usage=[0.5, 0.5]), report(usage=[0.5, 1.0])
+    reports = {name: IdentifierReport(r.figures, context) for name, r in (("few", few), ("many", many))}
+    (note,) = notes_of_comparison([], reports)
+    assert "hit rates of many say little" in note
+    known = {name: IdentifierReport(r.figures, context | {"quantised": "codebooks"}) for name, r in reports.items()}
+    assert notes_of_comparison([], known) == []
 
 
 def test_nothing_measured_is_no_remark() -> None:

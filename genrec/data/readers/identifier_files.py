@@ -69,7 +69,10 @@ def read_identifiers(path: str | Path) -> IdentifierFile:
     if first[1].lstrip()[:1] in ("{", "["):
         return _index_json(file, "\n".join([first[1], *(text for _, text in lines)]))
     rows = [first, *lines]
-    form = _sniff(text for _, text in rows[:_SNIFFED])
+    try:
+        form = _sniff(text for _, text in rows[:_SNIFFED])
+    except DataError as error:
+        raise DataError(f"{file}: {error}", hint=error.hint) from error
     split = {"token table": _of_table, "pieces": _of_pieces, "words": _of_words}[form]
     found: dict[str, tuple[str, ...]] = {}
     for number, text in rows:
@@ -96,6 +99,8 @@ def _sniff(texts: Iterator[str]) -> Form:
         return "token table"
     if sum("|" in text for text in sample) * 2 > len(sample):
         return "pieces"
+    if sum("," in text.split()[0] for text in sample) * 2 > len(sample):
+        raise DataError("lines of values between commas, expected identifiers", hint=_ADVICE)
     return "words"
 
 

@@ -57,7 +57,9 @@ def _find(settings: ReaderSettings, name: str | None, wanted: Wanted) -> Path | 
     """The file of this name, else the only match of the first pattern with a match, else None."""
     folder, what = settings.folder, wanted.what
     if not folder.exists():
-        raise DataError(f"{folder}: no such folder", hint=_get_it(wanted))
+        raise DataError(
+            f"{folder}: no such folder", hint=f"give the folder that holds the files; the {wanted.what}: {wanted.url}"
+        )
     if not folder.is_dir():
         raise DataError(f"{folder}: expected a folder, found a file", hint="give the folder as path")
     if name is not None:

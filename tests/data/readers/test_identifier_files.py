@@ -52,6 +52,7 @@ def test_gzip_is_read_as_what_it_holds(tmp_path):
         ('{"x": [""]}', "item 'x'"),
         ('{"x": ["<a_1>"], "x": ["<a_2>"]}', "item 'x': it has two entries"),
         ("B1 |a|b\nB2 |c\nB3 plain", "line 3: expected B00X |"),
+        ("sku,name\nB1,Nail file\nB2,Mud\n", "between commas"),
         ("B1 nail file\nB2 mud\nB1 sea", "line 3: item 'B1' has a line already"),
         ("<a_1><b_2>\ttitle\t\n", "line 1: expected <a_12>"),
     ],
