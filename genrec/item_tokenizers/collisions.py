@@ -88,7 +88,7 @@ def suffix(codes: ItemCodes, keys: Keys, *, limit: int = 256) -> Resolution:
     if largest > limit:
         raise DataError(
             f"{largest} items share one identifier, but the suffix level holds {limit}",
-            hint="look at level_usage in the report: collapsed codes? otherwise raise suffix_limit (encode: --suffix-limit)",
+            hint="look at level_usage in the report: collapsed codes? else raise suffix_limit (encode: --suffix-limit)",
         )
     order = np.lexsort((np.arange(len(codes)), keys, group_N))
     ordered = group_N[order]
