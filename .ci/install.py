@@ -1,7 +1,7 @@
 """Make a virtual environment with genrec in it (standard library only; `make` calls this).
 
-    python3 .ci/install.py --venv .venv --extras plots,pieces,fast,dev          # do it
-    python3 .ci/install.py --venv .venv --extras plots,pieces,fast,dev --print  # show the commands and stop
+    python3 .ci/install.py --venv .venv --extras plots,pieces,fast,serve,dev          # do it
+    python3 .ci/install.py --venv .venv --extras plots,pieces,fast,serve,dev --print  # show the commands and stop
 
 torch's default Linux wheel brings several gigabytes of CUDA packages. Where no NVIDIA GPU is found, set
 GENREC_TORCH_CPU to an index URL or to a folder of wheels, and torch is taken from there:
@@ -62,7 +62,7 @@ def main() -> int:
     """Install unless the environment is already up to date."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv", help="where the environment goes")
-    parser.add_argument("--extras", default="plots,pieces,fast,dev", help="comma-separated extras of pyproject.toml")
+    parser.add_argument("--extras", default="plots,pieces,fast,serve,dev", help="extras of pyproject.toml")
     parser.add_argument("--print", action="store_true", help="print the commands instead of running them")
     args = parser.parse_args()
     if sys.version_info < (3, 11):  # noqa: UP036 - this file runs before anything checks the version

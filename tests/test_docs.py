@@ -162,7 +162,7 @@ def installing() -> Iterator[list[str]]:
     """What the pages may say about installing: the steps of ``make install``, as one types them."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     index = "https://download.pytorch.org/whl/cpu"
-    for chosen in ("plots,fast", "embed,minilm"):
+    for chosen in ("plots,fast", "embed,minilm", "serve,fast"):
         assert set(chosen.split(",")) <= set(extras)
         for line in module(".ci/install.py").commands(Path(".venv"), chosen, gpu=False, cpu_wheels=index):
             short = [word.replace(f"{ROOT}/", "").replace(str(ROOT), ".") for word in line if word != "--quiet"]
@@ -192,6 +192,9 @@ def check_command(command: str, place: Path) -> Path:
     words = [w for w in shlex.split(command) if "=" not in w or w.startswith(("-", "torch=="))]
     if words[0] == "make":
         assert set(words[1:]) <= targets, command
+    elif words[:2] == ["genrec", "serve"] or words[0] == "curl":
+        pages = module("tests/serving/test_server.py").PAGE  # what runs them
+        assert command in pages.replace("\\\n", " "), command
     elif words[0] == "genrec":
         done = shell(place, *real(command, place))
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"

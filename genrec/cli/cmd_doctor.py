@@ -29,6 +29,7 @@ EXTRAS = {
     "plots": ("matplotlib", "the figures of a run's report"),
     "fast": ("numba", "compiled search on a CPU"),
     "pieces": ("sentencepiece", "learned pieces of identifiers, features of ranking models"),
+    "serve": ("fastapi", "the endpoint, genrec serve"),
     "ray": ("ray", "several processes for genrec encode"),
     "dev": ("pytest", "the tests"),
 }

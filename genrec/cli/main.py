@@ -24,6 +24,7 @@ from genrec.cli import (
     cmd_recommend,
     cmd_retire,
     cmd_run,
+    cmd_serve,
 )
 from genrec.errors import GenrecError, TrainingPaused
 
@@ -38,6 +39,7 @@ app = typer.Typer(
 )
 _ON_RUNS = (
     cmd_recommend,
+    cmd_serve,
     cmd_append,
     cmd_retire,
     cmd_inspect,

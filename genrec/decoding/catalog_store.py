@@ -59,15 +59,15 @@ class CatalogStore:
 
     def retire(self, items: npt.ArrayLike) -> CatalogSnapshot:
         """List these items no more, from the next request on."""
-        return self._change(lambda now: now.retiring(items))
+        return self.change(lambda now: now.retiring(items))
 
     def update(self, field: str, items: npt.ArrayLike, values: npt.ArrayLike) -> CatalogSnapshot:
         """Give a field of these items other values; filters that follow from the field change with it."""
-        return self._change(lambda now: now.updating(field, items, values))
+        return self.change(lambda now: now.updating(field, items, values))
 
     def set_filters(self, named: Mapping[str, ItemFilter | str]) -> CatalogSnapshot:
         """Name filters: each an :class:`ItemFilter` of the current catalog, or a condition on a field."""
-        return self._change(lambda now: now.with_filters(named))
+        return self.change(lambda now: now.with_filters(named))
 
     def add(
         self,
@@ -94,7 +94,7 @@ class CatalogStore:
             codes = base.grown_codes(rows, catalog)
             keep = np.concatenate([~base.retired, np.ones(codes.n_items - base.n_items, dtype=np.bool_)])
             index = base.index.grown(codes, keep=keep)
-            return self._change(
+            return self.change(
                 lambda now: now.growing(
                     codes, index, fields=fields or {}, new={} if new is None else new, catalog=known
                 )
@@ -108,7 +108,7 @@ class CatalogStore:
         def work() -> CatalogSnapshot:
             base = self._snapshot
             index = base.index.grown(base.codes, keep=~base.retired)
-            return self._change(lambda now: now.with_index(index))
+            return self.change(lambda now: now.with_index(index))
 
         return self._worker.submit(work)
 
@@ -116,8 +116,12 @@ class CatalogStore:
         """Wait for what is under way and end the background thread; the last snapshot stays."""
         self._worker.shutdown()
 
-    def _change(self, change: Change) -> CatalogSnapshot:
-        """Only the worker appends, one piece of work at a time: codes never change between its look and its change."""
+    def change(self, change: Change) -> CatalogSnapshot:
+        """Make any next version from the current one, in turn with other writers.
+
+        change: from a snapshot to its successor; it must not append items, which only the worker does, one piece of
+        work at a time: so codes never change between its look and its change.
+        """
         with self._lock:
             after = change(self._snapshot)
             self._publish(after)

@@ -74,6 +74,11 @@ class ItemFilter:
         """bool ``[N]``, True = allowed."""
         return _unpacked(self.words, self.n_items)
 
+    def has(self, items: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.bool_]:
+        """Whether each of these item numbers is allowed, bool of their shape; all must exist (internal)."""
+        bits = self.words[items >> 6] >> (items & 63).astype(np.uint64)
+        return np.asarray(bits & np.uint64(1), dtype=np.bool_)
+
     def check(self, n_items: int, catalog: str) -> None:
         """Raise unless the filter is of that catalog."""
         if self.catalog and catalog and self.catalog != catalog:

@@ -184,6 +184,11 @@ class GenerativeRecommender:
         """What answers requests now: a later swap leaves it as it is (internal)."""
         return self._now or self
 
+    @property
+    def snapshot(self) -> CatalogSnapshot | None:
+        """The version of the catalog that answers now; None before the first :meth:`swap`."""
+        return self.now._snapshot
+
     def allowed(self, filters: Filters, n_rows: int) -> list[ItemFilter | None]:
         """The items that each row may get, names looked up and retired items taken away (internal)."""
         found = self._named(filters, n_rows)

@@ -1,0 +1,108 @@
+"""``genrec serve``: an endpoint that answers with items of the catalog only."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from genrec.errors import ConfigError, require
+
+if TYPE_CHECKING:
+    from genrec.serving.settings import ServeSettings
+
+ADVANCED = "Limits"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command("serve")(serve)
+
+
+def serve(
+    run: Path = typer.Argument(..., help="A run folder, a bundle, or a link to one."),
+    host: str = typer.Option("127.0.0.1", "--host", help="Where to listen; others than this machine need a key."),
+    port: int = typer.Option(8000, "--port", min=0, max=65535, help="0 = a free one, which is printed."),
+    name: str | None = typer.Option(None, "--name", help="What requests call the model.", show_default="the folder's"),
+    journal: Path | None = typer.Option(
+        None, "--journal", help="File that keeps changes of the catalog.", show_default="RUN.changes.jsonl"
+    ),
+    watch: float | None = typer.Option(
+        None, "--watch", metavar="SECONDS", min=0.1, help="Look so often whether RUN leads to another model."
+    ),
+    threads: int | None = typer.Option(None, "--threads", min=1, help="Threads of a search.", show_default="torch's"),
+    base: str | None = typer.Option(None, "--base", help="The pretrained model of an adapter, where it has moved."),
+    timeout: float = typer.Option(10.0, "--timeout", help="Seconds a request may take.", rich_help_panel=ADVANCED),
+    max_batch: int = typer.Option(32, "--max-batch", help="Users searched at once.", rich_help_panel=ADVANCED),
+    max_waiting: int = typer.Option(256, "--max-waiting", help="Users that may wait.", rich_help_panel=ADVANCED),
+    max_beams: int = typer.Option(500, "--max-beams", help="Beams of a request.", rich_help_panel=ADVANCED),
+    one_process: bool = typer.Option(False, "--one-process", help="Don't start the model again after a crash."),
+    fd: int | None = typer.Option(None, "--fd", hidden=True),
+) -> None:
+    """Serve a trained run over HTTP: histories of item ids in, ranked item ids out.
+
+    Ask it: curl -s localhost:8000/v1/recommendations -H 'Content-Type: application/json' -d '{"history": ["B001"]}'
+
+    Keys come from the environment: GENREC_API_KEY for all routes but /health, GENREC_ADMIN_KEY for those that change
+    the catalog (off without it). Without an API key it listens on this machine only. docs/serving.md has the rest.
+    """
+    require("fastapi", "serve")
+    require("uvicorn", "serve")
+    require("prometheus_client", "serve")
+    from genrec.serving.settings import ServeSettings
+
+    settings = ServeSettings(
+        host=host,
+        port=port,
+        api_key=os.environ.get("GENREC_API_KEY") or None,
+        admin_key=os.environ.get("GENREC_ADMIN_KEY") or None,
+        timeout_seconds=timeout,
+        max_batch=max_batch,
+        max_waiting=max_waiting,
+        max_beams=max_beams,
+    )
+    if not run.exists():
+        raise ConfigError(f"{run}: no such folder", hint="give the folder of a trained run (genrec demo makes one)")
+    if fd is None and not one_process:
+        from genrec.serving.server import listen, supervise
+
+        at = listen(settings)
+        raise typer.Exit(supervise([sys.executable, "-m", "genrec.cli.main", *sys.argv[1:]], at))
+    _serve_here(run, settings, fd, journal, watch, threads, base, name)
+
+
+def _serve_here(
+    run: Path,
+    settings: ServeSettings,
+    fd: int | None,
+    journal: Path | None,
+    watch: float | None,
+    threads: int | None,
+    base: str | None,
+    name: str | None,
+) -> None:
+    import torch
+    from transformers.utils.logging import disable_progress_bar
+
+    from genrec.serving.server import listen, serve
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    disable_progress_bar()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    at = listen(settings) if fd is None else socket.socket(fileno=fd)
+    serve(
+        run,
+        settings,
+        at,
+        journal=journal or run.parent / f"{run.name}.changes.jsonl",
+        watch_seconds=watch,
+        base=base,
+        name=name,
+        ready=lambda url: print(f"serving {run} on {url}", flush=True),
+    )

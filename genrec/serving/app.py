@@ -1,0 +1,223 @@
+"""The routes, over a registry of models: requests in, answers and errors out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Any
+
+import fastapi
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from genrec import __version__
+from genrec.errors import GenrecError
+from genrec.serving.batching import Batcher, Job
+from genrec.serving.guard import Guard, body_of
+from genrec.serving.lifecycle import Registry
+from genrec.serving.model import Answer, Query, ServedModel
+from genrec.serving.problems import Problem
+from genrec.serving.schemas import FieldChange, FilterChange, ItemsChange, RecommendationRequest, parsed
+from genrec.serving.settings import ServeSettings
+from genrec.serving.telemetry import CONTENT_TYPE, Metrics
+
+log = logging.getLogger(__name__)
+
+
+def create_app(registry: Registry, settings: ServeSettings, metrics: Metrics) -> fastapi.FastAPI:
+    """The endpoint as an ASGI application. Stability: experimental.
+
+    registry: what answers. Every answer is JSON; every error has OpenAI's form. ``app.state.batcher`` is the queue.
+    """
+    app = fastapi.FastAPI(title="genrec", version=__version__, docs_url=None, redoc_url=None)
+    app.state.batcher = Batcher(
+        registry.answer, max_batch=settings.max_batch, max_waiting=settings.max_waiting, metrics=metrics
+    )
+    app.state.draining = False
+    _errors(app)
+    _reading_routes(app, registry, metrics)
+    _recommendations(app, registry, settings)
+    _admin_routes(app, registry, settings)
+    app.add_middleware(Guard, settings=settings, metrics=metrics)
+    return app
+
+
+def _errors(app: fastapi.FastAPI) -> None:
+    @app.exception_handler(Problem)
+    async def _problem(request: Request, problem: Problem) -> JSONResponse:
+        return JSONResponse(problem.body(), problem.status, problem.headers())
+
+    @app.exception_handler(HTTPException)
+    async def _http(request: Request, error: HTTPException) -> JSONResponse:
+        words = {404: "no such route", 405: "the route does not take this method"}
+        found = Problem(error.status_code, words.get(error.status_code, "the request cannot be answered"))
+        return JSONResponse(found.body(), found.status)
+
+    @app.exception_handler(Exception)
+    async def _bug(request: Request, error: Exception) -> JSONResponse:
+        return JSONResponse(Problem(500, "an error of the server; see its log").body(), 500)
+
+
+def _reading_routes(app: fastapi.FastAPI, registry: Registry, metrics: Metrics) -> None:
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        """The process answers."""
+        return {"status": "ok"}
+
+    @app.get("/ready")
+    async def ready() -> dict[str, str]:
+        """A model is loaded and takes requests."""
+        if app.state.draining:
+            raise Problem(503, "the server is shutting down", code="shutting_down", retry_after=1)
+        return {"status": "ready"}
+
+    @app.get("/version")
+    async def version() -> dict[str, Any]:
+        """Versions of the package, the model and the catalog."""
+        return {"genrec": __version__, **versions(registry.current)}
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        """The served model, in OpenAI's form."""
+        model = registry.current
+        one = {"id": model.name, "object": "model", "created": int(model.loaded), "owned_by": "genrec"}
+        return {"object": "list", "data": [{**one, "version": model.version}]}
+
+    @app.get("/v1/catalog")
+    async def catalog() -> dict[str, Any]:
+        """What can be asked for: number of items, fields, named filters."""
+        snapshot = registry.current.store.snapshot
+        return {
+            **versions(registry.current),
+            "n_items": snapshot.n_items,
+            "n_retired": int(snapshot.retired.sum()),
+            "fields": {} if snapshot.catalog is None else registry.current.field_kinds(),
+            "filters": list(snapshot.filters.names),
+            "history_store": registry.current.log is not None,
+        }
+
+    @app.get("/metrics")
+    async def measured() -> Response:
+        """Prometheus metrics."""
+        return Response(metrics.text(), media_type=CONTENT_TYPE)
+
+
+def _recommendations(app: fastapi.FastAPI, registry: Registry, settings: ServeSettings) -> None:
+    @app.post("/v1/recommendations", openapi_extra=_takes(RecommendationRequest))
+    async def recommendations(request: Request) -> dict[str, Any]:
+        """Ranked items for one user or several; every item exists and is allowed."""
+        arrived = time.monotonic()
+        asked: RecommendationRequest = parsed(RecommendationRequest, await body_of(request.receive, settings), settings)
+        if asked.model not in (None, registry.current.name):
+            raise Problem(404, "model: no such model; /v1/models lists them", param="model", code="model_not_found")
+        if asked.n_beams is not None and asked.n_beams < asked.top_k:
+            raise Problem(400, "n_beams: expected at least top_k", param="n_beams", code="too_few_beams")
+        seconds = min(asked.timeout or settings.timeout_seconds, settings.timeout_seconds)
+        queries = [Query(asked, user) for user in asked.users]
+        jobs = [Job(query, query.key, arrived + seconds) for query in queries]
+        app.state.batcher.submit(jobs)
+        found = await _answers(request, jobs, arrived + seconds)
+        data = [_listed(index, answer) for index, (_, answer) in enumerate(found)]
+        # the users of one request may have been searched in two batches, on both sides of a swap: each says its own
+        return {
+            "id": request.state.request_id,
+            "object": "list",
+            "created": int(time.time()),
+            "model": found[0][0].name,
+            "data": [{**each, "model_version": model.version} for each, (model, _) in zip(data, found, strict=True)],
+        }
+
+
+async def _answers(request: Request, jobs: list[Job], deadline: float) -> list[tuple[ServedModel, Answer]]:
+    """Wait for all jobs; where the time is up or the client has gone, those that wait are dropped."""
+    futures = [asyncio.wrap_future(job.future) for job in jobs]
+    gone = asyncio.ensure_future(_disconnected(request))
+    waiting = set(futures)
+    try:
+        while waiting:
+            left = max(deadline - time.monotonic(), 0)
+            done, _ = await asyncio.wait({*waiting, gone}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            if gone in done:
+                raise Problem(400, "the client has gone", code="disconnected")
+            if not done or any(each.cancelled() for each in done):
+                raise Problem(504, "no answer in time", code="deadline")
+            waiting -= done
+        return [each.result() for each in futures]
+    except GenrecError as error:
+        log.error("a request was not answered: %s", error)
+        raise Problem(400, "the request does not fit the model", code="invalid_request") from None
+    finally:
+        gone.cancel()
+        for each in futures:
+            if not each.cancel() and not each.cancelled():
+                each.exception()  # seen: another one of the request was raised
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _listed(index: int, answer: Answer) -> dict[str, Any]:
+    return {
+        "index": index,
+        "items": [{"id": i, "score": score} for i, score in zip(answer.ids, answer.scores, strict=True)],
+        "source": answer.source,
+        "skipped_items": answer.skipped,
+        "certified": answer.certified,
+        "normalize": answer.normalize,
+        "catalog_version": answer.catalog_version,
+        "catalog": answer.catalog[:12],
+    }
+
+
+def _admin_routes(app: fastapi.FastAPI, registry: Registry, settings: ServeSettings) -> None:
+    async def change(request: Request, kind: str, schema: Any) -> dict[str, Any]:
+        asked = parsed(schema, await body_of(request.receive, settings), settings)
+        said = {"kind": kind, **asked.model_dump(exclude_none=kind == "filter")}
+        version = await asyncio.to_thread(registry.change, said)
+        return {"catalog_version": version}
+
+    @app.post("/v1/admin/retire", openapi_extra=_takes(ItemsChange))
+    async def retire(request: Request) -> dict[str, Any]:
+        """List these items no more; unknown ids are passed over."""
+        return await change(request, "retire", ItemsChange)
+
+    @app.post("/v1/admin/filters", openapi_extra=_takes(FilterChange))
+    async def filters(request: Request) -> dict[str, Any]:
+        """Name a filter, or give a name another meaning."""
+        return await change(request, "filter", FilterChange)
+
+    @app.post("/v1/admin/fields", openapi_extra=_takes(FieldChange))
+    async def fields(request: Request) -> dict[str, Any]:
+        """Give a number field other values; filters that follow from it change with it."""
+        return await change(request, "field", FieldChange)
+
+    @app.post("/v1/admin/reload")
+    async def reload() -> dict[str, Any]:
+        """Load again what is at the place of the model; where that fails, the present one stays."""
+        return versions(await asyncio.to_thread(registry.reload))
+
+    @app.post("/v1/admin/rollback")
+    async def rollback() -> dict[str, Any]:
+        """Answer from the model before."""
+        return versions(await asyncio.to_thread(registry.rollback))
+
+
+def versions(model: ServedModel) -> dict[str, Any]:
+    """Which model and catalog answer (internal)."""
+    snapshot = model.store.snapshot
+    return {
+        "model": model.name,
+        "model_version": model.version,
+        "catalog_version": snapshot.version,
+        "catalog": snapshot.codes.catalog[:12],
+    }
+
+
+def _takes(schema: Any) -> dict[str, Any]:
+    """The body of a route for OpenAPI; routes read their bodies themselves, to count bytes before parsing."""
+    content = {"application/json": {"schema": schema.model_json_schema()}}
+    return {"requestBody": {"required": True, "content": content}}

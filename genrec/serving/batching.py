@@ -1,0 +1,118 @@
+"""Requests that arrive together are searched together: one thread owns the model, the others wait in a bounded queue.
+
+While the model works, requests gather; then the oldest one and those that ask in the same way form the next batch. So
+nothing waits for a batch to fill, and a batch grows with the load.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from genrec.serving.problems import Problem
+from genrec.serving.telemetry import Metrics
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class Job:
+    """One history to be searched. key: only jobs with equal keys share a batch; deadline: by ``time.monotonic``."""
+
+    query: Any
+    key: Hashable
+    deadline: float
+    future: Future[Any] = field(default_factory=Future)
+    arrived: float = field(default_factory=time.monotonic)
+
+
+class Batcher:
+    """Answers jobs in batches, first come, first served by key (internal).
+
+    answer: from the queries of a batch, all of one key, to their answers in order; an exception among the answers is
+    that of its query alone. A job whose future was cancelled, or whose deadline has passed, is not searched.
+    """
+
+    def __init__(
+        self, answer: Callable[[Sequence[Any]], Sequence[Any]], *, max_batch: int, max_waiting: int, metrics: Metrics
+    ) -> None:
+        self._answer, self._max_batch, self._max_waiting, self._metrics = answer, max_batch, max_waiting, metrics
+        self._jobs: deque[Job] = deque()
+        self._ready = threading.Condition()
+        self._closing = False
+        self._seconds = 0.05  # of a job, a moving mean
+        self._thread = threading.Thread(target=self._work, name="genrec-search", daemon=True)
+        self._thread.start()
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Queue all of them or none. Raises Problem 429 where too many wait, 503 where the server ends."""
+        with self._ready:
+            if self._closing:
+                raise Problem(503, "the server is shutting down", code="shutting_down", retry_after=1)
+            if len(self._jobs) + len(jobs) > self._max_waiting:
+                self._metrics.shed.inc(len(jobs))
+                wait = len(self._jobs) * self._seconds
+                raise Problem(429, "too many requests wait", code="overloaded", retry_after=wait)
+            self._jobs.extend(jobs)
+            self._metrics.waiting.set(len(self._jobs))
+            self._ready.notify()
+
+    def close(self, timeout: float | None = None) -> None:
+        """Answer what waits, then end the thread."""
+        with self._ready:
+            self._closing = True
+            self._ready.notify_all()
+        self._thread.join(timeout)
+
+    def _work(self) -> None:
+        while (batch := self._next()) is not None:
+            if batch:
+                self._run(batch)
+
+    def _next(self) -> list[Job] | None:
+        """The oldest job and those like it; None at the end. Jobs of other keys keep their places."""
+        with self._ready:
+            while not self._jobs:
+                if self._closing:
+                    return None
+                self._ready.wait()
+            batch: list[Job] = []
+            now, left = time.monotonic(), deque[Job]()
+            while self._jobs and len(batch) < self._max_batch:
+                job = self._jobs.popleft()
+                if job.future.cancelled() or job.deadline <= now:
+                    self._metrics.expired.inc()
+                    job.future.cancel()
+                elif batch and job.key != batch[0].key:
+                    left.append(job)
+                else:
+                    batch.append(job)
+            self._jobs.extendleft(reversed(left))
+            self._metrics.waiting.set(len(self._jobs))
+        return [job for job in batch if job.future.set_running_or_notify_cancel()]
+
+    def _run(self, batch: list[Job]) -> None:
+        started = time.monotonic()
+        self._metrics.batch.observe(len(batch))
+        self._metrics.running.set(len(batch))
+        for job in batch:
+            self._metrics.stages.labels("queue").observe(started - job.arrived)
+        answers: Sequence[Any]
+        try:
+            answers = self._answer([job.query for job in batch])
+        except Exception as error:
+            log.exception("a batch of %d failed", len(batch))
+            answers = [error] * len(batch)
+        self._seconds += 0.1 * ((time.monotonic() - started) / len(batch) - self._seconds)
+        self._metrics.running.set(0)
+        for job, answer in zip(batch, answers, strict=True):
+            if isinstance(answer, Exception):
+                job.future.set_exception(answer)
+            else:
+                job.future.set_result(answer)

@@ -1,0 +1,341 @@
+"""One served model: requests in ids, answers in ids, by the catalog version of the moment.
+
+Axes: N items, U users of a batch.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from genrec.data.attributes import Attributes, Condition
+from genrec.data.catalog import ItemCatalog, column_kind
+from genrec.data.histories import Histories
+from genrec.decoding.catalog_store import CatalogStore
+from genrec.decoding.filter_set import FilterSet
+from genrec.decoding.filters import ItemFilter, in_namespace
+from genrec.decoding.interface import Normalize, Recommendations, SearchOptions
+from genrec.decoding.snapshot import CatalogSnapshot
+from genrec.errors import ArtifactError, ConfigError, GenrecError
+from genrec.models.bundle import load_bundle
+from genrec.serving.problems import Problem
+from genrec.serving.schemas import Input, RecommendationRequest
+from genrec.serving.telemetry import Metrics
+
+if TYPE_CHECKING:
+    from genrec.data.interactions import Interactions
+    from genrec.models.recommender import GenerativeRecommender
+
+Mask = npt.NDArray[np.bool_]
+NORMALIZE: dict[str | None, Normalize | None] = {None: None, "raw": "vocab", "renormalized": "children"}
+_KEPT_FILTERS = 128
+
+
+@dataclass(frozen=True, eq=False)
+class Query:
+    """One user of a request."""
+
+    request: RecommendationRequest
+    user: Input
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What must be equal for two users to be searched in one batch."""
+        r = self.request
+        return r.top_k, r.n_beams, r.exclude_seen, r.exact, r.scores
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One list. source: "model", or "popular" for a user without a known item; certified: None = not examined."""
+
+    ids: list[str]
+    scores: list[float | None]
+    source: str
+    skipped: int
+    certified: bool | None
+    normalize: str | None
+    catalog_version: int
+    catalog: str
+
+
+class ServedModel:
+    """A recommender, its catalog in service, and the log of its run if there is one (internal).
+
+    name: what requests call it; version: grows with every load. Only one thread may call :meth:`answer`; the store's
+    changes may come from any.
+    """
+
+    def __init__(
+        self,
+        recommender: GenerativeRecommender,
+        catalog: ItemCatalog,
+        *,
+        name: str,
+        version: int = 0,
+        log: Interactions | None = None,
+    ) -> None:
+        self.recommender, self.name, self.version, self.log = recommender, name, version, log
+        self.store = CatalogStore(_first_snapshot(recommender, catalog), publish=recommender.swap)
+        self._users = {} if log is None else {user: row for row, user in enumerate(log.user_ids)}
+        self._histories = None if log is None else log.histories()
+        counts = np.zeros(len(catalog), np.int64) if log is None else np.bincount(log.item, minlength=len(catalog))
+        self._counts: npt.NDArray[np.int64] = counts
+        self._read, self._attributes = catalog, Attributes(catalog)
+        self._kinds: tuple[ItemCatalog, dict[str, str]] | None = None
+        self.loaded = time.time()
+        self._filters: OrderedDict[tuple[Any, ...], ItemFilter | None] = OrderedDict()
+
+    @classmethod
+    def load(cls, path: Path, *, name: str | None = None, version: int = 0, base: str | None = None) -> ServedModel:
+        """A run folder or a bundle. Raises what :func:`load_bundle` raises, ArtifactError where there is no catalog."""
+        from genrec import artifacts
+        from genrec.data.interactions import Interactions
+
+        bundle = load_bundle(path, base=base)
+        catalog = bundle.catalog
+        if catalog is None and artifacts.exists(path / "catalog"):
+            catalog = ItemCatalog.load(path / "catalog")
+        if catalog is None:
+            raise ArtifactError(f"{path}: the bundle has no catalog", hint="serve the run folder it was trained in")
+        log = Interactions.load(path / "interactions") if artifacts.exists(path / "interactions") else None
+        if log is not None and log.catalog != catalog.fingerprint:
+            log = None  # of an older version: its numbers are those of another catalog
+        return cls(bundle.recommender, catalog, name=name or path.resolve().name, version=version, log=log)
+
+    def field_kinds(self) -> dict[str, str]:
+        """Field of the catalog → its type, for those who write conditions."""
+        catalog = _catalog(self.store.snapshot)
+        if self._kinds is None or self._kinds[0] is not catalog:
+            self._kinds = (catalog, {name: column_kind(name, values) for name, values in catalog.fields.items()})
+        return dict(self._kinds[1])
+
+    def warm_up(self) -> None:
+        """One search, so that the first request doesn't wait for what is loaded or compiled once."""
+        first = self.store.snapshot.index.items[:1].tolist()
+        self.recommender.recommend([first], SearchOptions(top_k=1), users=[""])
+
+    def close(self) -> None:
+        """End the store's thread."""
+        self.store.close()
+
+    # --- answers ---------------------------------------------------------------------------------------------
+
+    def answer(self, queries: Sequence[Query], metrics: Metrics) -> list[Answer | Exception]:
+        """Lists for users that ask in the same way; what is wrong with one is its own answer."""
+        view = self.recommender.now  # one version for the whole batch, whatever is changed meanwhile
+        snapshot = view.snapshot
+        assert snapshot is not None, "the store has published one"
+        out: list[Answer | Exception | None] = [None] * len(queries)
+        asked: list[_Asked] = []
+        for place, query in enumerate(queries):
+            try:
+                asked.append(self._asked(place, query, snapshot))
+            except GenrecError as error:
+                out[place] = error
+            except Problem as problem:
+                out[place] = problem
+        started = time.monotonic()
+        found = self._search(view, [each for each in asked if len(each.history)], queries[0].request)
+        metrics.stages.labels("search").observe(time.monotonic() - started)
+        started = time.monotonic()
+        for each in asked:
+            answer = found.get(each.place) or self._popular(each, queries[each.place], snapshot)
+            out[each.place] = answer
+            self._count(each, answer, queries[each.place].request, metrics, snapshot)
+        metrics.stages.labels("map").observe(time.monotonic() - started)
+        assert all(each is not None for each in out)
+        return [each for each in out if each is not None]
+
+    def _search(
+        self, view: GenerativeRecommender, asked: list[_Asked], request: RecommendationRequest
+    ) -> dict[int, Answer]:
+        """Place → answer of users with a history. request: any of them, since they ask in the same way."""
+        snapshot = view.snapshot
+        if not asked or snapshot is None:
+            return {}
+        options = SearchOptions(
+            top_k=request.top_k,
+            n_beams=request.n_beams,
+            exclude_seen=request.exclude_seen,
+            normalize=NORMALIZE[request.scores],
+            filter=[each.allowed for each in asked],
+            exact=request.exact,
+        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="decoding with normalize")  # it was asked for
+            lists = view.recommend(
+                Histories.from_lists([each.history for each in asked]),
+                options,
+                users=[each.user or "" for each in asked],
+            )
+        return {each.place: self._listed(each, lists, row, snapshot) for row, each in enumerate(asked)}
+
+    def _listed(self, asked: _Asked, lists: Recommendations, row: int, snapshot: CatalogSnapshot) -> Answer:
+        items = lists.items[row]
+        n = int((items >= 0).sum())
+        return Answer(
+            ids=_catalog(snapshot).ids_of(items[:n]),
+            scores=[float(score) for score in lists.scores[row][:n]],
+            source="model",
+            skipped=asked.skipped,
+            certified=None if lists.certified is None else bool(lists.certified[row]),
+            normalize=lists.normalize,
+            catalog_version=snapshot.version,
+            catalog=snapshot.codes.catalog,
+        )
+
+    def _popular(self, asked: _Asked, query: Query, snapshot: CatalogSnapshot) -> Answer:
+        """The most bought allowed items, for a user of whom nothing is known; the earlier item first where equal."""
+        allowed = self._may_be_listed(asked, snapshot)
+        counts = np.zeros(snapshot.n_items, np.int64)
+        counts[: len(self._counts)] = self._counts
+        items = np.flatnonzero(allowed)
+        best = items[np.argsort(-counts[items], kind="stable")[: query.request.top_k]]
+        return Answer(
+            ids=_catalog(snapshot).ids_of(best),
+            scores=[None] * len(best),
+            source="popular",
+            skipped=asked.skipped,
+            certified=None,
+            normalize=None,
+            catalog_version=snapshot.version,
+            catalog=snapshot.codes.catalog,
+        )
+
+    def _asked(self, place: int, query: Query, snapshot: CatalogSnapshot) -> _Asked:
+        """What a user asks, in item numbers."""
+        user, catalog = query.user, _catalog(snapshot)
+        if user.history is None:
+            if user.user not in self._users or self._histories is None:
+                message = "user: not in the log of this server" if self._users else "user: this server has no log"
+                raise Problem(404, message, param="user", code="unknown_user")
+            numbers, skipped = self._histories[self._users[user.user]], 0
+        else:
+            found = catalog.numbers(user.history, missing="negative")
+            numbers, skipped = found[found >= 0], int((found < 0).sum())
+        return _Asked(place, numbers, user.user, skipped, self._filter(query.request, snapshot))
+
+    # --- filters ---------------------------------------------------------------------------------------------
+
+    def _filter(self, request: RecommendationRequest, snapshot: CatalogSnapshot) -> ItemFilter | None:
+        """What the request allows; made once for the requests that say the same of the same version."""
+        allow = None if request.allow is None else tuple(request.allow)
+        key = (snapshot.version, request.filter, tuple(request.where), allow, tuple(request.deny))
+        if key not in self._filters:
+            self._filters[key] = self._made(request, snapshot)
+            while len(self._filters) > _KEPT_FILTERS:
+                self._filters.popitem(last=False)
+        self._filters.move_to_end(key)
+        return self._filters[key]
+
+    def _made(self, request: RecommendationRequest, snapshot: CatalogSnapshot) -> ItemFilter | None:
+        parts: list[ItemFilter] = []
+        if request.filter is not None:
+            parts.append(_said(lambda: snapshot.filters[request.filter or ""], "filter", snapshot.filters.names))
+        for text in request.where:
+            fields = tuple(_catalog(snapshot).fields)
+            parts.append(_said(lambda text=text: self._where(text, snapshot), "where", fields))
+        for ids, negated in ((request.allow, False), (request.deny or None, True)):
+            if ids is not None:
+                numbers = _catalog(snapshot).numbers(ids, missing="negative")
+                listed = ItemFilter.of_items(numbers[numbers >= 0], snapshot.n_items, snapshot.codes.catalog)
+                parts.append(~listed if negated else listed)
+        found = None
+        for part in parts:
+            found = part if found is None else found & part
+        return found
+
+    def _where(self, text: str, snapshot: CatalogSnapshot) -> ItemFilter:
+        """A condition on a field: numbers by their values of the moment, others by the catalog."""
+        condition = Condition.parse(text)
+        if condition.field in snapshot.fields and condition.operator != "in":
+            return snapshot.where(condition)
+        catalog = _catalog(snapshot)
+        if self._read is not catalog:
+            self._read, self._attributes = catalog, Attributes(catalog)
+        return ItemFilter.of_mask(self._attributes.where(text), catalog.fingerprint)
+
+    def _may_be_listed(self, asked: _Asked, snapshot: CatalogSnapshot) -> Mask:
+        indexed = np.zeros(snapshot.n_items, dtype=np.bool_)
+        indexed[snapshot.index.items] = True
+        allowed = indexed & ~snapshot.retired
+        return allowed if asked.allowed is None else allowed & asked.allowed.mask
+
+    def _count(
+        self, asked: _Asked, answer: Answer, request: RecommendationRequest, metrics: Metrics, snapshot: CatalogSnapshot
+    ) -> None:
+        metrics.items.inc(len(answer.ids))
+        metrics.skipped.inc(answer.skipped)
+        metrics.cold.inc(answer.source == "popular")
+        metrics.invalid.inc(_not_allowed(_catalog(snapshot).numbers(answer.ids), asked.allowed, snapshot))
+        if len(answer.ids) < request.top_k:
+            allowed = self._may_be_listed(asked, snapshot)
+            if request.exclude_seen:
+                allowed[asked.history] = False
+            metrics.short.inc(len(answer.ids) < min(request.top_k, int(allowed.sum())))
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    place: int
+    history: npt.NDArray[np.int32]
+    user: str | None
+    skipped: int
+    allowed: ItemFilter | None
+
+
+def _not_allowed(items: npt.NDArray[np.int32], allowed: ItemFilter | None, snapshot: CatalogSnapshot) -> int:
+    """How many of these items should not have been listed: looked up anew, so that a bug of the search would show."""
+    wrong = snapshot.retired[items]
+    if allowed is not None:
+        wrong = wrong | ~allowed.has(items)
+    return int(wrong.sum())
+
+
+def _catalog(snapshot: CatalogSnapshot) -> ItemCatalog:
+    assert snapshot.catalog is not None, "a served snapshot has its catalog"
+    return snapshot.catalog
+
+
+def _said(make: Any, param: str, known: Sequence[str]) -> ItemFilter:
+    """A filter; what is wrong with it without the words of the request."""
+    try:
+        found: ItemFilter = make()
+    except ConfigError:
+        names = ", ".join(known[:20]) or "none"
+        hints = {
+            "filter": f"expected names joined by &, | and ~; names: {names}",
+            "where": f"expected FIELD OPERATOR VALUE that suits the field, as 'price < 20'; fields: {names}",
+        }
+        raise Problem(400, f"{param}: {hints[param]}", param=param, code="invalid_filter") from None
+    return found
+
+
+def _first_snapshot(recommender: GenerativeRecommender, catalog: ItemCatalog) -> CatalogSnapshot:
+    """Version 0: the index of the bundle, the tombstones and the number fields of the catalog."""
+    index, codes = recommender.index, recommender.codes
+    domains = {each.name: in_namespace(index, each.name) for each in index.namespaces}
+    fields = {
+        name: np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+        for name, values in catalog.fields.items()
+        if column_kind(name, values) in ("int", "float")
+    }
+    retired = np.zeros(len(codes), np.bool_) if catalog.retired is None else np.array(catalog.retired, np.bool_)
+    return CatalogSnapshot(
+        version=0,
+        codes=codes,
+        index=index,
+        retired=retired,
+        filters=FilterSet(domains, n_items=len(codes), catalog=codes.catalog),
+        fields=fields,
+        catalog=catalog,
+    )
