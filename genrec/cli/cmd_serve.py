@@ -42,7 +42,7 @@ def serve(
     max_waiting: int = typer.Option(256, "--max-waiting", help="Users that may wait.", rich_help_panel=ADVANCED),
     max_beams: int = typer.Option(500, "--max-beams", help="Beams of a request.", rich_help_panel=ADVANCED),
     one_process: bool = typer.Option(False, "--one-process", help="Don't start the model again after a crash."),
-    fd: int | None = typer.Option(None, "--fd", hidden=True),
+    fd: int | None = typer.Option(None, "--fd", hidden=True, help="A socket to serve on."),
 ) -> None:
     """Serve a trained run over HTTP: histories of item ids in, ranked item ids out.
 
