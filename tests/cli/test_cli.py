@@ -292,7 +292,7 @@ def test_the_epochs_of_an_rqvae_are_seen(run: Path) -> None:
         "run", run / "tiny.yaml", "--out", run / "rqvae", "--until", "tokenize", "--set", f"tokenizer={settings}"
     )
     assert done.returncode == 0, done.stderr
-    assert "rqvae {" in done.stderr and "perplexity" in done.stderr
+    assert "rqvae epoch 2 of 2: " in done.stderr and "perplexity" in done.stderr
 
 
 def test_a_history_without_a_user_is_asked_as_an_unknown_user_s(run: Path) -> None:
