@@ -65,6 +65,16 @@ def load_adapter(folder: Path, token_map: TokenMap, *, base: str | Path | None =
     """
     from peft import PeftModel
 
+    with quiet_peft():
+        model = load_base(folder, token_map, base=base)
+        return PeftModel.from_pretrained(model, folder / ADAPTER, is_trainable=trainable).eval()
+
+
+def load_base(folder: Path, token_map: TokenMap, *, base: str | Path | None = None) -> Any:
+    """The pretrained model of an adapter, with a row for every token but none of what was trained (internal).
+
+    Raises as :func:`load_adapter` does.
+    """
     needed = artifacts.load_json(folder / BASE)
     name = str(base or needed["name"])
     source = _folder_of(name)
@@ -81,8 +91,7 @@ def load_adapter(folder: Path, token_map: TokenMap, *, base: str | Path | None =
     for key, value in AutoConfig.from_pretrained(folder, local_files_only=True).to_dict().items():
         if key.startswith("genrec_"):
             setattr(model.config, key, value)
-    with quiet_peft():
-        return PeftModel.from_pretrained(model, folder / ADAPTER, is_trainable=trainable).eval()
+    return model
 
 
 def _folder_of(name: str) -> Path:

@@ -1,24 +1,30 @@
-"""A trained model as a plain Hugging Face folder, which needs neither genrec nor PEFT nor the pretrained model."""
+"""A trained model as plain Hugging Face folders, which need neither genrec nor the pretrained model."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from genrec import artifacts
 from genrec.errors import ArtifactError, ConfigError
-from genrec.models.adapter_files import holds_adapter, load_adapter
+from genrec.models.adapter_files import ADAPTER, holds_adapter, load_adapter, load_base
 from genrec.models.adapters import quiet_peft
 from genrec.models.bundle import KIND, bundle_folder, load_model, schema_of
+from genrec.models.pretrained import tables_of
 from genrec.vocab.token_map import TokenMap
 
+CONFIG, FACTORS = "adapter_config.json", "adapter_model.safetensors"
+TABLE_NAMES = ("lm_head", "embed_tokens", "shared")
 TOLERANCE = 1e-4
 """Largest difference of logits (float32) between what was trained and what was exported."""
 N_PROBES, PROBE_LENGTH = 4, 16
@@ -26,7 +32,7 @@ N_PROBES, PROBE_LENGTH = 4, 16
 
 @dataclass(frozen=True)
 class Exported:
-    """What :func:`export_merged` wrote: largest difference of logits, and bytes. Stability: experimental."""
+    """What an export wrote: largest difference of logits, and bytes. Stability: experimental."""
 
     folder: Path
     difference: float
@@ -41,41 +47,129 @@ def export_merged(path: str | Path, out: str | Path, *, base: str | Path | None 
     appears under its name. base: see :func:`genrec.models.bundle.load_bundle`. Raises ArtifactError where a logit
     differs by more than 1e-4, ConfigError where ``out`` exists. Stability: experimental.
     """
-    target = Path(out)
-    if target.exists():
-        raise ConfigError(f"{target} exists", hint="give a folder that does not exist")
-    bundle = bundle_folder(path)
-    manifest = artifacts.read(bundle, kind=KIND, schema=schema_of(bundle))
-    source = manifest.path / "model"
-    token_map = TokenMap.from_dict(artifacts.load_json(manifest.path / "token_map.json"))
+    source, token_map = _source(path, out)
     if holds_adapter(source):
         trained = load_adapter(source, token_map, base=base)
-        probes = _probes(trained, token_map)
-        want = _logits(trained, probes)
+        wanted = _Wanted.of(trained, token_map)
         with quiet_peft():
             whole = trained.merge_and_unload().eval()
     else:
         whole = load_model(source, token_map, torch.float32)
-        probes = _probes(whole, token_map)
-        want = _logits(whole, probes)
+        wanted = _Wanted.of(whole, token_map)
+    with _draft(Path(out)) as draft:
+        whole.save_pretrained(draft)
+        _tokenizer(source, draft)
+        return wanted.compared(_loaded(draft), draft, Path(out))
+
+
+def export_base_plus_adapter(path: str | Path, out: str | Path, *, base: str | Path | None = None) -> Exported:
+    """Write ``base/``, the pretrained model with the trained item rows in its tables, and ``adapter/``, plain LoRA.
+
+    For servers that load adapters beside one model, such as vLLM, and know no rows that are trained apart: ``base/``
+    loads as :func:`export_merged` says, and PEFT puts ``adapter/`` on it. Both are read back and compared as there.
+    Raises ConfigError for a model without low-rank adapters, or with one on an embedding or output layer: where both
+    share a table, it changes one use of it only, and no weights say that. Stability: experimental.
+    """
+    from peft import PeftModel
+
+    source, token_map = _source(path, out)
+    if not holds_adapter(source):
+        raise ConfigError(f"{source} holds a whole model, no adapter", hint="use --merge")
+    factors = _plain_factors(source / ADAPTER)
+    trained = load_adapter(source, token_map, base=base)
+    wanted = _Wanted.of(trained, token_map)
+    with quiet_peft():
+        tables = [table.detach().clone() for table in tables_of(trained.merge_and_unload())]
+    with _draft(Path(out)) as draft:
+        with_rows = load_base(source, token_map, base=base)
+        for table, rows in zip(tables_of(with_rows), tables, strict=True):
+            table.data.copy_(rows)
+        with_rows.save_pretrained(draft / "base")
+        _tokenizer(source, draft / "base")
+        config = artifacts.load_json(source / ADAPTER / CONFIG)
+        config |= {"trainable_token_indices": None, "base_model_name_or_path": str(Path(out) / "base")}
+        (draft / "adapter").mkdir()
+        artifacts.save_json(draft / "adapter" / CONFIG, config)
+        save_file(factors, draft / "adapter" / FACTORS, metadata={"format": "pt"})
+        with quiet_peft():
+            back = PeftModel.from_pretrained(_loaded(draft / "base"), draft / "adapter").eval()
+        return wanted.compared(back, draft, Path(out))
+
+
+def _plain_factors(folder: Path) -> dict[str, Tensor]:
+    """The low-rank factors of an adapter, without the rows of tokens."""
+    weights = load_file(folder / FACTORS)
+    factors = {name: value for name, value in weights.items() if "lora_" in name}
+    if not factors:
+        raise ConfigError(f"{folder} has trained rows only, no low-rank adapter", hint="use --merge")
+    of_tables = sorted(
+        name for name in factors if "lora_embedding" in name or name.split(".lora_")[0].endswith(TABLE_NAMES)
+    )
+    if of_tables:
+        raise ConfigError(
+            f"{folder}: an adapter on an embedding or output layer ({of_tables[0]}) cannot stand beside its base",
+            hint="use --merge, or leave the layer out of target_modules",
+        )
+    return factors
+
+
+def _source(path: str | Path, out: str | Path) -> tuple[Path, TokenMap]:
+    """The model folder of a bundle, and its token map."""
+    if Path(out).exists():
+        raise ConfigError(f"{out} exists", hint="give a folder that does not exist")
+    bundle = bundle_folder(path)
+    manifest = artifacts.read(bundle, kind=KIND, schema=schema_of(bundle))
+    token_map = TokenMap.from_dict(artifacts.load_json(manifest.path / "token_map.json"))
+    return manifest.path / "model", token_map
+
+
+@contextmanager
+def _draft(target: Path) -> Iterator[Path]:
+    """A folder beside the target that is gone afterwards, unless it was moved there."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as made:
         draft = Path(made) / "model"
-        whole.save_pretrained(draft)
-        AutoTokenizer.from_pretrained(source, local_files_only=True).save_pretrained(draft)
-        auto = AutoModelForSeq2SeqLM if whole.config.is_encoder_decoder else AutoModelForCausalLM
-        back = auto.from_pretrained(draft, local_files_only=True, dtype=torch.float32).eval()
-        difference = max(float((a - b).abs().max()) for a, b in zip(_logits(back, probes), want, strict=True))
+        draft.mkdir()
+        yield draft
+
+
+def _tokenizer(source: Path, folder: Path) -> None:
+    AutoTokenizer.from_pretrained(source, local_files_only=True).save_pretrained(folder)
+
+
+def _loaded(folder: Path) -> Any:
+    """A Hugging Face folder as a stranger would load it."""
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    return auto.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval()
+
+
+@dataclass(frozen=True, eq=False)
+class _Wanted:
+    """Probes, and the logits of what was trained on them."""
+
+    probes: list[Tensor]
+    logits: list[Tensor]
+
+    @classmethod
+    def of(cls, model: Any, token_map: TokenMap) -> _Wanted:
+        probes = _probes(token_map)
+        return cls(probes, _logits(model, probes))
+
+    def compared(self, back: Any, draft: Path, target: Path) -> Exported:
+        """Give the draft its name if what was read back from it has these logits; ArtifactError otherwise."""
+        found = _logits(back, self.probes)
+        difference = max(float((a - b).abs().max()) for a, b in zip(found, self.logits, strict=True))
         if not difference <= TOLERANCE:  # NaN too
             raise ArtifactError(
                 f"the exported model's logits differ from the trained ones by up to {difference:.2g}, "
                 f"more than {TOLERANCE:g}: nothing was written"
             )
         shutil.move(draft, target)
-    return Exported(target, difference, sum(file.stat().st_size for file in target.rglob("*") if file.is_file()))
+        return Exported(target, difference, sum(file.stat().st_size for file in target.rglob("*") if file.is_file()))
 
 
-def _probes(model: Any, token_map: TokenMap) -> list[Tensor]:
+def _probes(token_map: TokenMap) -> list[Tensor]:
     """Random token ids: half of the whole vocabulary, half item and user tokens, ``[B, T]`` each."""
     random = torch.Generator().manual_seed(0)
     ranges = ((0, token_map.vocab_size), (token_map.first_item_id, token_map.vocab_size))

@@ -11,9 +11,13 @@ from pathlib import Path
 from genrec import recipe_text, recipes
 from genrec.errors import ConfigError
 from genrec.item_tokenizers import registry
+from genrec.models.pretrained import PretrainedSettings
 from genrec.pipeline.recipe import PipelineRecipe, as_used
 
 log = logging.getLogger(__name__)
+
+RATE_LORA, RATE_WHOLE = 3e-4, 1e-4
+"""Learning rates of a pretrained model, with adapters and whole, where the recipe gives none."""
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> recipes.Resolved[PipelineRecipe]:
@@ -39,9 +43,27 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> recipes.Resolved[P
         raise ConfigError(
             str(error), hint=f"another kind takes other keys: replace the whole block, {advice}"
         ) from error
+    resolved = replace(resolved, value=_with_rate(resolved))
     for names, reason in _without_effect(resolved.value, resolved.given):
         log.warning("%s: %s: no effect, because %s", path, ", ".join(names), reason)
     return resolved
+
+
+def _with_rate(resolved: recipes.Resolved[PipelineRecipe]) -> PipelineRecipe:
+    """The recipe with a learning rate that fits a pretrained model, where the user gave none.
+
+    Weights that know something already are moved less than drawn ones; small matrices beside them may move more.
+    """
+    recipe = resolved.value
+    if not _rate_is_derived(resolved):
+        return recipe
+    return replace(recipe, train=replace(recipe.train, learning_rate=RATE_WHOLE if recipe.lora is None else RATE_LORA))
+
+
+def _rate_is_derived(resolved: recipes.Resolved[PipelineRecipe]) -> bool:
+    model = resolved.value.model
+    pretrained = isinstance(model, PretrainedSettings) and not model.random_weights
+    return pretrained and not resolved.given & {"train", "train.learning_rate"}
 
 
 def _with_tokenizer_files(path: Path, overrides: Sequence[str]) -> list[str]:
@@ -78,7 +100,7 @@ def _without_effect(recipe: PipelineRecipe, given: Iterable[str]) -> list[tuple[
 
 
 def described(resolved: recipes.Resolved[PipelineRecipe]) -> list[recipes.Row]:
-    """The settings of a run with their origin: given, derived (from the pipeline's seed) or default.
+    """The settings of a run with their origin: given, derived (from the pipeline's seed or model) or default.
 
     Defaults that are unset or have no effect are left out.
     """
@@ -86,5 +108,7 @@ def described(resolved: recipes.Resolved[PipelineRecipe]) -> list[recipes.Row]:
     tokenizer = recipes.to_json(recipes.validate(given, registry.settings_class(given["kind"])))
     whole = replace(resolved, value=replace(resolved.value, tokenizer=tokenizer))
     rows = whole.describe(as_used(whole.value))
+    if _rate_is_derived(resolved):
+        rows = [row._replace(origin="derived") if row.path == "train.learning_rate" else row for row in rows]
     idle = {path for names, _ in _without_effect(whole.value, [row.path for row in rows]) for path in names}
     return [row for row in rows if row.origin == "given" or not (row.value in (None, "") or row.path in idle)]

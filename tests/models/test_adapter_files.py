@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from genrec.cli.main import app
@@ -17,7 +17,7 @@ from genrec.models import export
 from genrec.models.adapter_files import load_adapter
 from genrec.models.adapters import LoraSettings, add_lora
 from genrec.models.bundle import load_bundle, save_bundle
-from genrec.models.export import export_merged
+from genrec.models.export import export_base_plus_adapter, export_merged
 from genrec.models.pretrained import PretrainedSettings, extend_rows, load_pretrained
 from genrec.models.recommender import DecodingSettings, GenerativeRecommender
 from genrec.testing.text_models import tiny_text_model
@@ -169,3 +169,64 @@ def test_a_merge_that_changes_logits_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ArtifactError, match="nothing was written"):
         export_merged(tmp_path / "bundle", tmp_path / "plain")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["base", "bundle"]
+
+
+BESIDE = """
+import sys
+sys.modules["genrec"] = None
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+folder = sys.argv[1]
+words = AutoTokenizer.from_pretrained(folder + "/base")
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder + "/base"), folder + "/adapter").eval()
+ids = torch.tensor([words.encode("<a_1><b_2><c_0>", add_special_tokens=False)])
+with torch.no_grad():
+    print(model(input_ids=ids).logits[0, -1, :5].tolist())
+"""
+
+
+@pytest.mark.slow
+def test_plain_lora_stands_beside_a_base_with_the_trained_rows(tmp_path):
+    recommender, vocabulary = trained(saved_base(tmp_path / "base", "qwen3"))
+    save_bundle(tmp_path / "bundle", recommender, vocabulary=vocabulary)
+    done = CliRunner().invoke(app, ["export", str(tmp_path / "bundle"), str(tmp_path / "two"), "--base-plus-adapter"])
+    assert done.exit_code == 0 and "logits as trained" in done.output, done.output
+    weights = load_file(tmp_path / "two" / "adapter" / "adapter_model.safetensors")
+    assert weights and all(".lora_A." in name or ".lora_B." in name for name in weights)
+    with torch.no_grad():
+        want = recommender.model(input_ids=torch.from_numpy(vocabulary.item_ids([[1, 2, 0]]))).logits[0, -1, :5]
+    command = [sys.executable, "-c", BESIDE, str(tmp_path / "two")]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    np.testing.assert_allclose([float(x) for x in out.strip("[]\n").split(", ")], want.tolist(), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "t5"])  # tables of their own; an encoder-decoder
+def test_every_kind_is_written_as_base_and_adapter(tmp_path, kind):
+    recommender, vocabulary = trained(saved_base(tmp_path / "base", kind))
+    save_bundle(tmp_path / "bundle", recommender, vocabulary=vocabulary)
+    assert export_base_plus_adapter(tmp_path / "bundle", tmp_path / "two").difference <= 1e-4
+    assert {p.name for p in (tmp_path / "two").iterdir()} == {"base", "adapter"}
+
+
+def test_what_cannot_stand_beside_its_base_is_refused(tmp_path, monkeypatch):
+    base = saved_base(tmp_path / "base", "qwen3")
+    for name, lora, said in (("rows", LoraSettings(r=0), "trained rows only"), ("whole", None, "holds a whole model")):
+        recommender, vocabulary = trained(base, lora)
+        save_bundle(tmp_path / name, recommender, vocabulary=vocabulary)
+        with pytest.raises(ConfigError, match=said):
+            export_base_plus_adapter(tmp_path / name, tmp_path / "two")
+    recommender, vocabulary = trained(base)
+    save_bundle(tmp_path / "bundle", recommender, vocabulary=vocabulary)
+    weights = load_file(tmp_path / "bundle" / "model" / "adapter" / export.FACTORS)
+    for name in ("base_model.model.lm_head.lora_A.weight", "base_model.model.model.embed_tokens.lora_embedding_A"):
+        (tmp_path / "tables").mkdir(exist_ok=True)
+        save_file({**weights, name: torch.ones(2, 16)}, tmp_path / "tables" / export.FACTORS)
+        with pytest.raises(ConfigError, match="embedding or output layer"):
+            export._plain_factors(tmp_path / "tables")
+    monkeypatch.setattr(export, "TOLERANCE", -1.0)
+    with pytest.raises(ArtifactError, match="nothing was written"):
+        export_base_plus_adapter(tmp_path / "bundle", tmp_path / "two")
+    assert not (tmp_path / "two").exists() and not list(tmp_path.glob(".two*"))
+    said = CliRunner().invoke(app, ["export", str(tmp_path / "bundle"), str(tmp_path / "two")])
+    assert isinstance(said.exception, ConfigError) and "either --merge" in str(said.exception)

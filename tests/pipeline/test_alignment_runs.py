@@ -21,7 +21,8 @@ from genrec.models.bundle import load_bundle
 from genrec.models.pretrained import PretrainedSettings
 from genrec.pipeline import alignment, model_stages, runner
 from genrec.pipeline.recipe import Block, DataSettings, PipelineRecipe
-from genrec.pipeline.stages import load_recipe, stages, stages_until
+from genrec.pipeline.recipe_files import described, load_recipe
+from genrec.pipeline.stages import stages, stages_until
 from genrec.prompts.data import TaskData
 from genrec.prompts.mixture import AskSettings, MixedTask, MixtureSettings
 from genrec.prompts.tasks import load_task
@@ -200,7 +201,17 @@ alignment:
   wrapper: instruction
 """
     )
-    found = load_recipe(tmp_path / "p.yaml").value
+    resolved = load_recipe(tmp_path / "p.yaml")
+    found = resolved.value
+    (rate,) = [row for row in described(resolved) if row.path == "train.learning_rate"]
+    assert found.train.learning_rate == rate.value == 3e-4 and rate.origin == "derived"
+    for changes, expected in (
+        (["lora=null"], 1e-4),
+        (["train.learning_rate=2e-3"], 2e-3),
+        (["model={kind: t5}"], 2e-3),
+    ):
+        more = ["lora=null", "alignment=null"] if "t5" in changes[0] else []
+        assert load_recipe(tmp_path / "p.yaml", [*changes, *more]).value.train.learning_rate == expected
     assert found.alignment.ask == AskSettings("sequential", 2) and found.alignment.tasks[1].share == 0.25
     assert [s.name for s in stages_until(stages(found, tmp_path / "run"), "train")] == [
         "prepare", "split", "embed", "tokenize", "train"
