@@ -210,7 +210,7 @@ def check_command(command: str, place: Path) -> Path:
         # a port of 0: tests may run side by side
         known = [[word for word in line if word not in ("--main_process_port", "0")] for line in lines]
         assert launched(words) in known, command
-    elif words[:2] == ["python", "train/parallel.py"]:
+    elif words[:2] == ["python", "train/parallel.py"] or words[:2] == ["python", "train/preference.py"]:
         run_script([*words, "--set", "train.max_steps=1", "--set", "train.eval_every=0"], place)
     elif words[:2] == ["python", "train/finetune.py"]:
         run_script(words, place)

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from genrec.training.callbacks import Loop
 
 WEIGHTS = "weights.safetensors"
+HELD = "held.safetensors"
+"""What a module keeps from one step to the next beside its weights: its attribute ``held``, where it has one."""
 
 
 class TrainingDiverged(GenrecError, ArithmeticError):
@@ -202,6 +204,8 @@ class SafeTrainer(Trainer):  # type: ignore[misc]
                 self._save_optimizer_and_scheduler(str(folder))
                 self.state.save_to_json(str(folder / "trainer_state.json"))
                 self.train_state.save(folder)
+                if held := getattr(self.model, "held", None):
+                    save_weights(held, folder / HELD)
                 for name, content in random_states.items():
                     (folder / name).write_bytes(content)
 
@@ -227,5 +231,7 @@ class SafeTrainer(Trainer):  # type: ignore[misc]
         with torch.no_grad():
             for name, weight in self.weights.items():
                 weight.copy_(values[name])
+        if (held := Path(resume_from_checkpoint) / HELD).exists():
+            self.model.held = load_file(held, device=str(self.args.device))
         self.train_state = TrainState.load(Path(resume_from_checkpoint), self.args.device)
         self.clock = Clock(self.train_state.counters)
