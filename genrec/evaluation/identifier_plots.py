@@ -82,7 +82,8 @@ def usage_map(codes: ItemCodes) -> str:
 
 def name_of(codes: ItemCodes, code: int) -> str:
     """A first code as pictures name it: its text, where it has one (internal)."""
-    return cut(codes.pieces[code].strip(), 14) if codes.pieces and codes.pieces[code].strip() else f"<{code}>"
+    text = codes.pieces[code].strip(" \u2581") if codes.pieces else ""  # the sign that stands for a space
+    return cut(text, 14) if text else f"<{code}>"
 
 
 def load_curves(codes: ItemCodes) -> str:

@@ -59,8 +59,12 @@ def tokenizer_class(kind: str) -> type[ItemTokenizer] | type[SlotTokenizer] | ty
         found = getattr(module, class_name)
     except ImportError as error:
         raise ConfigError(
-            f"kind: cannot import {target!r} ({error})", hint="is its folder on the Python path?"
+            f"kind: cannot import {target!r} ({error})",
+            hint=f"{module_name.partition('.')[0]}.py must lie where you run genrec, or on the Python path",
         ) from error
+    except SyntaxError as error:
+        place = f"{error.filename}, line {error.lineno}"
+        raise ConfigError(f"kind: cannot import {target!r} ({place}: {error.msg})", hint="correct that file") from error
     except AttributeError as error:
         own = [v.__name__ for v in vars(module).values() if isinstance(v, type) and v.__module__ == module_name]
         found = ", ".join(f"{module_name}:{name}" for name in own if not _lacks(getattr(module, name, None)))

@@ -232,7 +232,7 @@ def _collaborative_start(run: _Run) -> dict[str, Any]:
         "first_loss": first,
         "log_batch": math.log(n_rows),
     }
-    _LOG.info("rqvae: collaborative vectors %s", found)
+    _LOG.info("rqvae: collaborative vectors: %s", ", ".join(f"{name} {value:.4g}" for name, value in found.items()))
     if first > 2 * max(found["log_batch"], 1.0):
         _LOG.warning(
             "the collaborative loss starts at %.3g, far above log(batch) = %.3g: shorten the vectors (their mean "

@@ -28,7 +28,7 @@ from genrec.embeddings.keywords import with_keywords
 from genrec.embeddings.linear import unit_rows
 from genrec.embeddings.neighbours import propagate
 from genrec.embeddings.text import lsa, sentence_embeddings
-from genrec.errors import DataError
+from genrec.errors import ConfigError, DataError
 from genrec.item_tokenizers import registry
 from genrec.item_tokenizers.base import TokenizerSource
 from genrec.item_tokenizers.codes import ItemCodes
@@ -244,7 +244,7 @@ def tokenize(folder: Path, recipe: PipelineRecipe) -> None:
     )
     settings = recipes.validate(recipe.tokenizer, registry.settings_class(recipe.tokenizer["kind"]), where="tokenizer")
     tokenizer = registry.build(settings)
-    codes = tokenizer.fit(source, seed=recipe.seed)
+    codes = _checked(tokenizer.fit(source, seed=recipe.seed), catalog, recipe.tokenizer["kind"])
     if recipe.shuffle_identifiers:
         log.warning("control run: identifiers are dealt out to the items at random")
         codes = codes.take(rng(recipe.seed, "shuffled identifiers").permutation(codes.n_items))
@@ -259,18 +259,33 @@ def tokenize(folder: Path, recipe: PipelineRecipe) -> None:
         log.warning("identifiers: %s%s", "; ".join(told), advice)
 
 
+def _checked(codes: object, catalog: ItemCatalog, kind: str) -> ItemCodes:
+    """What ``fit`` gave, before anything is written: a kind of the user's may give anything."""
+    if isinstance(codes, ItemCodes) and (codes.catalog, len(codes)) == (catalog.fingerprint, len(catalog)):
+        return codes
+    found = f"those of {len(codes)} of another catalog" if isinstance(codes, ItemCodes) else type(codes).__name__
+    raise ConfigError(
+        f"{kind}: fit: expected the identifiers of the {len(catalog)} items of the source (ItemCodes), got {found}",
+        hint="genrec.testing.tokenizer_contract checks an item tokenizer of your own",
+    )
+
+
 def describe_codes(codes: ItemCodes) -> str:
     """One line about the identifiers: size, use and perplexity of every level, collisions."""
     found = codes.report()
     usage, spread = found["level_usage"], found["perplexity"]
     many = codes.n_levels > 6  # titles: the levels are places in a text
-    use = ", ".join(f"{100 * share:.0f} %" for share in ((min(usage), max(usage)) if many else usage))
+    use = ", ".join(_percent(share) for share in ((min(usage), max(usage)) if many else usage))
     even = ", ".join(f"{value:.0f}" for value in ((min(spread), max(spread)) if many else spread))
     least = "least and most " if many else ""
     return (
         f"identifiers: {codes.sizes_text} codes, {least}in use {use}, perplexity {even}; "
         f"{100 * found['distinct_share']:.1f} % distinct, largest group {found['largest_group']}"
     )
+
+
+def _percent(share: float) -> str:
+    return "<1 %" if 0 < share < 0.005 else f"{100 * share:.0f} %"
 
 
 def oversized(codes: ItemCodes) -> list[str]:
@@ -286,5 +301,5 @@ def oversized(codes: ItemCodes) -> list[str]:
         return told
     for level, share in enumerate(found["level_usage"], 1):
         if share < 0.5:
-            told.append(f"level {level} uses {100 * share:.0f} % of its {codes.level_sizes[level - 1]} codes")
+            told.append(f"level {level} uses {_percent(share)} of its {codes.level_sizes[level - 1]} codes")
     return told

@@ -155,7 +155,7 @@ def test_bars_are_as_tall_as_their_values():
 def test_words_are_named_and_not_dead_and_of_many_levels_the_first_are_drawn():
     lengths = np.array([11, 2, 3], np.uint8)
     rows = np.where(np.arange(11) < lengths[:, None], np.arange(3)[:, None], 0)
-    words = ItemCodes(rows, (4,) * 11, "c" * 32, lengths, True, pieces=("Oil", "<b>", "Soap", "x"))
+    words = ItemCodes(rows, (4,) * 11, "c" * 32, lengths, True, pieces=("\u2581Oil", "<b>", "Soap", "x"))
     picture = plots.usage_map(words)
     assert 'class="dead"' not in picture and "1 not used" in picture
     assert "level 8" in picture and "level 9," not in picture and "levels 9 to 11 are not drawn" in picture

@@ -88,6 +88,8 @@ def test_a_tokenizer_recipe_is_named_in_place_of_its_lines(tmp_path: Path) -> No
     fsq = ROOT / "tokenizers" / "fsq.yaml"
     other = load_recipe(ROOT / "train/pipelines/own.yaml", [f"tokenizer={fsq}", "tokenizer.epochs=3"]).value
     assert other.tokenizer["kind"] == "fsq" and other.tokenizer["epochs"] == 3 and other.tokenizer["dim"] == 64
+    with pytest.raises(ConfigError, match="expected settings, or the file of a recipe, got 'fsq'"):
+        load_recipe(PIPELINES[0], ["tokenizer=fsq"])
     path = tmp_path / "mine.yaml"
     path.write_text(f"data: {{synthetic: {{}}}}\ntokenizer: {fsq}\n")
     named = load_recipe(path, ["tokenizer.epochs=3"])
@@ -163,7 +165,7 @@ def test_a_whole_block_that_an_older_version_did_not_know_is_at_its_default(path
     for stage in stages(recipe, tmp_path):
         filled = stage.with_defaults(stage.recipe)
         assert {**filled, "tokenizer": 0} == {**stage.recipe, "tokenizer": 0}, stage.name
-        older = {name: value for name, value in stage.recipe.items() if name != "token_init"}
+        older = {name: value for name, value in stage.recipe.items() if (name, value) != ("token_init", "codebooks")}
         assert stage.with_defaults(older) == filled, stage.name
         if "tokenizer" in stage.recipe:  # an option of it given at its default changes nothing
             said = {**stage.recipe["tokenizer"], **filled["tokenizer"]}
@@ -235,6 +237,16 @@ def test_identifiers_are_told_with_their_perplexity(prepared: Path, caplog: pyte
     assert "identifiers: 7 levels of 4 codes, least and most in use 100 %, 100 %" in data_stages.describe_codes(long)
     data_stages.tokenize(prepared, replace(RECIPE, tokenizer={**RECIPE.tokenizer, "level_size": 200}))
     assert "level 2 uses" in caplog.text and "take a smaller tokenizer.level_size" in caplog.text
+
+
+def test_what_fit_gives_is_checked_before_anything_is_written(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {file: file.read_bytes() for file in prepared.rglob("*") if file.is_file()}
+    short = ItemCodes.load(prepared / "codes").take([0, 1])
+    for wrong, said in ((np.zeros((3, 2)), "got ndarray"), (short, "got those of 2 of another catalog")):
+        monkeypatch.setattr(RqKMeans, "fit", lambda self, source, *, seed, wrong=wrong: wrong)
+        with pytest.raises(ConfigError, match=f"rqkmeans: fit: .*{said}"):
+            data_stages.tokenize(prepared, RECIPE)
+    assert {file: file.read_bytes() for file in prepared.rglob("*") if file.is_file()} == before
 
 
 def test_user_tokens_reach_the_prompt(prepared: Path) -> None:
