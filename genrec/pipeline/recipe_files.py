@@ -76,10 +76,10 @@ def _with_tokenizer_files(path: Path, overrides: Sequence[str]) -> list[str]:
         place, _, value = change.partition("=")
         if place.strip() == "tokenizer" and value.strip().endswith((".yaml", ".yml")):
             found.append(f"tokenizer={json.dumps(recipe_text.read_text(Path(value.strip())).data)}")
-        elif place.strip() == "tokenizer" and value.strip().replace("_", "").isalnum():
+        elif place.strip() == "tokenizer" and (kind := value.strip()).replace("_", "").isalnum():
             raise ConfigError(
-                f"tokenizer: expected settings, or the file of a recipe, got {value.strip()!r}",
-                hint=f"such as --set tokenizer=tokenizers/{value.strip()}.yaml or 'tokenizer={{kind: {value.strip()}}}'",
+                f"tokenizer: expected settings, or the file of a recipe, got {kind!r}",
+                hint=f"such as --set tokenizer=tokenizers/{kind}.yaml or --set 'tokenizer={{kind: {kind}}}'",
             )
         elif change not in changes:
             found.append(change)

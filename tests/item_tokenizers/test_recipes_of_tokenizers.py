@@ -122,6 +122,13 @@ def test_unknown_kinds_are_refused(kind, message):
         assert "rqvae" in caught.value.hint
 
 
+def test_a_module_that_cannot_be_read_is_named_with_its_line(tmp_path, monkeypatch):
+    (tmp_path / "halfway.py").write_text("class Half:\n    def fit(:\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigError, match=r"cannot import 'halfway:Half' \(.*halfway\.py, line 2"):
+        tokenizer_class("halfway:Half")
+
+
 def test_artifact_of_another_kind_is_refused(tmp_path):
     tokenizer = build(settings_class("rqkmeans")(n_levels=1, level_size=8))
     tokenizer.fit(planted_source(), seed=0)
