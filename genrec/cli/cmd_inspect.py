@@ -77,6 +77,12 @@ def inspect(
             )
     with ProgressBar(total=3 + refit + (html_file is not None), unit="step") as bar:
         subject = load_subject(path, catalog=catalog, vectors=vectors, split=split)
+        if subject.catalog is not None and subject.categories(categories) is None:
+            fields = ", ".join(subject.catalog.fields)
+            note = (
+                f"no texts in the field {categories!r} of the catalog: categories are left out (give --categories FIELD"
+            )
+            subject = replace(subject, notes=(*subject.notes, f"{note}; fields: {fields})"))
         bar.update()
         reports = inspect_subject(subject, settings, held_out=held_out, category_field=categories, step=bar.update)
         if refit:

@@ -70,7 +70,7 @@ def bucket_numbers(groups_N: npt.NDArray[np.integer], keys: Keys, n_buckets: int
     pending = np.argsort(keys, kind="stable")
     taken = np.empty(0, dtype=np.int64)
     while len(pending):
-        cell = groups_N[pending] * n_buckets + bucket_N[pending]
+        cell = groups_N[pending].astype(np.int64) * n_buckets + bucket_N[pending]
         first = np.zeros(len(pending), dtype=np.bool_)
         first[np.unique(cell, return_index=True)[1]] = True
         first &= ~np.isin(cell, taken)

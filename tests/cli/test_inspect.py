@@ -197,6 +197,12 @@ def test_errors_say_what_to_give(
     assert hint == "expected" or f"hint: {hint}" in err or hint in err.splitlines()[1]
 
 
+def test_a_field_without_categories_is_named(genrec: Call, finished: Path) -> None:
+    assert "note: no texts in" not in genrec("inspect", finished)[1]
+    out = genrec("inspect", finished, "--categories", "categoris")[1]
+    assert "note: no texts in the field 'categoris' of the catalog" in out and "fields: title, categories" in out
+
+
 def test_help_teaches(genrec: Call) -> None:
     for verb in ("inspect", "audit", "compare"):
         code, out, _ = genrec(verb, "--help")

@@ -153,3 +153,11 @@ WRONG = [{"dim": 0}, {"n_negatives": 0}, {"learning_rate": 0}, {"dropout": (0.5,
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         GraphSettings(**wrong)
+
+
+def test_dropout_keeps_the_mean():
+    network = GraphNetwork(5, 2, replace(SMALL, dropout=(0.75, 0.2)))
+    for layer, share in enumerate((0.75, 0.2)):
+        made = network._dropped(torch.ones(100, 400), layer, torch.Generator().manual_seed(0))
+        assert float((made == 0).float().mean()) == pytest.approx(share, abs=0.02)
+        assert float(made.mean()) == pytest.approx(1, abs=0.05)

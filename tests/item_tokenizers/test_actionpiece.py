@@ -437,6 +437,15 @@ def test_buckets_tell_equal_items_apart(groups, more, seed):
     assert bucket_numbers(np.array(groups)[order], keys[order], n_buckets, seed=seed).tolist() == found[order].tolist()
 
 
+def test_groups_beyond_32_bits_do_not_meet():
+    """Group 42,949,673 with 100 buckets begins 4 cells behind group 0 where cells are counted in 32 bits."""
+    keys = np.arange(101, dtype=np.uint64)
+    groups = np.array([*[0] * 100, 42_949_673], dtype=np.int32)
+    for seed in range(5):
+        alone = bucket_numbers(groups[100:], keys[100:], 100, seed=seed)
+        assert bucket_numbers(groups, keys, 100, seed=seed)[100] == alone[0]
+
+
 def test_buckets_are_spread_and_seeded():
     keys = np.arange(6400, dtype=np.uint64)
     alone = np.arange(6400)
