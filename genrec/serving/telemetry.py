@@ -40,4 +40,4 @@ class Metrics:
 
     def text(self) -> bytes:
         """The metrics in Prometheus' text form."""
-        return generate_latest(self.registry)
+        return bytes(generate_latest(self.registry))
