@@ -76,7 +76,7 @@ def write_own_files(folder: Path, shop: SyntheticData) -> None:
 
 
 def write_large_tables(folder: Path, shop: SyntheticData) -> None:
-    """What docs/scale.md encodes: vectors, texts, and a class that embeds these."""
+    """What docs/scale.md encodes (vectors, texts, a class that embeds these), and users for docs/serving.md."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as parquet
@@ -87,6 +87,8 @@ def write_large_tables(folder: Path, shop: SyntheticData) -> None:
     column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), 8)
     parquet.write_table(pa.table({"item_id": ids, "vector": column}), folder / "data" / "items.parquet")
     parquet.write_table(pa.table({"item_id": ids, "title": titles}), folder / "data" / "texts.parquet")
+    histories = [list(ids[n : n + 3]) for n in range(5)]
+    parquet.write_table(pa.table({"history": histories}), folder / "data" / "users.parquet")
     (folder / "hashed_words.py").write_text(
         "import zlib\nimport numpy as np\n\n\nclass Embedder:\n    def encode(self, texts, *, batch_size):\n"
         "        return np.stack([np.random.default_rng(zlib.crc32(t.encode())).normal(size=8) for t in texts])\n"

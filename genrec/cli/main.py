@@ -12,6 +12,7 @@ from genrec import __version__
 from genrec.cli import (
     cmd_append,
     cmd_audit,
+    cmd_batch,
     cmd_compare,
     cmd_demo,
     cmd_doctor,
@@ -40,6 +41,7 @@ app = typer.Typer(
 _ON_RUNS = (
     cmd_recommend,
     cmd_serve,
+    cmd_batch,
     cmd_append,
     cmd_retire,
     cmd_inspect,

@@ -127,6 +127,13 @@ class ServedModel:
         """End the store's thread."""
         self.store.close()
 
+    def check(self, request: RecommendationRequest) -> None:
+        """Raise ConfigError for filters that the catalog does not know."""
+        try:
+            self._filter(request, self.store.snapshot)
+        except Problem as problem:
+            raise ConfigError(problem.message) from None
+
     # --- answers ---------------------------------------------------------------------------------------------
 
     def answer(self, queries: Sequence[Query], metrics: Metrics) -> list[Answer | Exception]:
