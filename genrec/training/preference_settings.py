@@ -111,7 +111,7 @@ class Alarms:
     min_valid: float = 0.8
     min_coverage: float = 0.5
     min_reward: float = 0.5
-    max_kl: float | None = 5.0
+    max_kl: float | None = 2.0
 
     def __post_init__(self) -> None:
         for name in ("min_valid", "min_coverage", "min_reward"):

@@ -132,6 +132,25 @@ def test_the_reference_stays_what_it_was():
     assert all(torch.equal(weight, changed[name]) for name, weight in model.named_parameters())
 
 
+@pytest.mark.parametrize("kind", ["decoder", "t5"])
+def test_bfloat16_tells_policy_and_reference_apart(kind):
+    """Autocast keeps converted weights: those of the reference must not answer for the policy."""
+    data = walks()
+    model = tiny_model(kind, data)
+    module = PreferenceModule(model, data, DPO, SHORT)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_({"decoder": 4.0, "t5": 1.3}[kind])
+    asked = all_queries(data)
+    with torch.no_grad():
+        exact = module(queries=asked, scale=1 / len(asked)).item()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = module(queries=asked, scale=1 / len(asked))
+    loss.backward()
+    assert abs(exact - math.log(4)) > 0.05 and loss.item() == pytest.approx(exact, abs=0.02)
+    assert all(weight.grad is not None for weight in trainable(module).values())
+
+
 LEARN = dataclasses.replace(SHORT, max_steps=30, batch_size=64, learning_rate=5e-3, eval_every=15, save_every=0)
 
 
