@@ -55,7 +55,7 @@ WITHOUT_TORCH = [
     "genrec.item_tokenizers.codes",
     "genrec.prompts",
 ]
-WITHOUT_TORCH += ["genrec", *(f"genrec.{name}" for name in sorted(BASE))]
+WITHOUT_TORCH += ["genrec", "genrec.serving.supervisor", *(f"genrec.{name}" for name in sorted(BASE))]
 
 
 def modules():

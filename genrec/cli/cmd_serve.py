@@ -69,7 +69,7 @@ def serve(
     if not run.exists():
         raise ConfigError(f"{run}: no such folder", hint="give the folder of a trained run (genrec demo makes one)")
     if fd is None and not one_process:
-        from genrec.serving.server import listen, supervise
+        from genrec.serving.supervisor import listen, supervise
 
         at = listen(settings)
         raise typer.Exit(supervise([sys.executable, "-m", "genrec.cli.main", *sys.argv[1:]], at))
@@ -89,7 +89,8 @@ def _serve_here(
     import torch
     from transformers.utils.logging import disable_progress_bar
 
-    from genrec.serving.server import listen, serve
+    from genrec.serving.server import serve
+    from genrec.serving.supervisor import listen
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     disable_progress_bar()
