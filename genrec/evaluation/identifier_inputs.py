@@ -114,7 +114,7 @@ def load_subject(
     if folder is None or not artifacts.exists(folder / "item_tokenizer"):
         return replace(subject, notes=(*notes, "no item tokenizer beside the codes: collisions before its policy "
                                        "are not known"))  # fmt: skip
-    return _with_raw(subject, folder, need_raw)
+    return _with_raw(subject, folder, need_raw, artifacts.read(codes_at, verify=False).recipe)
 
 
 def check_one_catalog(subjects: Sequence[Subject]) -> None:
@@ -200,11 +200,17 @@ def _check(what: str, found: str, codes: ItemCodes) -> None:
         )
 
 
-def _with_raw(subject: Subject, folder: Path, need_raw: bool) -> Subject:
-    """Add the item tokenizer's recipe and, where they differ, the codes before its collision policy."""
+def _with_raw(subject: Subject, folder: Path, need_raw: bool, made: dict[str, Any]) -> Subject:
+    """Add the item tokenizer's recipe and, where they differ, the codes before the collision policy.
+
+    made: how the codes were made; they may have another policy than the item tokenizer's (``genrec encode``).
+    """
     manifest = artifacts.read(folder / "item_tokenizer", verify=False)
-    subject = replace(subject, recipe=dict(manifest.recipe), folder=folder)
-    policy = subject.recipe.get("collisions")
+    recipe = dict(manifest.recipe)
+    if "collisions" in recipe and "collisions" in made:
+        recipe["collisions"] = made["collisions"]
+    subject = replace(subject, recipe=recipe, folder=folder)
+    policy = recipe.get("collisions")
     if policy == "shared" or (policy == "refuse" and not subject.codes.collisions()):
         return replace(subject, raw_is_same=True)
     if not need_raw:
@@ -240,13 +246,23 @@ def raw_codes(tokenizer: ItemTokenizer, codes: ItemCodes, source: TokenizerSourc
     Where the policy added a level, they are what stands before it: exact for clusters that were balanced over the
     whole catalog, too, which encoding item by item cannot find again. Otherwise the items are encoded.
     """
-    some = np.unique(np.linspace(0, len(codes) - 1, min(len(codes), _SOME)).astype(np.int64))
-    few = tokenizer.encode(source.take(some))
-    if _first_codes_kept(few, codes.take(some)) < 0.5:
-        return None
-    if getattr(tokenizer.settings, "collisions", None) != "suffix" or few.level_sizes != codes.level_sizes[:-1]:
+    width = None if source.embeddings is not None else _width(tokenizer)
+    if width is None:
+        some = np.unique(np.linspace(0, len(codes) - 1, min(len(codes), _SOME)).astype(np.int64))
+        few = tokenizer.encode(source.take(some))
+        if _first_codes_kept(few, codes.take(some)) < 0.5:
+            return None
+    else:  # without the item vectors only the sizes can be asked for
+        few = tokenizer.encode(TokenizerSource.of_vectors(np.zeros((1, width), dtype=np.float32)))
+    if codes.ragged or few.level_sizes != codes.level_sizes[:-1]:
         return tokenizer.encode(source)
     return ItemCodes(codes.codes[:, :-1], codes.level_sizes[:-1], codes.catalog, codebooks=codes.codebooks)
+
+
+def _width(tokenizer: Any) -> int | None:
+    """Of the vectors that an item tokenizer encodes; None where it does not tell."""
+    scaling = getattr(tokenizer, "scaling", None)
+    return None if scaling is None else len(scaling.mean)
 
 
 def source_of(subject: Subject, folder: Path) -> TokenizerSource:

@@ -448,3 +448,14 @@ def test_identifiers_that_are_refused_twice_are_told_apart_by_a_suffix(items, tm
     settings = EncodeSettings(fit=GaoqSettings(level_size=(30, 30, 2)), collisions="suffix")
     found = encode_items(items, tmp_path / "out", settings)
     assert found.codes.n_levels == 4 and not found.codes.collisions()
+
+
+def test_a_suffix_of_the_command_does_not_hide_collisions_from_a_report(genrec, items, tmp_path):
+    """The item tokenizer itself lets items share identifiers."""
+    settings = EncodeSettings(fit=replace(SMALL, collisions="shared", level_size=30), collisions="suffix")
+    made = encode_items(items, tmp_path / "out", settings)
+    code, out, err = genrec("inspect", tmp_path / "out", "--json", tmp_path / "report.json")
+    assert code == 0 and "(collisions: suffix)" in out, err
+    raw = json.loads((tmp_path / "report.json").read_text())["reports"]["raw"]["figures"]
+    assert raw["collision_share"] == pytest.approx(made.report["raw"]["collision_share"])
+    assert raw["collision_share"] > 0.2
