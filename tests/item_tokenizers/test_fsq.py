@@ -243,3 +243,11 @@ def test_the_decoder_reads_the_last_position():
     pieces = torch.randn(5, 3, 8)
     expected = decoder.head(pieces[:, 2] + decoder.position_LH[2])
     torch.testing.assert_close(decoder(pieces), expected)
+
+
+def test_the_loss_is_the_mean_absolute_error():
+    source, still = planted_source(), {"epochs": 1, "batch_size": 90, "learning_rate": 1e-12}
+    tokenizer = Fsq(replace(SMALL, dropout=0.0, input_dropout=0.0, **still))
+    codes = tokenizer.fit(source, seed=0)
+    left = (tokenizer.reconstruct(codes) - source.vectors()) / source.vectors().std(axis=0)
+    assert tokenizer.history[0]["loss"] == pytest.approx(np.abs(left).mean(), rel=1e-4)
