@@ -12,6 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoConfig
 from transformers.utils import cached_file
 
@@ -53,7 +54,8 @@ def save_adapter(folder: Path, model: Any) -> None:
         config["target_modules"] = sorted(config["target_modules"])
     artifacts.save_json(own, config)
     base_of(model).config.save_pretrained(folder)
-    artifacts.save_json(folder / BASE, {"name": str(name), "files": _identity(source)})
+    held = {} if model.get_input_embeddings().weight.dtype == torch.float32 else {"weights": "bfloat16"}
+    artifacts.save_json(folder / BASE, {"name": str(name), "files": _identity(source), **held})
 
 
 def load_adapter(folder: Path, token_map: TokenMap, *, base: str | Path | None = None, trainable: bool = False) -> Any:
@@ -65,9 +67,13 @@ def load_adapter(folder: Path, token_map: TokenMap, *, base: str | Path | None =
     """
     from peft import PeftModel
 
+    from genrec.models.trained_rows import place_rows
+
     with quiet_peft():
         model = load_base(folder, token_map, base=base)
-        return PeftModel.from_pretrained(model, folder / ADAPTER, is_trainable=trainable).eval()
+        wrapped = PeftModel.from_pretrained(model, folder / ADAPTER, is_trainable=trainable).eval()
+    place_rows(wrapped)
+    return wrapped
 
 
 def load_base(folder: Path, token_map: TokenMap, *, base: str | Path | None = None) -> Any:
@@ -85,7 +91,8 @@ def load_base(folder: Path, token_map: TokenMap, *, base: str | Path | None = No
             f"{', '.join(different)} {'differs' if len(different) == 1 else 'differ'}",
             hint=_GIVE_BASE,
         )
-    model = load_pretrained(PretrainedSettings(str(source)))
+    # as it was beside the adapter, in float32: numbers that were rounded to bfloat16 stay so
+    model = load_pretrained(PretrainedSettings(str(source), weights=needed.get("weights", "float32"))).float()
     model.config._name_or_path = name
     grow_tables(model, token_map)
     for key, value in AutoConfig.from_pretrained(folder, local_files_only=True).to_dict().items():

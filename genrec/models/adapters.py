@@ -65,6 +65,8 @@ def add_lora(model: PreTrainedModel, token_map: TokenMap, settings: LoraSettings
     """
     from peft import LoraConfig, TaskType, TrainableTokensConfig, get_peft_model
 
+    from genrec.models.trained_rows import place_rows  # PEFT takes seconds to import
+
     tables = _table_names(model)
     rows = list(range(token_map.first_item_id, token_map.vocab_size))
     task = TaskType.SEQ_2_SEQ_LM if model.config.is_encoder_decoder else TaskType.CAUSAL_LM
@@ -82,6 +84,7 @@ def add_lora(model: PreTrainedModel, token_map: TokenMap, settings: LoraSettings
     with torch.random.fork_rng(devices=[]), quiet_peft():
         torch.default_generator.manual_seed(seeding.derive(seed, "adapters"))
         wrapped = get_peft_model(model, config)
+    place_rows(wrapped)
     if not settings.train_rows:
         for name, weight in wrapped.named_parameters():
             if "trainable_tokens_delta" in name:

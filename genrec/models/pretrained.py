@@ -15,7 +15,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
 from genrec import seeding
-from genrec.errors import ArtifactError, ConfigError
+from genrec.errors import ArtifactError, ConfigError, require
 from genrec.item_tokenizers.codes import ItemCodes
 from genrec.models.decoder_scorer import check_decoder
 from genrec.models.head import check_output
@@ -36,7 +36,9 @@ class PretrainedSettings:
 
     path: a folder in the form of Hugging Face, else the name of a model on its hub. random_weights: only the
     configuration and the text tokenizer are read; the weights are drawn. trust_remote_code: run code that comes with
-    the model; only for models whose authors you trust.
+    the model; only for models whose authors you trust. weights: how its own weights are held while adapters are trained
+    beside them, in float32: ``float32``, ``bfloat16`` (half the memory), ``8bit`` or ``4bit`` (QLoRA, Dettmers et al.
+    2023, arXiv:2305.14314; needs bitsandbytes).
 
     Stability: experimental.
     """
@@ -45,18 +47,29 @@ class PretrainedSettings:
     kind: Literal["pretrained"] = "pretrained"
     random_weights: bool = False
     trust_remote_code: bool = False
+    weights: Literal["float32", "bfloat16", "8bit", "4bit"] = "float32"
 
     def __post_init__(self) -> None:
         if not self.path:
             raise ConfigError("path: expected a folder or the name of a model, got ''")
+        if self.weights not in ("float32", "bfloat16", "8bit", "4bit"):
+            raise ConfigError(f"weights: expected float32, bfloat16, 8bit or 4bit, got {self.weights!r}")
+        if self.random_weights and self.weights != "float32":
+            raise ConfigError(f"weights: drawn weights are trained, so they are float32, got {self.weights!r}")
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the weights are held in 8 or 4 bits."""
+        return self.weights.endswith("bit")
 
 
 def load_pretrained(settings: PretrainedSettings, *, seed: int = 0) -> PreTrainedModel:
-    """The model in float32 and evaluation mode, its tables as they are; the global random state is left alone.
+    """The model in evaluation mode, its tables as they are; the global random state is left alone.
 
     What kind of model it is, is asked of its configuration. A folder is read without the network; any other name is
     looked up in the local cache and on the hub. seed: of random weights. Raises ArtifactError where it cannot be read,
-    ConfigError for an architecture that the search does not know.
+    ConfigError for an architecture that the search does not know, MissingExtra for quantized weights without
+    bitsandbytes.
     """
     local = Path(settings.path).is_dir()
     options: dict[str, Any] = {"local_files_only": local, "trust_remote_code": settings.trust_remote_code}
@@ -69,12 +82,29 @@ def load_pretrained(settings: PretrainedSettings, *, seed: int = 0) -> PreTraine
                 model = auto.from_config(config, dtype=torch.float32)
             model.config._name_or_path = ""  # these weights are nowhere
         else:
-            model = auto.from_pretrained(settings.path, dtype=torch.float32, **options)
+            model = auto.from_pretrained(settings.path, **_held(settings), **options)
     except (OSError, ValueError, KeyError) as error:
         hint = None if local else "there is no such folder here; a name without one is looked up on the hub"
         raise ArtifactError(f"{settings.path}: not a loadable Hugging Face model ({error})", hint=hint) from error
     check_supported(model)
     return model.eval()
+
+
+def _held(settings: PretrainedSettings) -> dict[str, Any]:
+    """What transformers is told about how to hold the weights."""
+    if not settings.quantized:
+        return {"dtype": getattr(torch, settings.weights)}
+    require("bitsandbytes", "qlora")
+    from transformers import BitsAndBytesConfig
+
+    half = torch.bfloat16
+    how: Any = BitsAndBytesConfig(
+        load_in_8bit=settings.weights == "8bit",
+        load_in_4bit=settings.weights == "4bit",
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=half,
+    )
+    return {"dtype": half, "quantization_config": how}
 
 
 def pretrained_files(settings: PretrainedSettings) -> dict[str, int]:

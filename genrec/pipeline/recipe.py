@@ -193,6 +193,10 @@ class PipelineRecipe:
             raise ConfigError(
                 "lora: expected a model of kind pretrained with its own weights: others are trained whole"
             )
+        if getattr(self.model, "weights", "float32") != "float32" and self.lora is None:
+            raise ConfigError(
+                "model.weights: a model that is trained whole is held in float32", hint="add a lora block"
+            )
         if self.token_init == "text" and not text_model:
             raise ConfigError("token_init: text needs a model of kind pretrained, which knows text")
         if self.alignment is not None:

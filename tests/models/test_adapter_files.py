@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 from genrec.cli.main import app
 from genrec.data.histories import Histories
 from genrec.decoding.index import CatalogIndex
-from genrec.errors import ArtifactError, ConfigError, FingerprintMismatch
+from genrec.errors import ArtifactError, ConfigError, FingerprintMismatch, MissingExtra
 from genrec.models import export
 from genrec.models.adapter_files import load_adapter
 from genrec.models.adapters import LoraSettings, add_lora
@@ -37,11 +38,11 @@ def saved_base(folder, kind, seed=0):
     return folder
 
 
-def trained(base, lora=LORA):
+def trained(base, lora=LORA, weights="float32"):
     """A recommender over a pretrained model as after a training, and its text vocabulary."""
     codes = walk_codes()
     vocabulary = extend_vocabulary(load_tokenizer(base), codes)
-    model = load_pretrained(PretrainedSettings(str(base)))
+    model = load_pretrained(PretrainedSettings(str(base), weights=weights))
     extend_rows(model, vocabulary)
     if lora is not None:
         model = add_lora(model, vocabulary.token_map, lora)
@@ -230,3 +231,32 @@ def test_what_cannot_stand_beside_its_base_is_refused(tmp_path, monkeypatch):
     assert not (tmp_path / "two").exists() and not list(tmp_path.glob(".two*"))
     said = CliRunner().invoke(app, ["export", str(tmp_path / "bundle"), str(tmp_path / "two")])
     assert isinstance(said.exception, ConfigError) and "either --merge" in str(said.exception)
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "t5"])
+def test_a_base_held_in_bfloat16_trains_adapters_in_float32_and_is_rounded_so_again(tmp_path, kind):
+    recommender, vocabulary = trained(saved_base(tmp_path / "base", kind), weights="bfloat16")
+    model = recommender.model
+    assert {w.dtype for w in trainable(model).values()} == {torch.float32}
+    frozen = {w.dtype for name, w in model.named_parameters() if "lora_" not in name and "delta" not in name}
+    assert torch.bfloat16 in frozen
+    assert np.isfinite(recommender.recommend(HISTORIES, top_k=5).scores).all()
+    save_bundle(tmp_path / "bundle", recommender, vocabulary=vocabulary)
+    back = load_adapter(tmp_path / "bundle" / "model", vocabulary.token_map)
+    ids = torch.from_numpy(vocabulary.item_ids([[1, 2, 0]]))
+    more = {"decoder_input_ids": ids} if kind == "t5" else {}
+    with torch.no_grad():
+        want = model.float()(input_ids=ids, **more).logits
+        torch.testing.assert_close(back(input_ids=ids, **more).logits, want, atol=1e-4, rtol=1e-4)
+
+
+def test_quantized_weights_need_a_package_and_other_settings_are_refused(tmp_path):
+    saved_base(tmp_path / "base", "qwen3")
+    if find_spec("bitsandbytes") is None:
+        with pytest.raises(MissingExtra, match="bitsandbytes") as caught:
+            load_pretrained(PretrainedSettings(str(tmp_path / "base"), weights="8bit"))
+        assert "genrec[qlora]" in caught.value.hint
+    with pytest.raises(ConfigError, match="weights: expected"):
+        PretrainedSettings("x", weights="int3")
+    with pytest.raises(ConfigError, match="drawn weights"):
+        PretrainedSettings("x", weights="bfloat16", random_weights=True)

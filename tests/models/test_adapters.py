@@ -5,6 +5,7 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
+from peft.tuners.trainable_tokens import TrainableTokensLayer
 
 from genrec.data.histories import Histories
 from genrec.decoding.index import CatalogIndex
@@ -16,6 +17,7 @@ from genrec.models.head import output_weight
 from genrec.models.pretrained import extend_rows
 from genrec.models.prompting import build_prompts, item_tokens
 from genrec.models.recommender import DecodingSettings, GenerativeRecommender
+from genrec.models.trained_rows import RowsInPlace
 from genrec.testing.text_models import tiny_text_model
 from genrec.testing.walks import walks
 from genrec.training.collate import Collator
@@ -208,3 +210,37 @@ def test_impossible_settings_are_refused(values, said):
 def test_layers_that_cannot_have_an_adapter_are_refused(names, said):
     with pytest.raises(ConfigError, match=said):
         adapted("qwen3", LoraSettings(target_modules=names))
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "qwen2", "t5"])
+def test_rows_in_place_are_pefts_trained_tokens(kind):
+    """Loss, gradients and two steps of training against PEFT's own layer, which makes a new table every time."""
+    made = []
+    for in_place in (True, False):
+        model, before, vocabulary, data = adapted(kind, n_user_tokens=2)
+        layers = [m for m in model.modules() if isinstance(m, RowsInPlace)]
+        assert len(layers) == (4 if kind == "t5" else 2)  # encoder and decoder have their own around one table
+        for layer in layers if not in_place else ():
+            layer.__class__ = TrainableTokensLayer
+        module, batch = module_of(model, data, vocabulary.token_map, "vocab")
+        optimizer, losses = torch.optim.AdamW(trainable(module).values(), lr=0.1), []
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss = module(**batch, scale=0.1)
+            loss.backward()
+            losses.append(loss.item())
+            optimizer.step()
+        grads = {name: weight.grad for name, weight in trainable(module).items()}
+        ids = torch.arange(vocabulary.token_map.vocab_size)[None]
+        more = {"decoder_input_ids": ids} if kind == "t5" else {}
+        with torch.no_grad(), model.disable_adapter():
+            off = model(input_ids=ids, **more).logits
+        with torch.no_grad():
+            torch.testing.assert_close(off, before(input_ids=ids, **more).logits)
+            again = model(input_ids=ids, **more).logits
+        made.append((losses, grads, again))
+    (one, grads, after), (two, wanted, of_peft) = made
+    np.testing.assert_allclose(one, two, rtol=1e-5)
+    torch.testing.assert_close(after, of_peft, rtol=1e-4, atol=1e-4)
+    for name, grad in wanted.items():
+        torch.testing.assert_close(grads[name], grad, rtol=1e-4, atol=1e-5)

@@ -62,6 +62,7 @@ def test_recipes_that_say_what_has_no_effect_are_refused(tmp_path):
         {"lora": LoraSettings()},
         {"lora": LoraSettings(), "model": PretrainedSettings("x", random_weights=True)},
         {"token_init": "text", "model": DecoderSettings()},
+        {"model": PretrainedSettings("x", weights="8bit")},
     ):
-        with pytest.raises(ConfigError, match="pretrained"):
+        with pytest.raises(ConfigError, match=r"pretrained|trained whole"):
             replace(RECIPE, **change)
