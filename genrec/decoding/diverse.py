@@ -74,7 +74,9 @@ def _interests(search: Search, batch: Batch) -> Recommendations:
     if top_k is None:
         raise ConfigError("top_k: expected a number of items, got None", hint="interests divide a list of given length")
     rule = PerInterest(search.index, batch, interests, top_k=top_k)
-    every = _everything(search, batch, _walked(search, batch, rule))
+    # fewer beams than places could not fill them
+    wide = replace(search, n_beams=max(search.n_beams, top_k))
+    every = _everything(search, batch, _walked(wide, batch, rule))
     lists = only(every, rule.within(prefix_of(search.index.host, every.items, interests.depth)), top_k)
     return replace(lists, certified=np.ones(len(lists), dtype=np.bool_))
 

@@ -120,10 +120,10 @@ def _walked(scorer: Scorer, index: DeviceIndex, prompts: Prompts, walk: Walk, no
         value = found.values_BWS[row, slot, code]
         # a code that the model rules out stays so, also where the total is of nothing else
         added = torch.where(value == float("-inf"), value, value - total[row, slot])
+        added = torch.where(broken(found, total)[row, slot], torch.nan, added)
         if step.passed is not None:
             added = torch.where(_on(index, step.passed), 0.0, added)
         score = score[row, above] + added
-        score = torch.where(broken(found, total)[row, slot], torch.nan, score)
     return np.asarray(score.cpu().numpy())
 
 

@@ -88,12 +88,10 @@ def guided_search(search: Search, batch: Batch, rule: Rule, root: Tensor, *, n_b
             state, None if level == 0 else beams.parent, None if level == 0 else _fed(index, level, beams)
         )
         found = expand(index, level, beams.node, beams.score, step, renormalise=search.normalize == "children")
-        wrong |= (broken(step, found.total_BW) & (beams.node >= 0)).any(1)
+        asked = beams.node >= 0
         if host.ragged:
-            passed = found.code_BC == host.pass_code(level)
-            found.score_BC = torch.where(
-                passed & (found.score_BC > NEG_INF), _of_parent(beams.score, found), found.score_BC
-            )
+            asked &= ~_pass_on(found, beams, host.pass_code(level))
+        wrong |= (broken(step, found.total_BW) & asked).any(1)
         key = rule.keys(level, beams, found)
         if (dead_here := dead[level]) is not None:
             kill(index, level, beams.node, found, dead_here)
@@ -151,9 +149,15 @@ def _fed(index: DeviceIndex, level: int, beams: Beams) -> Tensor:
     return torch.where(beams.code < index.host.level_sizes[level - 1], beams.code, 0)
 
 
-def _of_parent(value_BW: Tensor, found: Candidates) -> Tensor:
-    """A value of every beam at its candidates, ``[B, C]``."""
-    return value_BW.repeat_interleave(found.width, dim=1)
+def _pass_on(found: Candidates, beams: Beams, pass_code: int) -> Tensor:
+    """Give identifiers that have ended their own score again, whatever the scorer says; which beams, ``[B, W]``."""
+    shape = (*beams.node.shape, found.width)
+    # behind the end there is one edge; what stands behind a beam's children are edges of others
+    ended = (found.code_BC.view(shape)[..., 0] == pass_code) & (beams.node >= 0)
+    score = found.score_BC.view(shape).clone()
+    score[..., 0] = torch.where(ended, beams.score, score[..., 0])
+    found.score_BC = score.flatten(1)
+    return ended
 
 
 def _best_left(key_BC: Tensor, columns_BP: Tensor) -> Tensor:

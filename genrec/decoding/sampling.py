@@ -153,7 +153,9 @@ class _Tempered:
         values = found.values_BWS / self._temperature
         if found.total_BW is None:
             return StepScores(values)
-        return StepScores(values, values.logsumexp(-1) + (found.total_BW - found.values_BWS.logsumexp(-1)))
+        inside = found.values_BWS.logsumexp(-1)  # -inf where the model rules the whole level out
+        total = values.logsumexp(-1) + (found.total_BW - inside)
+        return StepScores(values, torch.where(inside > NEG_INF, total, found.total_BW))
 
 
 class _Perturbed:

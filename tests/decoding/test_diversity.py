@@ -402,6 +402,12 @@ def test_models_that_score_items_obey_caps_per_group():
             recommend_dense(Scores(scores), histories, SearchOptions(diversity=diversity))
 
 
+def test_fewer_beams_than_places_still_fill_the_places_of_interests():
+    codes = ItemCodes.from_int(np.array([[a, b] for a in range(4) for b in range(4)]), (4, 4), "catalog")
+    logp = random_logp((4, 4), ragged=False, seed=0)
+    assert (lists(codes, logp, [0], [([], None)], Interests(4), top_k=8, n_beams=1).items >= 0).all()
+
+
 def test_what_makes_no_sense_is_refused():
     for wrong in (
         lambda: MaxPer(0, depth=1),

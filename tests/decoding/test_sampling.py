@@ -17,6 +17,7 @@ from genrec.data.histories import Histories
 from genrec.decoding import guided
 from genrec.decoding.diverse import diverse_lists
 from genrec.decoding.diversity import Interests, MaxPer
+from genrec.decoding.exact import score_items
 from genrec.decoding.filters import ItemFilter, RankFilter
 from genrec.decoding.index import CatalogIndex
 from genrec.decoding.interface import SearchOptions
@@ -245,6 +246,34 @@ def test_a_broken_model_is_an_error_and_what_it_says_of_dead_beams_is_ignored(di
         answer(wrong, beam=0)
     found = answer(wrong, beam=1)
     assert found.items.tolist() == answer(0.0, beam=1).items.tolist() and sorted(found.items[0]) == [-1, 1, 2]
+
+
+@pytest.mark.parametrize("how", [None, MaxPer(3, depth=1), Interests(2), "score"])
+@pytest.mark.parametrize("wrong", [-np.inf, np.inf, np.nan])
+def test_what_the_model_says_behind_the_end_of_an_identifier_is_ignored(how, wrong):
+    codes = ItemCodes.from_int([[0, -1], [1, 0], [1, 1]], (2, 2), "c")
+    inside = normalised(random_logp((2, 2), ragged=True, seed=3))
+    scorer = ScriptedScorer(lambda row, prefix: np.full(1, wrong) if prefix == (0, 0) else inside(row, prefix))
+    index, prompts = DeviceIndex(build(codes), CPU), row_prompts([0])
+    if how == "score":
+        assert np.isfinite(score_items(scorer, index, prompts, np.arange(3), normalize="vocab")).all()
+        return
+    search = Search(scorer, index, SearchOptions(top_k=3, diversity=how), 3, "vocab")
+    batch = Batch(prompts, None, [None])
+    found = draw(search, batch, row_keys(prompts, [1])) if how is None else diverse_lists(search, batch)
+    assert sorted(found.items[0]) == [0, 1, 2]
+
+
+def test_a_level_that_the_model_rules_out_is_no_error_at_any_temperature():
+    """Below the first code both codes are ruled out: only the items below the second one can be drawn."""
+    codes = ItemCodes.from_int([[0, 0], [0, 1], [1, 0]], (2, 2), "c")
+
+    def logp(row, prefix):
+        return np.full(2, -np.inf) if prefix == (0,) else np.log([0.5, 0.5])
+
+    for temperature in (1.0, 0.5):
+        found = drawn(codes, logp, [0], [1], top_k=3, n_beams=3, temperature=temperature)
+        assert found.items[0].tolist() == [2, -1, -1]
 
 
 def test_noise_is_gumbel_and_independent_of_its_neighbours():
