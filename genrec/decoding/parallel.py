@@ -174,9 +174,11 @@ def checked_weights(weights: npt.ArrayLike, n: int) -> Floats:
 
 def _weighted(tables: Sequence[Floats], weights_L: Floats) -> list[Floats]:
     """The scores times the weight of their level; all zeros where that is 0."""
-    return [
-        table * weight if weight > 0 else np.zeros_like(table) for table, weight in zip(tables, weights_L, strict=True)
-    ]
+    with np.errstate(over="ignore"):  # a mask of the lowest of float32 becomes -inf; what becomes +inf is refused
+        return [
+            table * weight if weight > 0 else np.zeros_like(table)
+            for table, weight in zip(tables, weights_L, strict=True)
+        ]
 
 
 def _check_sums(tables: Sequence[Floats]) -> None:

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from genrec.decoding.interface import Normalize
 from genrec.decoding.scorer import Prompts, StepScores
 from genrec.errors import ConfigError
+from genrec.models.decoder_layer import DecoderLayer, KeysValues, Rotary
 from genrec.models.head import OutputHead
 from genrec.models.products import rms_norm
 from genrec.models.suffix import Suffix
@@ -25,33 +25,18 @@ from genrec.vocab.token_map import TokenMap
 MODEL_TYPES = ("llama", "qwen2", "qwen3")
 
 
-@dataclass(frozen=True)
-class Rotary:
-    """Cosines and sines of positions in the type of the model, ``[B, T, 1, E]``."""
-
-    cos: Tensor
-    sin: Tensor
-
-    def at(self, first: int, last: int) -> Rotary:
-        """Those of the columns ``first .. last - 1``."""
-        return Rotary(self.cos[:, first:last], self.sin[:, first:last])
-
-    def __call__(self, x_BTHE: Tensor) -> Tensor:
-        """Heads turned by the angles of their positions."""
-        one, two = x_BTHE.chunk(2, -1)
-        return x_BTHE * self.cos + torch.cat([-two, one], -1) * self.sin
-
-
 @dataclass
 class DecoderState:
     """What one search knows: the prompt's keys and values once per row, and those of every step's beams."""
 
     normalize: Normalize
-    hidden: Tensor  # [B, W, D] behind the last tokens
-    prompt: list[tuple[Tensor, Tensor]]  # per layer keys and values [B, G, T, E]
+    layers: list[DecoderLayer]
     mask: Tensor | None  # float [B, 1, 1, T], 0 = attend, else -inf
-    rotary: Rotary  # of the tokens behind the prompt
+    rotary: Rotary  # of the prompt and the tokens behind it
+    n_tokens: int  # T
+    prompt: list[KeysValues] = field(default_factory=list)  # per layer keys and values [B, G, T, E]
     suffix: Suffix = field(default_factory=Suffix)
+    hidden: Tensor = field(default_factory=lambda: torch.empty(0))  # [B, W, D] behind the last tokens
     level: int = 0
 
 
@@ -84,33 +69,29 @@ class DecoderScorer:
         """Run the prompts, padded on the left."""
         assert not self._model.training, "a model in training mode drops activations: call model.eval()"
         assert prompts.mask_BT[:, -1].all(), "decoder prompts must be padded on the left"
-        decoder = self._model.base_model
-        x = decoder.embed_tokens(torch.from_numpy(prompts.tokens_BT).to(self.device))
+        decoder, batch = self._model.base_model, len(prompts)
+        embedded = decoder.embed_tokens(torch.from_numpy(prompts.tokens_BT).to(self.device))
         real_BT = torch.from_numpy(prompts.mask_BT).to(self.device)
-        length = real_BT.shape[1]
-        rotary = self._rotary(x, real_BT)
+        n_tokens, rotary = real_BT.shape[1], self._rotary(embedded, real_BT)
         seen = None if prompts.mask_BT.all() else _causal(real_BT)
-        state = DecoderState(
-            normalize=normalize,
-            hidden=x,
-            prompt=[],
-            mask=None if seen is None else torch.zeros(seen[:, :, -1:].shape, device=self.device).masked_fill_(
-                ~seen[:, :, -1:], float("-inf")
-            ),
-            rotary=rotary.at(length, rotary.cos.shape[1]),
-        )  # fmt: skip
-        at_prompt, at_last = rotary.at(0, length), rotary.at(length - 1, length)
-        for layer in decoder.layers[:-1]:
-            normed = rms_norm(layer.input_layernorm, x)
-            state.prompt.append(_keys_values(layer.self_attn, normed, at_prompt))
-            x = x + _prompt_attention(layer.self_attn, normed, at_prompt, state.prompt[-1], seen)
-            x = x + layer.mlp(rms_norm(layer.post_attention_layernorm, x))
-        layer = decoder.layers[-1]
-        normed = rms_norm(layer.input_layernorm, x)
-        state.prompt.append(_keys_values(layer.self_attn, normed, at_prompt))
-        x = x[:, -1:] + _beam_attention(layer.self_attn, normed[:, -1:], at_last, state.prompt[-1], state.mask, None)
-        x = x + layer.mlp(rms_norm(layer.post_attention_layernorm, x))
-        state.hidden = rms_norm(decoder.norm, x)
+        mask = None if seen is None else torch.where(seen[:, :, -1:], 0.0, float("-inf"))
+        state = DecoderState(normalize, [DecoderLayer(each) for each in decoder.layers], mask, rotary, n_tokens)
+        x, at_prompt = embedded.flatten(0, 1), rotary.rows(0, n_tokens)
+        for layer in state.layers:
+            normed = rms_norm(layer.norm, x)
+            keys, values = (
+                each.view(batch, n_tokens, *each.shape[1:]).transpose(1, 2).contiguous()
+                for each in layer.keys_values(normed, at_prompt)
+            )
+            state.prompt.append((keys, values))
+            if layer is state.layers[-1]:  # of which only the last token is asked for
+                x, normed = (each.view(*embedded.shape)[:, -1].contiguous() for each in (x, normed))
+                query = layer.queries(normed, rotary.rows(n_tokens - 1, n_tokens))
+                mixed = layer.beam_attention(query, state.prompt[-1], mask, None)
+            else:
+                mixed = layer.prompt_attention(layer.queries(normed, at_prompt), state.prompt[-1], seen)
+            x = layer.feed_forward(layer.out.added_to(x, mixed))
+        state.hidden = rms_norm(decoder.norm, x)[:, None]
         return state
 
     def step(self, state: DecoderState, parents_BW: Tensor | None, codes_BW: Tensor | None) -> StepScores:
@@ -123,17 +104,17 @@ class DecoderScorer:
 
     def _feed(self, state: DecoderState, parents_BW: Tensor, codes_BW: Tensor) -> None:
         decoder = self._model.base_model
-        x = decoder.embed_tokens(self._head.tokens(state.level - 1, codes_BW))
-        rotary = state.rotary.at(state.level - 1, state.level)
+        x = decoder.embed_tokens(self._head.tokens(state.level - 1, codes_BW)).flatten(0, 1)
+        at = state.n_tokens + state.level - 1
+        rotary = state.rotary.rows(at, at + 1, codes_BW.shape[1])
         state.suffix.begin(parents_BW)
-        for layer, prompt in zip(decoder.layers, state.prompt, strict=True):
-            normed = rms_norm(layer.input_layernorm, x)
-            keys, values = _keys_values(layer.self_attn, normed, rotary)
-            new_keys, new_values = (each.transpose(1, 2).flatten(2).flatten(0, 1) for each in (keys, values))
-            own = state.suffix.with_new(new_keys, new_values, keys.shape[1])
-            x = x + _beam_attention(layer.self_attn, normed, rotary, prompt, state.mask, own)
-            x = x + layer.mlp(rms_norm(layer.post_attention_layernorm, x))
-        state.hidden = rms_norm(decoder.norm, x)
+        for layer, prompt in zip(state.layers, state.prompt, strict=True):
+            normed = rms_norm(layer.norm, x)
+            keys, values = layer.keys_values(normed, rotary)
+            own = state.suffix.with_new(keys.flatten(1), values.flatten(1), keys.shape[1])
+            mixed = layer.beam_attention(layer.queries(normed, rotary), prompt, state.mask, own)
+            x = layer.feed_forward(layer.out.added_to(x, mixed))
+        state.hidden = rms_norm(decoder.norm, x).view(*codes_BW.shape, x.shape[1])
 
     def _rotary(self, x_BTD: Tensor, real_BT: Tensor) -> Rotary:
         """Of the prompt's tokens and of every token that can follow, by the model's own module."""
@@ -141,7 +122,7 @@ class DecoderScorer:
         behind = torch.arange(1, self._head.n_steps, device=self.device)
         position_BT = torch.cat([position_BT, position_BT[:, -1:] + behind], 1)
         cos, sin = self._model.base_model.rotary_emb(x_BTD, position_BT)
-        return Rotary(cos[:, :, None], sin[:, :, None])
+        return Rotary.of(cos, sin)
 
 
 def check_decoder(model: Any) -> None:
@@ -169,63 +150,3 @@ def _causal(real_BT: Tensor) -> Tensor:
     square = torch.ones((n_tokens, n_tokens), dtype=torch.bool, device=real_BT.device)
     itself = torch.eye(n_tokens, dtype=torch.bool, device=real_BT.device)
     return (square.tril() & real_BT[:, None, None, :]) | itself
-
-
-def _heads(attention: Any, projection: Any, norm: str, x_BTD: Tensor) -> Tensor:
-    """``[B, T, H, E]``: a projection by heads, normalised where the model does that."""
-    found = projection(x_BTD).unflatten(-1, (-1, attention.head_dim))
-    layer = getattr(attention, norm, None)
-    return found if layer is None else rms_norm(layer, found)
-
-
-def _keys_values(attention: Any, x_BTD: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
-    """Keys and values of tokens, ``[B, G, T, E]``."""
-    keys = rotary(_heads(attention, attention.k_proj, "k_norm", x_BTD))
-    values = attention.v_proj(x_BTD).unflatten(-1, (-1, attention.head_dim))
-    return keys.transpose(1, 2), values.transpose(1, 2)
-
-
-def _prompt_attention(
-    attention: Any, x_BTD: Tensor, rotary: Rotary, known: tuple[Tensor, Tensor], seen: Tensor | None
-) -> Tensor:
-    query = rotary(_heads(attention, attention.q_proj, "q_norm", x_BTD)).transpose(1, 2)
-    grouped = query.shape[1] != known[0].shape[1]
-    mixed = F.scaled_dot_product_attention(
-        query, *known, attn_mask=seen, is_causal=seen is None, scale=attention.scaling, enable_gqa=grouped
-    )
-    return attention.o_proj(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
-
-
-def _beam_attention(
-    attention: Any,
-    x_BWD: Tensor,
-    rotary: Rotary,
-    prompt: tuple[Tensor, Tensor],
-    mask: Tensor | None,
-    own: tuple[Tensor, Tensor] | None,
-) -> Tensor:
-    """Attention of beams over the prompt of their row and their own tokens (``own``: ``[A, R, G, E]`` each).
-
-    softmax([q · K_prompt, q · K_own]) · [V_prompt, V_own], where K_prompt has no axis of beams.
-    """
-    batch, beams, _ = x_BWD.shape
-    keys, values = prompt
-    n_groups, n_tokens = keys.shape[1:3]
-    query = rotary(_heads(attention, attention.q_proj, "q_norm", x_BWD)) * attention.scaling
-    query_BWGQE = query.unflatten(2, (n_groups, -1))
-    query_BGXE = query_BWGQE.transpose(1, 2).flatten(2, 3)  # X = W·Q
-    score_BGXT = (query_BGXE @ keys.transpose(2, 3)).float()
-    if mask is not None:
-        score_BGXT = score_BGXT + mask
-    if own is not None:
-        own_keys, own_values = (
-            each.view(len(each), batch, beams, *each.shape[2:])[:, :, :, :, None] for each in own
-        )  # [A, B, W, G, 1, E]
-        score_ABWGQ = (query_BWGQE * own_keys).sum(-1, dtype=torch.float32)
-        score_BGXT = torch.cat([score_BGXT, score_ABWGQ.permute(1, 3, 2, 4, 0).flatten(2, 3)], -1)
-    weight_BGXT = score_BGXT.softmax(-1).to(values.dtype)
-    mixed = (weight_BGXT[..., :n_tokens] @ values).unflatten(2, (beams, -1)).transpose(1, 2)  # [B, W, G, Q, E]
-    if own is not None:
-        weight = weight_BGXT[..., n_tokens:].unflatten(2, (beams, -1)).permute(4, 0, 2, 1, 3)
-        mixed = mixed + (weight[..., None] * own_values).sum(0)
-    return attention.o_proj(mixed.flatten(2))  # type: ignore[no-any-return]

@@ -18,26 +18,27 @@ from torch.nn import functional as F
 class Product:
     """A linear layer as a matrix product on two axes (internal).
 
-    A layer that is more than a weight (an adapter, a bias, a hook) is called.
+    A layer that is more than its weight and bias (an adapter, a hook) is called.
     """
 
     def __init__(self, layer: Any) -> None:
-        plain = type(layer) is nn.Linear and layer.bias is None
-        plain = plain and not layer._forward_hooks and not layer._forward_pre_hooks
-        self._layer = layer
+        plain = type(layer) is nn.Linear and not layer._forward_hooks and not layer._forward_pre_hooks
+        self._layer, self._bias_I = layer, layer.bias if plain else None
         self._weight_DI: Tensor | None = layer.weight.t() if plain else None
 
     def __call__(self, x_RD: Tensor) -> Tensor:
         """The output ``[R, I]``."""
         if self._weight_DI is None:
             return self._layer(x_RD)  # type: ignore[no-any-return]
+        if self._bias_I is not None:
+            return torch.addmm(self._bias_I, x_RD, self._weight_DI)
         return torch.mm(x_RD, self._weight_DI)
 
     def added_to(self, rest_RI: Tensor, x_RD: Tensor) -> Tensor:
-        """The output plus ``rest_RI``."""
-        if self._weight_DI is None:
-            return rest_RI + self._layer(x_RD)  # type: ignore[no-any-return]
-        return torch.addmm(rest_RI, x_RD, self._weight_DI)
+        """The output plus ``rest_RI``, in place where that is possible."""
+        if self._weight_DI is None or self._bias_I is not None:
+            return rest_RI + self(x_RD)
+        return rest_RI.addmm_(x_RD, self._weight_DI)
 
 
 def rms_norm(layer: Any, x: Tensor) -> Tensor:

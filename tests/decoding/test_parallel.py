@@ -232,6 +232,8 @@ def test_scores_of_masks_are_no_trouble():
     low = np.finfo(np.float32).min
     found = ParallelIndex.of(codes).search(np.array([[[1, low], [1, low]]], dtype=np.float32), top_k=3)
     assert found.items.tolist() == [[0, 1, -1]] and found.scores[0, 1] == low
+    scores = np.array([[[1, low], [1, low]]], dtype=np.float32)
+    assert ParallelIndex.of(codes).search(scores, top_k=3, weights=[2, 2]).items.tolist() == [[0, -1, -1]]
 
 
 def test_discrete_slots_and_columns_beyond_a_level():
