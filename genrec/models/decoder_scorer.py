@@ -50,8 +50,9 @@ class DecoderScorer:
     values, at most one per code, are gathered by its ancestors, and one softmax covers both parts. The work of a
     step is W · (T + A): linear in the beams. Log-probabilities equal those of the model's forward.
 
-    Float32, bfloat16 and float16. Raises ConfigError for other models, sliding-window layers, models spread over
-    devices; FingerprintMismatch for another vocabulary. Stability: stable.
+    Float32, bfloat16 and float16. Raises ConfigError for other models, sliding-window layers, rotary positions that
+    follow the length of the prompt, models spread over devices; FingerprintMismatch for another vocabulary.
+    Stability: stable.
     """
 
     def __init__(self, model: PreTrainedModel, token_map: TokenMap) -> None:
@@ -133,6 +134,12 @@ def check_decoder(model: Any) -> None:
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if kinds != {"full_attention"}:
         raise ConfigError(f"model: expected full attention in every layer, got {sorted(kinds)}")
+    if (rope := (getattr(config, "rope_parameters", None) or {}).get("rope_type")) in ("dynamic", "longrope"):
+        raise ConfigError(
+            f"model: rotary positions of type {rope!r} are not supported: the angles of all tokens follow the longest "
+            "prompt of the batch",
+            hint="types that depend on the position alone are: default, linear, yarn, llama3",
+        )
     for name in ("attn_logit_softcapping", "final_logit_softcapping"):
         if getattr(config, name, None) is not None:
             raise ConfigError(f"model: {name} is not supported, got {getattr(config, name)}")

@@ -365,6 +365,14 @@ def test_models_that_cannot_be_decoded_are_refused(fixed_case):
     capped = grouped_decoder("qwen3", tokens, final_logit_softcapping=30.0)
     with pytest.raises(ConfigError, match="softcapping"):
         DecoderScorer(capped, tokens)
+    for rope in (
+        {"rope_type": "dynamic"},
+        {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4},
+    ):
+        rope = {"rope_theta": 100.0, "factor": 4.0, "original_max_position_embeddings": 8, **rope}
+        stretched = grouped_decoder("llama", tokens, rope_parameters=rope, max_position_embeddings=8)
+        with pytest.raises(ConfigError, match="rotary positions of type"):
+            DecoderScorer(stretched, tokens)
     spread = grouped_decoder("qwen3", tokens)
     spread.hf_device_map = {"model.layers.0": 0, "model.layers.1": "cpu"}
     with pytest.raises(ConfigError, match="one device"):
