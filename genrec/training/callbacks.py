@@ -17,8 +17,10 @@ from transformers import TrainerCallback
 
 from genrec.errors import ConfigError
 from genrec.progress import ProgressBar
+from genrec.training.module import trainable
 from genrec.training.progress import Status, replaced, snapshot, used_devices
 from genrec.training.settings import TrainSettings
+from genrec.training.sharding import gathered
 from genrec.training.trainer import SafeTrainer
 
 logger = logging.getLogger(__name__)
@@ -61,9 +63,10 @@ class Loop(TrainerCallback):  # type: ignore[misc]
     """
 
     def __init__(
-        self, trainer: SafeTrainer, steps_per_epoch: int, evaluate: Evaluate | None, request: StopRequest
+        self, trainer: SafeTrainer, module: Any, steps_per_epoch: int, evaluate: Evaluate | None, request: StopRequest
     ) -> None:
-        self.trainer, self.settings = trainer, trainer.settings
+        """``module``: the one whose ``model`` is validated; the trainer's own, or what that is a sharded copy of."""
+        self.trainer, self.module, self.settings = trainer, module, trainer.settings
         self.steps_per_epoch, self.evaluate, self.request = steps_per_epoch, evaluate, request
         self.bar: ProgressBar | None = None
         self.saved = self.asked = self.took = 0.0
@@ -158,13 +161,18 @@ class Loop(TrainerCallback):  # type: ignore[misc]
             return {}
         trainer = self.trainer
         answer: list[dict[str, float]] = [{}]
+        values, weights = trainer.train_state.average, trainable(self.module)
+        if self.settings.fsdp:
+            values = gathered(values or trainer.weights)
         if trainer.is_world_process_zero():
-            model = trainer.model.model
-            average = trainer.train_state.average
-            with torch.random.fork_rng(devices=used_devices()), replaced(trainer.weights, average):
+            # a sharded training leaves the whole model on the CPU
+            model = self.module.model.to(trainer.args.device)
+            with torch.random.fork_rng(devices=used_devices()), replaced(weights, values):
                 model.eval()
                 answer = [dict(self.evaluate(model))]
                 model.train()
+            if self.settings.fsdp:
+                model.cpu()
         if trainer.args.world_size > 1:
             dist.broadcast_object_list(answer, src=0)
         if self.settings.metric not in answer[0]:

@@ -37,6 +37,7 @@ from genrec.training.module import TrainingModule, checkpointed, trainable
 from genrec.training.packing import PackedBatches, check_packing
 from genrec.training.progress import Status, TrainState, assign, used_devices
 from genrec.training.settings import TrainSettings, decisive
+from genrec.training.sharding import ShardedAdamW, gathered, sharded
 from genrec.training.trainer import Batches, SafeTrainer, StepBatches, arguments
 from genrec.training.validation import validator
 
@@ -133,11 +134,12 @@ def run_job(
     request = StopRequest()
     with _own_random_state(), request.listening(), checkpointed(job.module, settings.gradient_checkpointing):
         trainer = _prepare(job, settings, folder)
-        loop = Loop(trainer, job.plan.steps_per_epoch, evaluate if settings.eval_every else None, request)
+        evaluate = evaluate if settings.eval_every else None
+        loop = Loop(trainer, job.module, job.plan.steps_per_epoch, evaluate, request)
         trainer.add_callback(loop)
         with disk.claimed(folder, "training") if trainer.is_world_process_zero() else nullcontext():
             _run(trainer, folder, resume)
-    return _result(trainer, job.module.model, job.plan)
+    return _result(trainer, job)
 
 
 def bind(model: Any, data: TrainingData) -> None:
@@ -176,7 +178,10 @@ def _prepare(job: Job, settings: TrainSettings, folder: Path) -> SafeTrainer:
     n_steps = min(n_steps, settings.max_steps) if settings.max_steps else n_steps
     args = arguments(settings, n_steps, folder)
     rated = _short_warmup(settings, n_steps)
-    trainer = SafeTrainer(job.module, args, settings, _optimizers(job.module, rated, n_steps, args.device))
+    module = sharded(job.module, args.device) if settings.fsdp else job.module.to(args.device)
+    trainer = SafeTrainer(module, args, settings, _optimizers(module, rated, n_steps))
+    if settings.fsdp:  # else it would be wrapped a second time; autocast it needs
+        trainer.accelerator.prepare_model(module, device_placement=False, evaluation_mode=True)
     trainer.batches = StepBatches(
         job.plan, job.collator, n_steps, args.process_index, args.world_size, settings.accumulation_steps
     )
@@ -201,17 +206,16 @@ def _short_warmup(settings: TrainSettings, n_steps: int) -> TrainSettings:
 
 
 def _optimizers(
-    module: nn.Module, settings: TrainSettings, n_steps: int, device: torch.device
+    module: nn.Module, settings: TrainSettings, n_steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
     """AdamW, which decays matrices only, and the schedule."""
-    weights = trainable(module.to(device)).values()
+    weights = trainable(module).values()
     groups = [
         {"params": [w for w in weights if w.ndim >= 2], "weight_decay": settings.weight_decay},
         {"params": [w for w in weights if w.ndim < 2], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(
-        [g for g in groups if g["params"]], lr=settings.learning_rate, betas=settings.betas, fused=True
-    )
+    kind = ShardedAdamW if settings.fsdp else torch.optim.AdamW
+    optimizer = kind([g for g in groups if g["params"]], lr=settings.learning_rate, betas=settings.betas, fused=True)
     factor = lambda step: settings.rate_factor(step, n_steps)  # noqa: E731
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
@@ -234,11 +238,12 @@ def _run(trainer: SafeTrainer, folder: Path, resume: bool) -> None:
     trainer.train(resume_from_checkpoint=str(found.path))
 
 
-def _result(trainer: SafeTrainer, model: Any, plan: Plan) -> TrainResult:
+def _result(trainer: SafeTrainer, job: Job) -> TrainResult:
     state: TrainState = trainer.train_state
-    if (values := state.best or state.average) is not None:
-        assign(trainer.weights, values)
-    model.eval()
+    model = job.module.model.eval()
+    values = state.best or gathered(state.average or trainer.weights)
+    if state.best or state.average or trainer.settings.fsdp:
+        assign(trainable(job.module), values)
     counters = state.counters
     return TrainResult(
         model=model,
@@ -249,7 +254,7 @@ def _result(trainer: SafeTrainer, model: Any, plan: Plan) -> TrainResult:
         steps=trainer.state.global_step,
         seconds=counters.seconds,
         cpu_seconds=counters.cpu_seconds,
-        padding_share=plan.padding_share(),
+        padding_share=job.plan.padding_share(),
         bf16=trainer.args.bf16,
         main_process=trainer.is_world_process_zero(),
     )

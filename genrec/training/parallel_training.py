@@ -74,12 +74,14 @@ def train_parallel(
     A decoder-only model learns every item of a history from those before it, the first from nothing, in one pass: the
     states after the first t items are those of a history that ends there. A T5 learns one item a sample. Checkpoints,
     resuming, signals, errors and what is returned are those of :func:`genrec.training.finetune.finetune`; of the
-    settings, ``packing`` is refused, and ``softmax`` and ``eval_beams`` play no part. Validation searches
+    settings, ``packing`` and ``fsdp`` are refused, and ``softmax`` and ``eval_beams`` play no part. Validation searches
     exactly, at ``beta`` .5 for slots; :func:`choose_beta` comes afterwards.
     """
     model.shape.check(data.items.shape)
     if settings.packing:
         raise ConfigError("packing: no effect on parallel models", hint="leave it out; batches are of like length")
+    if settings.fsdp:
+        raise ConfigError("fsdp: parallel models are not sharded", hint="leave it out")
     if evaluate is None and settings.eval_every and data.valid is not None and len(data.valid):
         evaluate = _validator(data, settings)
     encodes = model.settings.encodes

@@ -226,7 +226,7 @@ def weights_digest(model: nn.Module) -> str:
 
 def _check(settings: TrainSettings, method: Method) -> None:
     # checkpointing happens in training mode only, and the model is in evaluation mode
-    for name in ("prefix_drop", "label_smoothing", "packing", "gradient_checkpointing"):
+    for name in ("prefix_drop", "label_smoothing", "packing", "gradient_checkpointing", "fsdp"):
         if getattr(settings, name):
             raise ConfigError(f"{name}: no effect on preferences, got {getattr(settings, name)}", hint="leave it out")
     parts = settings.accumulation_steps * int(os.environ.get("WORLD_SIZE", "1"))

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from genrec import artifacts
+from genrec.training.sharding import like, whole
 
 Status = Literal["running", "finished", "early_stopped", "interrupted", "out_of_time"]
 Weights = dict[str, Tensor]
@@ -78,10 +79,10 @@ class TrainState:
         for name, value in weights.items():
             self.average[name].lerp_(value.detach(), share)
 
-    def save(self, folder: Path) -> None:
-        """Write into a checkpoint."""
+    def save(self, folder: Path, average: Weights | None) -> None:
+        """Write into a checkpoint; ``average`` is the whole of the state's own."""
         artifacts.save_json(folder / "progress.json", asdict(self.counters))
-        for name, weights in (("average", self.average), ("best", self.best)):
+        for name, weights in (("average", average), ("best", self.best)):
             if weights is not None:
                 save_weights(weights, folder / f"{name}.safetensors")
 
@@ -89,9 +90,9 @@ class TrainState:
     def load(cls, folder: Path, device: torch.device) -> TrainState:
         """Read what :meth:`save` wrote."""
         found: dict[str, Any] = {}
-        for name, where in (("average", str(device)), ("best", "cpu")):
+        for name, where in (("average", device), ("best", torch.device("cpu"))):
             file = folder / f"{name}.safetensors"
-            found[name] = load_file(file, device=where) if file.exists() else None
+            found[name] = load_weights(file, where) if file.exists() else None
         return cls(Counters(**artifacts.load_json(folder / "progress.json")), **found)
 
 
@@ -105,16 +106,21 @@ def save_weights(weights: Mapping[str, Tensor], file: Path) -> None:
     save_file({name: value.detach().contiguous() for name, value in weights.items()}, file)
 
 
+def load_weights(file: Path, device: torch.device) -> Weights:
+    """Read what :func:`save_weights` wrote (internal); safetensors does not know every name of a device (cpu:0)."""
+    return {name: value.to(device) for name, value in load_file(file).items()}
+
+
 @torch.no_grad()
 def assign(weights: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
-    """Copy ``values`` into the parameters of the same names (internal)."""
+    """Copy whole ``values`` into the parameters of the same names, or into the shares they are (internal)."""
     for name, weight in weights.items():
-        weight.copy_(values[name])
+        weight.copy_(like(values[name], weight))
 
 
 def snapshot(weights: Mapping[str, Tensor]) -> Weights:
-    """A copy on the CPU (internal)."""
-    return {name: value.detach().to("cpu", copy=True) for name, value in weights.items()}
+    """A whole copy on the CPU; of shares, all processes must ask for it (internal)."""
+    return {name: whole(value.detach()).to("cpu", copy=True) for name, value in weights.items()}
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from genrec.schedules import warmup_cosine
 
 MAY_CHANGE = ("max_seconds", "save_every", "save_seconds", "n_workers", "gradient_checkpointing")
 """Settings that may change between an interrupted call and the one that goes on."""
-_LATER = {"packing": False, "accumulation_steps": 1}
+_LATER = {"packing": False, "accumulation_steps": 1, "fsdp": False}
 """Settings that came later: with these values a training is what it was before."""
 
 
@@ -37,6 +37,7 @@ class TrainSettings:
         memory.
     gradient_checkpointing: keep the inputs of layers only, and compute the rest again in the backward pass: less
         memory, a third more time, the same step.
+    fsdp: several processes keep a share of weights, gradients and optimiser state each (FSDP2), instead of all of it.
     schedule: after ``warmup_steps`` of linear warm-up, ``cosine`` falls to 5 %, ``inverse_sqrt`` falls with
         the square root of the step, ``constant`` stays. A training of no more than ``warmup_steps`` warms up for a
         tenth of its steps instead, with a warning.
@@ -76,6 +77,7 @@ class TrainSettings:
     packing: bool = False
     accumulation_steps: int = 1
     gradient_checkpointing: bool = False
+    fsdp: bool = False
     max_items: int = 20
     prefix_drop: float = 0.0
     eval_every: int = 1

@@ -28,8 +28,9 @@ from genrec.training import checkpoints
 from genrec.training.dataset import Plan, Samples
 from genrec.training.module import trainable
 from genrec.training.precision import has_bf16
-from genrec.training.progress import Clock, TrainState, save_weights
+from genrec.training.progress import Clock, TrainState, assign, load_weights, save_weights
 from genrec.training.settings import TrainSettings
+from genrec.training.sharding import gathered, gathered_state, like, whole
 
 if TYPE_CHECKING:
     from genrec.training.callbacks import Loop
@@ -176,7 +177,7 @@ class SafeTrainer(Trainer):  # type: ignore[misc]
                 losses.append(super().training_step(model, part, num_items_in_batch))
         losses.append(super().training_step(model, last, num_items_in_batch))
         loss = torch.stack(losses).sum()
-        norm = nn.utils.clip_grad_norm_(self.weights.values(), self.settings.max_grad_norm)
+        norm = whole(nn.utils.clip_grad_norm_(self.weights.values(), self.settings.max_grad_norm))
         value, size = torch.stack([loss.detach().float(), norm.float()]).tolist()
         if not (math.isfinite(value) and math.isfinite(size)):
             raise self._diverged(value, size)
@@ -195,23 +196,25 @@ class SafeTrainer(Trainer):  # type: ignore[misc]
     # --- checkpoints ---------------------------------------------------------------------------------------
 
     def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
-        random_states = self._random_states()
-        if self.args.should_save:
-            self.clock.stamp(self.train_state.counters)
+        random_states, weights = self._random_states(), gathered(self.weights)
+        average = self.train_state.average and gathered(self.train_state.average)
+        with gathered_state(getattr(self.optimizer, "optimizer", self.optimizer)):
+            if self.args.should_save:
+                self.clock.stamp(self.train_state.counters)
 
-            def write(folder: Path) -> None:
-                save_weights(self.weights, folder / WEIGHTS)
-                self._save_optimizer_and_scheduler(str(folder))
-                self.state.save_to_json(str(folder / "trainer_state.json"))
-                self.train_state.save(folder)
-                if held := getattr(self.model, "held", None):
-                    save_weights(held, folder / HELD)
-                for name, content in random_states.items():
-                    (folder / name).write_bytes(content)
+                def write(folder: Path) -> None:
+                    save_weights(weights, folder / WEIGHTS)
+                    self._save_optimizer_and_scheduler(str(folder))
+                    self.state.save_to_json(str(folder / "trainer_state.json"))
+                    self.train_state.save(folder, average)
+                    if held := getattr(self.model, "held", None):
+                        save_weights(held, folder / HELD)
+                    for name, content in random_states.items():
+                        (folder / name).write_bytes(content)
 
-            meta = {"step": self.state.global_step, "status": self.train_state.counters.status}
-            folder = Path(self.args.output_dir)
-            checkpoints.save(folder, self.state.global_step, write, recipe=self.recipe, meta=meta)
+                meta = {"step": self.state.global_step, "status": self.train_state.counters.status}
+                folder = Path(self.args.output_dir)
+                checkpoints.save(folder, self.state.global_step, write, recipe=self.recipe, meta=meta)
         if self.args.world_size > 1:
             dist.barrier()
 
@@ -227,11 +230,10 @@ class SafeTrainer(Trainer):  # type: ignore[misc]
         return {name: content for part in parts for name, content in part.items()}
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        values = load_file(Path(resume_from_checkpoint) / WEIGHTS, device="cpu")
-        with torch.no_grad():
-            for name, weight in self.weights.items():
-                weight.copy_(values[name])
+        assign(self.weights, load_file(Path(resume_from_checkpoint) / WEIGHTS))
         if (held := Path(resume_from_checkpoint) / HELD).exists():
-            self.model.held = load_file(held, device=str(self.args.device))
+            self.model.held = load_weights(held, self.args.device)
         self.train_state = TrainState.load(Path(resume_from_checkpoint), self.args.device)
+        if (average := self.train_state.average) is not None:
+            self.train_state.average = {name: like(average[name], weight) for name, weight in self.weights.items()}
         self.clock = Clock(self.train_state.counters)

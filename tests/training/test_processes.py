@@ -123,31 +123,60 @@ def test_a_signal_ends_training_after_the_step_with_a_checkpoint(number, tmp_pat
     assert run_here(tmp_path, settings).status == "finished"
 
 
+def child(n_processes, folder, settings, kind, **more):
+    """The training in child processes: what the first one says at its end."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(n_processes), "--standalone"]
+    own = command(folder, settings, kind=kind)
+    done = subprocess.run(
+        own if n_processes == 1 else [*launch, *own[1:]],
+        env=environment(GENREC_TEST_DROPOUT="0", **more), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def last_weights(folder):
+    return load_file(max(folder.glob("checkpoint-*")) / "weights.safetensors")
+
+
+FEW = {**SETTINGS, "save_every": 0, "max_steps": 12, "prefix_drop": 0.0, "bf16": False}
+SHARDED = {"fsdp": True, "accumulation_steps": 2, "gradient_checkpointing": True}
+
+
 @pytest.mark.slow
-def test_two_processes_learn_what_one_does(tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "shared", "own"),
+    [
+        ("decoder", {"ema_decay": None}, {}),
+        ("decoder", {"packing": True}, {"accumulation_steps": 3}),
+        ("lora", {}, {"accumulation_steps": 2}),
+        ("decoder", {}, SHARDED),
+        ("t5", {}, SHARDED),
+        ("lora", {"packing": True}, SHARDED),
+    ],
+)
+def test_two_processes_learn_what_one_does(kind, shared, own, tmp_path):
     """The same global batches: losses agree to rounding (no dropout, which differs between processes)."""
-    settings = {**SETTINGS, "save_every": 0, "epochs": 3, "prefix_drop": 0.0, "ema_decay": None, "bf16": False}
-    env = environment(GENREC_TEST_DROPOUT="0", GENREC_TEST_SECOND_RANK_SAVES="1e-9")
-    alone = subprocess.run(
-        command(tmp_path / "one", settings, tmp_path / "one.safetensors"),
-        env=env, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    both = subprocess.run(
-        [*launch, *command(tmp_path / "two", settings, tmp_path / "two.safetensors")[1:]],
-        env=env, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert alone.returncode == 0 and both.returncode == 0, both.stderr[-3000:]
-    one = json.loads(alone.stdout.splitlines()[-1])
-    two = json.loads(both.stdout.splitlines()[-1])
-    assert one["steps"] == two["steps"]
+    late = {"GENREC_TEST_SECOND_RANK_SAVES": "1e-9"}
+    one = child(1, tmp_path / "one", FEW | shared, kind, **late)
+    if own != {}:  # stopped after a step, and gone on with
+        assert child(2, tmp_path / "two", FEW | shared | own | {"max_seconds": 1e-6}, kind)["status"] == "out_of_time"
+    two = child(2, tmp_path / "two", FEW | shared | own, kind, **late)
+    assert one["steps"] == two["steps"] == 12 == len(two["log"])
     # the processes agree to save when one of them finds the last checkpoint old
     assert [len(list((tmp_path / name).glob("checkpoint-*"))) for name in ("one", "two")] == [1, 2]
     for first, second in zip(one["log"], two["log"], strict=True):
         assert second["loss"] == pytest.approx(first["loss"], rel=1e-5)
-    first, second = load_file(tmp_path / "one.safetensors"), load_file(tmp_path / "two.safetensors")
+    first, second = last_weights(tmp_path / "one"), last_weights(tmp_path / "two")
+    assert first.keys() == second.keys()
     for name in first:
         torch.testing.assert_close(first[name], second[name], rtol=1e-3, atol=1e-4)
+
+
+def test_sharding_needs_processes(tmp_path):
+    data = walks()
+    with pytest.raises(ConfigError, match="fsdp: expected several processes, got one"):
+        finetune(tiny_model("decoder", data), data, TrainSettings(fsdp=True, eval_every=0), tmp_path)
 
 
 LEFT = """
