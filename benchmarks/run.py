@@ -32,6 +32,7 @@ SUITES = {
     "alignment": "adapters and tasks on a language model that read the catalog (a mechanism check; from finished rows)",
     "decoding": "index, constrained search, filters, against transformers' generate",
     "serving": "the endpoint: valid lists, malformed requests, swaps, overload, cost beside generate",
+    "training": "speed beside transformers' Trainer (--data or GENREC_DATA), adapters, processes, kills",
     "training_parallel": "models that predict an item at once, on Amazon Beauty (hours; --data or GENREC_DATA)",
     "tokenizers": "item tokenizers: a million items beside faiss, the RQ-VAE's step, collisions, append",
 }
