@@ -18,6 +18,7 @@ from genrec.testing.text_models import byte_level_tokenizer, unigram_tokenizer
 from genrec.training.alignment import AlignmentCollator, AlignmentLoss
 from genrec.training.losses import level_symbols
 from genrec.training.module import TrainingModule, trainable
+from genrec.training.packing import packed
 from genrec.training.trainer import StepBatches
 from genrec.vocab.text_vocabulary import extend_vocabulary
 
@@ -128,6 +129,16 @@ def test_processes_share_a_batch():
     whole = module(**StepBatches(plan, collate, 3)[1][0])
     halves = [module(**StepBatches(plan, collate, 3, rank, 2)[1][0]) for rank in range(2)]
     torch.testing.assert_close((halves[0] + halves[1]) / 2, whole)
+
+
+def test_examples_that_share_rows_have_the_loss_they_have_alone():
+    *_, plan, collate, module = prepared("decoder", "level")
+    rows = plan.batch(1)
+    batch = collate(rows)
+    dense = packed(batch)
+    assert dense["input_ids"].numel() <= batch["input_ids"].numel()
+    alone = [module(**collate(rows.take(np.array([b]))), scale=1.0) for b in range(len(rows))]
+    torch.testing.assert_close(module(**dense, scale=1.0), torch.stack(alone).sum(), rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["decoder", "t5"])
