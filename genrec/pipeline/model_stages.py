@@ -69,6 +69,7 @@ def train(folder: Path, recipe: PipelineRecipe) -> None:
 def fit(folder: Path, recipe: PipelineRecipe, made: Started) -> TrainResult:
     """Train from the newest checkpoint in ``checkpoints/`` on, to the end (internal). Raises TrainingPaused."""
     data, model, settings = made.data, made.model, seeded(recipe.train, recipe.seed)
+    CatalogIndex.load(folder / "index", codes=data.codes)  # one of other codes is refused before any training
     n_weights = sum(w.numel() for w in model.parameters())
     n_trained = sum(w.numel() for w in model.parameters() if w.requires_grad)
     log.info(

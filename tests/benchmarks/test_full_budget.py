@@ -276,6 +276,7 @@ def test_what_is_skipped_is_named_with_what_it_lacks(script, prepared, tmp_path,
     assert skipped == [f"skipped {other}: no complete codes, index; prepare it (--help)"]
 
 
+@pytest.mark.slow
 def test_runs_from_a_source_tree_without_pydantic_pyarrow_and_datasets(prepared, tmp_path):
     """As a command; genrec itself is found only through what the script adds to the path, installed or not."""
     hide = (

@@ -146,7 +146,12 @@ with torch.no_grad():
 """
 
 
-@pytest.mark.parametrize(("kind", "lora"), [("qwen2", LORA), ("t5", LORA), ("qwen3", None)])
+SLOW = pytest.mark.slow  # one of them runs always
+
+
+@pytest.mark.parametrize(
+    ("kind", "lora"), [("qwen2", LORA), pytest.param("t5", LORA, marks=SLOW), pytest.param("qwen3", None, marks=SLOW)]
+)
 def test_the_merged_folder_needs_nothing_of_ours(tmp_path, kind, lora):
     recommender, vocabulary = trained(saved_base(tmp_path / "base", kind), lora)
     save_bundle(tmp_path / "bundle", recommender, vocabulary=vocabulary)

@@ -42,6 +42,7 @@ def recipe_of(method, *more):
     return load(ROOT / "train" / "parallel" / f"{method}.yaml", ParallelRecipe, [*SMALL, *OF[method], *more]).value
 
 
+@pytest.mark.slow
 def test_script(run_folder, tmp_path):
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path}

@@ -173,6 +173,7 @@ def test_the_planted_preference_is_learnt_and_costs_distance(method, tmp_path):
     assert 0 < last["coverage@10"] <= 1 and 0 < last["valid_mass"] <= 1 + 1e-5
 
 
+@pytest.mark.slow
 def test_a_stronger_pull_stays_nearer_and_no_learning_rate_changes_nothing(tmp_path):
     def distance(name, method, **changes):
         return run("decoder", tmp_path / name, method, dataclasses.replace(SHORT, max_steps=12, **changes))
@@ -194,6 +195,7 @@ AGAIN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "method"),
     [

@@ -81,6 +81,7 @@ def test_two_processes_give_what_one_gives(run_folder, tmp_path):
     np.testing.assert_allclose(*found, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_script(run_folder):
     stopped = start(run_folder, "--max-seconds", "1e-6")
     assert stopped.returncode == 75 and "run the same command" in stopped.stderr, stopped.stderr

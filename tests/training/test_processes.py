@@ -97,6 +97,7 @@ def test_a_second_training_in_the_folder_is_refused_while_the_first_runs(tmp_pat
     assert run_here(tmp_path, settings).status == "finished"  # afterwards the folder is free
 
 
+@pytest.mark.slow
 def test_two_kills_lose_nothing(tmp_path):
     kills(tmp_path, 2, seed=0)
 

@@ -64,6 +64,7 @@ def start(folder, *options):
     )
 
 
+@pytest.mark.slow
 def test_trains_in_two_pieces_and_writes_a_bundle(run_folder):
     stopped = start(run_folder)  # the recipe's limit
     assert stopped.returncode == 75, stopped.stderr
