@@ -18,9 +18,8 @@ from transformers.utils import cached_file
 
 from genrec import artifacts
 from genrec.errors import ArtifactError, ConfigError, FingerprintMismatch
-from genrec.manifest import sha256
 from genrec.models.adapters import base_of, quiet_peft
-from genrec.models.pretrained import PretrainedSettings, grow_tables, load_pretrained
+from genrec.models.pretrained import PretrainedSettings, grow_tables, known_sha256, load_pretrained
 from genrec.vocab.token_map import TokenMap
 
 ADAPTER, BASE = "adapter", "base.json"
@@ -114,4 +113,4 @@ def _folder_of(name: str) -> Path:
 def _identity(folder: Path) -> dict[str, str]:
     """sha256 of the config and of every file of weights."""
     files = {folder / "config.json", *(file for pattern in WEIGHTS for file in folder.glob(pattern))}
-    return {file.name: sha256(file) for file in sorted(files) if file.is_file()}
+    return {file.name: known_sha256(file) for file in sorted(files) if file.is_file()}

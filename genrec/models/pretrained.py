@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from genrec import seeding
 from genrec.errors import ArtifactError, ConfigError, require
 from genrec.item_tokenizers.codes import ItemCodes
+from genrec.manifest import sha256
 from genrec.models.decoder_scorer import check_decoder
 from genrec.models.head import check_output
 from genrec.models.t5_scorer import check_encoder_decoder
@@ -111,6 +113,23 @@ def pretrained_files(settings: PretrainedSettings) -> dict[str, int]:
     """Name and bytes of the files of a pretrained model's folder; nothing for a model of the hub (internal)."""
     folder = Path(settings.path)
     return {file.name: file.stat().st_size for file in sorted(folder.glob("*")) if file.is_file()}
+
+
+def pretrained_digests(settings: PretrainedSettings) -> dict[str, str]:
+    """Name and sha256 of the same files (internal): two models of one shape have files of the same size."""
+    folder = Path(settings.path)
+    return {name: known_sha256(folder / name) for name in pretrained_files(settings)}
+
+
+def known_sha256(file: Path) -> str:
+    """sha256 of a file, read once while it stays as it is: it may have gigabytes (internal)."""
+    found = file.stat()
+    return _sha256_of(file.resolve(), found.st_size, found.st_mtime_ns)
+
+
+@lru_cache(maxsize=1024)
+def _sha256_of(file: Path, size: int, changed: int) -> str:
+    return sha256(file)
 
 
 def check_supported(model: PreTrainedModel) -> None:

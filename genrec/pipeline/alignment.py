@@ -10,7 +10,7 @@ from pathlib import Path
 from genrec import recipes
 from genrec.data.catalog import ItemCatalog
 from genrec.errors import ArtifactError, ConfigError
-from genrec.models.pretrained import PretrainedSettings, pretrained_files
+from genrec.models.pretrained import PretrainedSettings, pretrained_digests
 from genrec.pipeline.recipe import PipelineRecipe
 from genrec.pipeline.runner import file_digest
 from genrec.prompts.mixture import MixtureSettings
@@ -33,11 +33,11 @@ def tasks_of(folder: Path, recipe: PipelineRecipe, vocabulary: TextVocabulary | 
 def files_read(recipe: PipelineRecipe) -> dict[str, str]:
     """Digests of what a training reads beside the run folder, by names that are the same on every machine.
 
-    Templates and functions of tasks, wrapper, queries, and the pretrained model's files (their names and sizes).
+    Templates and functions of tasks, wrapper, queries, and the pretrained model's files.
     Raises ConfigError for what is not there.
     """
     found = {}
-    if isinstance(recipe.model, PretrainedSettings) and (files := pretrained_files(recipe.model)):
+    if isinstance(recipe.model, PretrainedSettings) and (files := pretrained_digests(recipe.model)):
         found[MODEL] = sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
     if recipe.alignment is None:
         return found

@@ -6,8 +6,6 @@ This one function is what train/finetune.py (python, torchrun, accelerate launch
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import logging
 import random
 from collections.abc import Iterator
@@ -21,9 +19,6 @@ import torch
 from torch import nn
 
 from genrec import disk
-from genrec.data.histories import Histories
-from genrec.data.splits import EvalSet
-from genrec.data.ties import Bools
 from genrec.errors import FingerprintMismatch
 from genrec.models.backbone import layout_of
 from genrec.schedules import fitting_warmup
@@ -32,6 +27,7 @@ from genrec.training import checkpoints
 from genrec.training.callbacks import Evaluate, Loop, StopRequest
 from genrec.training.collate import Collator
 from genrec.training.dataset import Plan, TrainingData, prefix_samples, window_samples
+from genrec.training.identity import identity_of
 from genrec.training.losses import CodeLoss
 from genrec.training.module import TrainingModule, checkpointed, trainable
 from genrec.training.packing import PackedBatches, check_packing
@@ -101,7 +97,8 @@ def finetune(
     SIGTERM and SIGINT end training after the current step, with a checkpoint. Raises TrainingDiverged for a
     loss or gradient that is not finite, FingerprintMismatch for a model of another vocabulary, ConfigError if
     out_dir holds a training of other settings, precision, data
-    or shapes of the model (its initial values are not compared) or is in use, DataError for data without samples.
+    or model (its frozen weights and adapter settings are compared, the initial values of what is trained are not) or is
+    in use, DataError for data without samples.
     The global random state is left as it was. Processes started by torchrun share every batch; the returned
     weights are the same in all.
     """
@@ -258,47 +255,6 @@ def _result(trainer: SafeTrainer, job: Job) -> TrainResult:
         bf16=trainer.args.bf16,
         main_process=trainer.is_world_process_zero(),
     )
-
-
-def identity_of(model: Any, data: TrainingData) -> dict[str, Any]:
-    """What must be equal for a checkpoint to be gone on from, beside the settings (internal)."""
-    return {
-        "model": shapes_digest(model),
-        "vocabulary": data.token_map.fingerprint,
-        "codes": data.codes.fingerprint,
-        **data_digests(data.histories, data.tied, data.valid),
-        "users": _users_digest(data),
-    }
-
-
-def shapes_digest(model: nn.Module) -> str:
-    """32 hex digits of the kind of model, and of name, shape and part in training of its weights (internal)."""
-    shapes = json.dumps([(name, list(w.shape), w.requires_grad) for name, w in model.named_parameters()])
-    return hashlib.sha256(f"{type(model).__name__} {shapes}".encode()).hexdigest()[:32]
-
-
-def data_digests(histories: Histories, tied: Bools | None, valid: EvalSet | None) -> dict[str, Any]:
-    """What a training reads of users, for the identity of a :class:`Job` (internal)."""
-    return {
-        "histories": _digest(histories),
-        "tied": None if tied is None else hashlib.sha256(tied.tobytes()).hexdigest()[:32],
-        "valid": None if valid is None else _digest(valid.histories, valid.targets),
-    }
-
-
-def _digest(*parts: Histories) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(np.ascontiguousarray(part.offsets, dtype="<i8").tobytes())
-        digest.update(np.ascontiguousarray(part.items, dtype="<i4").tobytes())
-    return digest.hexdigest()[:32]
-
-
-def _users_digest(data: TrainingData) -> str | None:
-    """Who the users are, where the model is told."""
-    if not data.token_map.n_user_tokens:
-        return None
-    return hashlib.sha256(json.dumps(list(data.user_ids or ())).encode()).hexdigest()[:32]
 
 
 @contextmanager

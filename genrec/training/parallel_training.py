@@ -29,7 +29,8 @@ from genrec.models.parallel_model import ParallelModel, VectorParts
 from genrec.models.parallel_recommender import ParallelDecoding, ParallelRecommender
 from genrec.training.callbacks import Evaluate
 from genrec.training.dataset import Plan, Samples, prefix_samples, window_samples
-from genrec.training.finetune import Job, TrainResult, data_digests, run_job, shapes_digest
+from genrec.training.finetune import Job, TrainResult, run_job
+from genrec.training.identity import data_digests, shapes_digest
 from genrec.training.precision import attention_kernel
 from genrec.training.settings import TrainSettings
 

@@ -26,7 +26,8 @@ from genrec.models.backbone import evaluating
 from genrec.models.template_prompts import TemplatePrompts
 from genrec.training.candidates import CandidateLogProbs, check_candidates
 from genrec.training.dataset import TrainingData
-from genrec.training.finetune import Job, TrainResult, bind, identity_of, run_job
+from genrec.training.finetune import Job, TrainResult, bind, run_job
+from genrec.training.identity import identity_of, weights_digest
 from genrec.training.module import trainable
 from genrec.training.preference_figures import Watch
 from genrec.training.preference_lists import ListMaker, Queries, QueryCollator, QueryPlan, query_samples
@@ -213,15 +214,6 @@ def with_targets(items_BC: Int64, targets_B: Int64) -> Int64:
     place = np.minimum((items_BC >= 0).sum(axis=1), items_BC.shape[1] - 1)
     out[missing, place[missing]] = targets_B[missing]
     return out
-
-
-def weights_digest(model: nn.Module) -> str:
-    """32 hex digits of the values of all weights: which model is the reference (internal)."""
-    digest = hashlib.sha256()
-    for name, weight in model.named_parameters():
-        digest.update(name.encode())
-        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:32]
 
 
 def _check(settings: TrainSettings, method: Method) -> None:

@@ -23,7 +23,8 @@ from genrec.prompts.wrapper import Wrapper
 from genrec.training.alignment import AlignmentCollator, AlignmentLoss
 from genrec.training.callbacks import Evaluate
 from genrec.training.dataset import TrainingData
-from genrec.training.finetune import Job, TrainResult, bind, identity_of, run_job
+from genrec.training.finetune import Job, TrainResult, bind, run_job
+from genrec.training.identity import identity_of
 from genrec.training.module import TrainingModule
 from genrec.training.packing import PackedBatches, check_packing
 from genrec.training.settings import TrainSettings

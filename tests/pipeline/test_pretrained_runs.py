@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -14,8 +15,8 @@ from genrec.errors import ConfigError
 from genrec.models.adapters import LoraSettings
 from genrec.models.backbone import DecoderSettings
 from genrec.models.bundle import load_bundle
-from genrec.models.pretrained import PretrainedSettings
-from genrec.pipeline import runner
+from genrec.models.pretrained import PretrainedSettings, pretrained_files
+from genrec.pipeline import alignment, model_stages, runner
 from genrec.pipeline.recipe import Block, DataSettings, PipelineRecipe
 from genrec.pipeline.stages import stages
 from genrec.testing.text_models import tiny_text_model
@@ -66,3 +67,18 @@ def test_recipes_that_say_what_has_no_effect_are_refused(tmp_path):
     ):
         with pytest.raises(ConfigError, match=r"pretrained|trained whole"):
             replace(RECIPE, **change)
+
+
+def test_another_base_of_the_same_shapes_is_another_training(tmp_path, monkeypatch):
+    """Its files have the same names and sizes."""
+    found = []
+    monkeypatch.setattr(model_stages.artifacts, "read", lambda *_, **__: SimpleNamespace(digest="of data"))
+    for seed in (0, 0, 1):
+        for each in tiny_text_model("qwen3", seed=seed):
+            each.save_pretrained(tmp_path / "base")
+        recipe = replace(RECIPE, model=PretrainedSettings(str(tmp_path / "base")))
+        sizes = pretrained_files(recipe.model)
+        found.append((model_stages.training_key(tmp_path, recipe), alignment.files_read(recipe), sizes))
+    one, same, other = found
+    assert one == same and one[2] == other[2]
+    assert one[0] != other[0] and one[1] != other[1]

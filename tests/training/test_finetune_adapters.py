@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from genrec.errors import ConfigError
 from genrec.models.adapters import LoraSettings, add_lora
 from genrec.models.pretrained import extend_rows
 from genrec.testing.text_models import tiny_text_model
@@ -20,9 +21,9 @@ SETTINGS = TrainSettings(
 )
 
 
-def run(kind, folder, lora, **changes):
+def run(kind, folder, lora, base=0, **changes):
     data = walks()
-    model, words = tiny_text_model(kind)
+    model, words = tiny_text_model(kind, seed=base)
     vocabulary = extend_vocabulary(words, data.codes)
     data = dataclasses.replace(data, token_map=vocabulary.token_map)
     extend_rows(model, vocabulary)
@@ -48,6 +49,17 @@ def test_resumed_training_has_the_bits_of_an_uninterrupted_one(kind, lora, tmp_p
     assert one.keys() == two.keys() and all(torch.equal(one[n], two[n]) for n in one)
     saved = load_file(next((tmp_path / "whole").glob("checkpoint-00000013")) / "weights.safetensors")
     assert {n.removeprefix("model.") for n in saved} == set(one)
+
+
+def test_a_checkpoint_is_not_gone_on_from_over_another_base_or_with_other_adapters(tmp_path):
+    """The trained weights have the same shapes in all of these."""
+    lora = LoraSettings(r=2, dropout=0.3)
+    run("qwen3", tmp_path, lora, max_seconds=1e-6)
+    with pytest.raises(ConfigError, match="trained with frozen="):
+        run("qwen3", tmp_path, lora, base=1)
+    for other in (dataclasses.replace(lora, alpha=64), dataclasses.replace(lora, dropout=0.0)):
+        with pytest.raises(ConfigError, match="trained with adapters="):
+            run("qwen3", tmp_path, other)
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "t5"])
