@@ -132,12 +132,26 @@ class PromptTemplate:
         return run(self.wordings[wording].prompt, *self._values(inputs, wording, max_text), where)
 
     def check_asks(self, wording: int) -> None:
-        """Raise ConfigError unless the prompt of this wording can be made of a history alone (internal)."""
+        """Raise ConfigError unless this wording asks, with a history alone, for one item (internal)."""
         if not 0 <= wording < len(self.wordings):
             raise ConfigError(f"wording: expected 0..{len(self.wordings) - 1}, got {wording}")
         if "history" not in self.header.inputs:
             raise ConfigError(f"{self.header.task}: a template without the input 'history' cannot recommend")
         self.prompt({"history": []}, wording)
+        where, wanted = f"{self.header.task}, wording {wording + 1}", (Segment("item", 0),)
+        for optional in (True, False):
+            values, slots = self._values(self._trial(optional), wording, 400)
+            if run(self.wordings[wording].target, values, slots, where) != wanted:
+                raise ConfigError(
+                    f"{where}: a model can be asked only for the next item, and the answer of this wording is another",
+                    hint=f"the target has to be one item and nothing else, such as {ARROW} {{{{ target }}}}",
+                )
+
+    def _trial(self, optional: bool) -> dict[str, Any]:
+        """Inputs by which a target of one item is told from words, lists and items of the history."""
+        of_kind: dict[str, Any] = {"item": 0, "items": [1, 2], "text": "a", "texts": ["a", "b"], "user": 0}
+        kinds = {name: kind for name, kind in self.header.inputs.items() if optional or not kind.startswith(_OPTIONAL)}
+        return {name: of_kind[kind.removeprefix(_OPTIONAL)] for name, kind in kinds.items()}
 
     def render(self, inputs: Mapping[str, Any], wording: int, *, max_text: int = 400) -> Rendered:
         """The example with these inputs (item and user numbers, texts, or lists of them).

@@ -30,6 +30,27 @@ def toy(body: str) -> PromptTemplate:
     return PromptTemplate.parse(HEAD + body, "toy.jinja")
 
 
+def asks(template: PromptTemplate, wording: int) -> bool:
+    try:
+        template.check_asks(wording)
+    except ConfigError:
+        return False
+    return True
+
+
+def test_a_model_is_asked_only_for_one_item():
+    """Prompts of a history alone, whose answer is words, a list, an item of the history, or an item among words."""
+    bodies = ["{{ target }}", "{{ title }}", "{{ target }}.", "{{ history }}", "{{ history | last }}"]
+    bodies += ["{{ target }}{{ target }}", "{% if user %}{{ target }}{% else %}{{ title }}{% endif %}"]
+    toys = toy("\n---\n".join(f"After {{{{ history }}}}\n=> {body}" for body in bodies))
+    assert [asks(toys, n) for n in range(len(bodies))] == [True] + 6 * [False]
+    with pytest.raises(ConfigError, match="toy, wording 2: a model can be asked only for the next item"):
+        toys.check_asks(1)
+    able = {name: [asks(t, n) for n in range(len(t.wordings))] for name in TASKS if (t := load_task(name).template)}
+    assert {name for name, found in able.items() if any(found)} == {"sequential"}
+    assert able["sequential"] == 5 * [True] + [False]  # the last names the latest item, so it needs a history
+
+
 def test_a_wording_becomes_segments():
     found = toy("{{ history }} then {{ title }}\n=> {{ target }}.").render(
         {"history": [4, 5], "title": "Salt", "target": 7}, 0
