@@ -78,6 +78,12 @@ class MixtureSettings:
     def __post_init__(self) -> None:
         if not self.tasks:
             raise ConfigError("tasks: expected at least one")
+        names = [each.task for each in self.tasks]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ConfigError(
+                f"tasks: expected every task once, got {', '.join(twice)} more than once",
+                hint="put all wordings into one template; share, samples or weight say how often a task comes",
+            )
         for name, least in {"samples_per_epoch": 1, "max_items": 1, "max_tokens": 8, "max_text": 1}.items():
             value = getattr(self, name)
             if value is not None and value < least:

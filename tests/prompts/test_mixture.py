@@ -81,6 +81,7 @@ def test_an_attempt_is_another_row_and_a_shorter_history_the_same(shop):
     ("recipe", "message"),
     [
         ("tasks: []", "at least one"),
+        ("tasks: [{task: search}, {task: search, template: other.jinja}]", "every task once, got search"),
         ("tasks: [{task: search, share: 0.5, samples: 3}]", "one of share, samples, weight"),
         ("tasks: [{task: search, share: 0}]", "positive"),
         ("tasks: [{task: search, weight: 1.0}]", "samples_per_epoch"),
