@@ -26,7 +26,6 @@ from genrec.training.dataset import TrainingData
 from genrec.training.finetune import Job, TrainResult, bind, run_job
 from genrec.training.identity import identity_of
 from genrec.training.module import TrainingModule
-from genrec.training.packing import PackedBatches, check_packing
 from genrec.training.settings import TrainSettings
 from genrec.training.validation import validator
 
@@ -117,11 +116,7 @@ def _job(model: Any, data: TrainingData, tasks: Tasks, settings: TrainSettings, 
     loss = AlignmentLoss(data.token_map, settings.softmax, settings.label_smoothing, data.codes)
     identity = {**identity_of(model, data), "tasks": _digest(mixture, encoder)}
     # the trainer counts, cuts and hands over samples, whatever they are
-    batches = cast(Any, collator)
-    if settings.packing:
-        check_packing(model)
-        batches = PackedBatches(batches)
-    return Job(TrainingModule(model, loss), cast(Any, plan), batches, identity)
+    return Job(TrainingModule(model, loss), cast(Any, plan), cast(Any, collator), identity)
 
 
 def _digest(mixture: TaskMixture, encoder: ExampleEncoder) -> str:
