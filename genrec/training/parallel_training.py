@@ -87,11 +87,12 @@ def train_parallel(
         evaluate = _validator(data, settings)
     encodes = model.settings.encodes
     samples = (prefix_samples if encodes else window_samples)(data.histories, settings.max_items)
+    loss = ParallelLoss(model, data.items, settings.label_smoothing)
     lengths_N = np.full(data.items.n_items, model.body.arrangement.per_item, dtype=np.int64)
     job = Job(
-        ParallelLoss(model, data.items, settings.label_smoothing),
+        loss,
         Plan(samples, lengths_N, settings, tied=data.tied, target_apart=True),
-        ParallelCollator(model.shape, encodes),
+        ParallelCollator(model.shape, encodes, loss.known_N),
         {
             "model": shapes_digest(model),
             "parallel": repr(model.settings),
@@ -134,23 +135,32 @@ def choose_beta(
 class ParallelCollator:
     """Builds the inputs of a batch of samples (internal).
 
-    ``encodes``: the last item of a sample is the only target; otherwise all are.
+    ``encodes``: the last item of a sample is the only target; otherwise all are. known_N: which items have content.
     """
 
-    def __init__(self, shape: ItemShape, encodes: bool) -> None:
-        self.n_parts, self.encodes = shape.n_parts, encodes
+    def __init__(self, shape: ItemShape, encodes: bool, known_N: Bools | None = None) -> None:
+        self.n_parts, self.encodes, self.known_N = shape.n_parts, encodes, known_N
 
     def n_targets(self, samples: Samples) -> int:
         """Number of parts that carry a loss."""
         places = len(samples) if self.encodes else int((samples.ends - samples.starts).sum())
         return places * self.n_parts
 
+    def of_whole(self, samples: Samples) -> dict[str, Any]:
+        """per_known: targets for each item with content in the histories, which turns a sum over these into a mean.
+
+        Of the whole batch, else the means of its parts would not add up to its mean.
+        """
+        items = Histories.from_slices(samples.items, samples.starts, samples.ends - 1).items
+        n_known = len(items) if self.known_N is None else int(self.known_N[items].sum())
+        return {"per_known": self.n_targets(samples) / max(1, n_known)}
+
     def __call__(self, samples: Samples) -> dict[str, Any]:
         """Inputs and targets.
 
         items int64 ``[B, H]``, the sample without its last item, padded on the right; lengths int64 ``[B]``; after
         int64 ``[B, Q]``, how many items each place stands behind; positions int64 ``[P]`` into the flattened places;
-        targets int64 ``[P]`` item numbers.
+        targets int64 ``[P]`` item numbers; per_known as in :meth:`of_whole`, of these samples.
         """
         inputs = Histories.from_slices(samples.items, samples.starts, samples.ends - 1)
         lengths = inputs.lengths
@@ -170,6 +180,7 @@ class ParallelCollator:
             "after": _tensor(after),
             "positions": _tensor(positions),
             "targets": _tensor(targets),
+            **self.of_whole(samples),
         }
 
 
@@ -183,6 +194,8 @@ class ParallelLoss(nn.Module):
                           + reconstruction * (places * n) * mean squared error of the autoencoder, over history items
 
     times ``scale``, in float32. ``vectors`` encodes all items at every step, with their gradient: memory is N n D.
+    The mean is over the items of the whole batch, of which this may be a part. With ``reconstruction: 0`` the
+    autoencoder's decoder has no part in the loss; it is frozen.
     """
 
     def __init__(self, model: ParallelModel, items: ParallelItems, label_smoothing: float) -> None:
@@ -190,9 +203,26 @@ class ParallelLoss(nn.Module):
         self.model, self.eps = model, label_smoothing
         for name, table in asdict(items.tables(model.settings)).items():
             self.register_buffer(name, table, persistent=False)
+        coder = model.parts.autoencoder if isinstance(model.parts, VectorParts) else None
+        if coder is not None and not model.settings.reconstruction:
+            coder.decoders.requires_grad_(False)  # data parallelism expects a gradient of all that is trained
+
+    @property
+    def known_N(self) -> Bools | None:
+        """Which items have content, where an autoencoder learns to reconstruct it."""
+        known = getattr(self, "known", None)
+        return None if known is None else np.asarray(known.cpu(), dtype=np.bool_)
 
     def forward(
-        self, *, items: Tensor, lengths: Tensor, after: Tensor, positions: Tensor, targets: Tensor, scale: float
+        self,
+        *,
+        items: Tensor,
+        lengths: Tensor,
+        after: Tensor,
+        positions: Tensor,
+        targets: Tensor,
+        per_known: float,
+        scale: float,
     ) -> Tensor:
         """See the class; the arguments are those of :class:`ParallelCollator`."""
         model, tables = self.model, PartTables(**{f.name: getattr(self, f.name) for f in fields(PartTables)})
@@ -207,8 +237,7 @@ class ParallelLoss(nn.Module):
                 total = self._of_codes(states_PnD, tables.codes[targets])
             else:
                 total = self._of_vectors(states_PnD.float(), vectors_NnD.float(), targets)
-        loss = total + self._reconstruction(tables, items, lengths) * (len(targets) * model.shape.n_parts)
-        return loss * scale
+        return (total + self._reconstruction(tables, items, lengths) * per_known) * scale
 
     def _of_codes(self, states_PnD: Tensor, codes_Pn: Tensor) -> Tensor:
         logits = self.model.code_logits(states_PnD)
@@ -226,7 +255,7 @@ class ParallelLoss(nn.Module):
         return torch.stack(losses).sum() * len(target_P)
 
     def _reconstruction(self, tables: PartTables, items_BH: Tensor, lengths_B: Tensor) -> Tensor | float:
-        """Weighted mean over the items of the histories that have content, repeats counted."""
+        """Weighted sum over the items of the histories that have content, repeats counted."""
         parts, weight = self.model.parts, self.model.settings.reconstruction
         if not isinstance(parts, VectorParts) or parts.autoencoder is None or not weight:
             return 0.0
@@ -237,7 +266,7 @@ class ParallelLoss(nn.Module):
         coder = parts.autoencoder
         made = coder.decode(coder.encoder(content))
         squared = (made - coder.encoder.scaled(content)).square().mean(dim=(0, 2))
-        return weight * (squared * counted).sum() / counted.sum().clamp(min=1)
+        return weight * (squared * counted).sum()
 
 
 def _tensor(values: npt.NDArray[Any]) -> Tensor:

@@ -60,7 +60,8 @@ class StepBatches(Dataset[list[dict[str, Any]]]):
     Of ``world`` processes, process ``rank`` takes every world-th sample; of its ``n_parts`` parts (fewer where the
     batch has fewer samples), each takes every n_parts-th of those. The losses are scaled so that their sum over the
     parts, averaged over the processes, is the mean over all symbols of the whole batch. A part that would be left
-    with nothing repeats one sample at weight zero: all processes compute equally many.
+    with nothing repeats one sample at weight zero: all processes compute equally many. Where the collator has a
+    method ``of_whole(batch)``, what it says replaces what the collator says of a part.
     """
 
     def __init__(
@@ -76,14 +77,16 @@ class StepBatches(Dataset[list[dict[str, Any]]]):
         whole = self.plan.batch(step)
         scale = self.world / self.collator.n_targets(whole)
         n_parts = min(self.n_parts, -(-len(whole) // self.world))
+        of_whole = getattr(self.collator, "of_whole", None)
+        shared = {"scale": scale, **(of_whole(whole) if of_whole else {})}
         firsts = [self.rank + self.world * part for part in range(n_parts)]
-        return [self._part(whole, first, self.world * n_parts, scale) for first in firsts]
+        return [self._part(whole, first, self.world * n_parts, shared) for first in firsts]
 
-    def _part(self, whole: Samples, first: int, step: int, scale: float) -> dict[str, Any]:
+    def _part(self, whole: Samples, first: int, step: int, shared: dict[str, Any]) -> dict[str, Any]:
         part = _strided(whole, first, step)
         if not len(part):
-            part, scale = _strided(whole, 0, len(whole)), 0.0
-        return {**self.collator(part), "scale": scale}
+            part, shared = _strided(whole, 0, len(whole)), {**shared, "scale": 0.0}
+        return {**self.collator(part), **shared}
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         return (self[step] for step in range(len(self)))
