@@ -31,6 +31,9 @@ def batch(
     deny: Path | None = typer.Option(None, "--deny-file", help="A text file of item ids that are never listed."),
     keep_seen: bool = typer.Option(False, "--keep-seen", help="Items of the history may be listed again."),
     exact: bool = typer.Option(False, "--exact", help="Widen each search until the list is proven to be the best."),
+    journal: Path | None = typer.Option(
+        None, "--journal", help="What a server has changed counts here too.", show_default="RUN.changes.jsonl"
+    ),
     base: str | None = typer.Option(None, "--base", help="The pretrained model of an adapter, where it has moved."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Start over where the folder holds another job."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON instead of text."),
@@ -74,7 +77,16 @@ def batch(
         bar = bar or ProgressBar(total=total, desc="batch", unit="user", unit_scale=True)
         bar.update(done - bar.n)
 
-    made = recommend_all(run, users, out, request, base=base, overwrite=overwrite, progress=progress)
+    made = recommend_all(
+        run,
+        users,
+        out,
+        request,
+        journal=journal or run.parent / f"{run.name}.changes.jsonl",
+        base=base,
+        overwrite=overwrite,
+        progress=progress,
+    )
     if bar is not None:
         bar.close()
     found = {

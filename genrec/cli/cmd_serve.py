@@ -90,12 +90,18 @@ def _serve_here(
     from transformers.utils.logging import disable_progress_bar
 
     from genrec.serving.server import serve
-    from genrec.serving.supervisor import listen
+    from genrec.serving.supervisor import hold_the_line, listen
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     disable_progress_bar()
     if threads is not None:
         torch.set_num_threads(threads)
+    serves = hold_the_line()
+
+    def ready(url: str) -> None:
+        print(f"serving {run} on {url}", flush=True)
+        serves()
+
     at = listen(settings) if fd is None else socket.socket(fileno=fd)
     serve(
         run,
@@ -105,5 +111,5 @@ def _serve_here(
         watch_seconds=watch,
         base=base,
         name=name,
-        ready=lambda url: print(f"serving {run} on {url}", flush=True),
+        ready=ready,
     )

@@ -27,7 +27,7 @@ ORDERED: dict[str, Callable[[Any, Any], Any]] = {
 }
 OPERATORS = ("=", "!=", *ORDERED, "in", "has")
 _REST = re.compile(r"\s*(<=|>=|!=|==?|<|>|in\b|has\b)\s*(.*?)\s*$")
-_TEXT = re.compile(r"\s*([^<>=!]+?)\s*(<=|>=|!=|==?|<|>|\bin\b|\bhas\b)\s*(.*?)\s*$")
+_TEXT = re.compile(r"([^\s<>=!][^<>=!]*?)\s*(<=|>=|!=|==?|<|>|\bin\b|\bhas\b)\s*(.*?)\s*$")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Condition:
 
         ``==`` is ``=``. Quotes around a value are not part of it.
         """
-        found = _TEXT.match(text)
+        found = _TEXT.match(text.strip())
         if found is None:
             raise ConfigError(
                 f"expected FIELD OPERATOR VALUE, got {text!r}",
@@ -84,7 +84,7 @@ class Attributes:
 
         Raises ConfigError for a field that the catalog lacks, or a condition that does not suit its type.
         """
-        wanted = self._parsed(condition) if isinstance(condition, str) else condition
+        wanted = self.parsed(condition) if isinstance(condition, str) else condition
         column = self._column(wanted.field)
         kind, how = column["kind"], wanted.operator
         if (how == "has") != (kind == "list") or (how in ORDERED and kind != "number"):
@@ -105,7 +105,7 @@ class Attributes:
 
     def like(self, condition: Condition | str, n: int = 3) -> list[str]:
         """Up to n values of the field that look like the condition's, nearest first, for a hint; empty for numbers."""
-        wanted = self._parsed(condition) if isinstance(condition, str) else condition
+        wanted = self.parsed(condition) if isinstance(condition, str) else condition
         known = {str(value).lower(): value for value in self._column(wanted.field)["code"] if isinstance(value, str)}
         asked = [str(each).lower() for each in (wanted.value if wanted.operator == "in" else [wanted.value])]
         parts = [name for name in known if any(each in name for each in asked)]
@@ -122,7 +122,7 @@ class Attributes:
             raise ConfigError(f"{field}: an item has several values", hint="make one group number per item yourself")
         return np.asarray(column["coded"], dtype=np.int32)
 
-    def _parsed(self, text: str) -> Condition:
+    def parsed(self, text: str) -> Condition:
         """A condition whose field is one of the catalog's, which may have an operator's word in its name."""
         for name in sorted(self._catalog.fields, key=len, reverse=True):
             rest = _REST.match(text.strip()[len(name) :]) if text.strip().startswith(name) else None

@@ -125,7 +125,7 @@ class CatalogSnapshot:
         values = self.fields[wanted.field]
         try:
             number = float(wanted.value)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise ConfigError(f"{wanted.field} {wanted.operator}: expected a number, got {wanted.value!r}") from error
         with np.errstate(invalid="ignore"):
             match wanted.operator:

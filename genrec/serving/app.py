@@ -31,7 +31,7 @@ def create_app(registry: Registry, settings: ServeSettings, metrics: Metrics) ->
 
     registry: what answers. Every answer is JSON; every error has OpenAI's form. ``app.state.batcher`` is the queue.
     """
-    app = fastapi.FastAPI(title="genrec", version=__version__, docs_url=None, redoc_url=None)
+    app = fastapi.FastAPI(title="genrec", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.batcher = Batcher(
         registry.answer, max_batch=settings.max_batch, max_waiting=settings.max_waiting, metrics=metrics
     )
@@ -54,10 +54,6 @@ def _errors(app: fastapi.FastAPI) -> None:
         words = {404: "no such route", 405: "the route does not take this method"}
         found = Problem(error.status_code, words.get(error.status_code, "the request cannot be answered"))
         return JSONResponse(found.body(), found.status)
-
-    @app.exception_handler(Exception)
-    async def _bug(request: Request, error: Exception) -> JSONResponse:
-        return JSONResponse(Problem(500, "an error of the server; see its log").body(), 500)
 
 
 def _reading_routes(app: fastapi.FastAPI, registry: Registry, metrics: Metrics) -> None:
@@ -177,12 +173,11 @@ def _admin_routes(app: fastapi.FastAPI, registry: Registry, settings: ServeSetti
     async def change(request: Request, kind: str, schema: Any) -> dict[str, Any]:
         asked = parsed(schema, await body_of(request.receive, settings), settings)
         said = {"kind": kind, **asked.model_dump(exclude_none=kind == "filter")}
-        version = await asyncio.to_thread(registry.change, said)
-        return {"catalog_version": version}
+        return await asyncio.to_thread(registry.change, said)
 
     @app.post("/v1/admin/retire", openapi_extra=_takes(ItemsChange))
     async def retire(request: Request) -> dict[str, Any]:
-        """List these items no more; unknown ids are passed over."""
+        """List these items no more; unknown ids are counted and passed over."""
         return await change(request, "retire", ItemsChange)
 
     @app.post("/v1/admin/filters", openapi_extra=_takes(FilterChange))
@@ -219,5 +214,16 @@ def versions(model: ServedModel) -> dict[str, Any]:
 
 def _takes(schema: Any) -> dict[str, Any]:
     """The body of a route for OpenAPI; routes read their bodies themselves, to count bytes before parsing."""
-    content = {"application/json": {"schema": schema.model_json_schema()}}
-    return {"requestBody": {"required": True, "content": content}}
+    found = schema.model_json_schema()
+    for name, part in found.pop("$defs", {}).items():  # references inside one route lead nowhere
+        found = _with(found, f"#/$defs/{name}", part)
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": found}}}}
+
+
+def _with(value: Any, reference: str, part: Any) -> Any:
+    """A schema with a part in place of the references to it."""
+    if isinstance(value, list):
+        return [_with(each, reference, part) for each in value]
+    if not isinstance(value, dict):
+        return value
+    return part if value.get("$ref") == reference else {k: _with(v, reference, part) for k, v in value.items()}

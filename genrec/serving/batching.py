@@ -56,6 +56,8 @@ class Batcher:
             if self._closing:
                 raise Problem(503, "the server is shutting down", code="shutting_down", retry_after=1)
             if len(self._jobs) + len(jobs) > self._max_waiting:
+                self._drop_dead()
+            if len(self._jobs) + len(jobs) > self._max_waiting:
                 self._metrics.shed.inc(len(jobs))
                 wait = len(self._jobs) * self._seconds
                 raise Problem(429, "too many requests wait", code="overloaded", retry_after=wait)
@@ -69,6 +71,12 @@ class Batcher:
             self._closing = True
             self._ready.notify_all()
         self._thread.join(timeout)
+
+    def _drop_dead(self) -> None:
+        """Free the places of those whom nobody waits for."""
+        alive = [job for job in self._jobs if not job.future.cancelled() and job.deadline > time.monotonic()]
+        self._metrics.expired.inc(len(self._jobs) - len(alive))
+        self._jobs = deque(alive)
 
     def _work(self) -> None:
         while (batch := self._next()) is not None:

@@ -3,61 +3,123 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
-from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
+from genrec import disk
 from genrec.data.catalog import ItemCatalog
 from genrec.decoding.catalog_store import CatalogStore
 from genrec.decoding.filters import ItemFilter
 from genrec.decoding.snapshot import CatalogSnapshot
-from genrec.errors import ArtifactError, ConfigError
+from genrec.errors import ArtifactError, ConfigError, GenrecError
+from genrec.serving.schemas import FieldChange, FilterChange, ItemsChange
 
-KINDS = ("retire", "filter", "field")
+log = logging.getLogger(__name__)
+
+KINDS: dict[str, Any] = {"retire": ItemsChange, "filter": FilterChange, "field": FieldChange}
+_MANY = 1000  # lines beyond what the state needs, from which on the file is written anew at a start
 
 
 class Changes:
-    """An append-only file of changes, a JSON line each, written through before a change takes effect (internal).
+    """An append-only file of changes, a JSON line each, on the disk before a change takes effect (internal).
 
     Items are named by id, so the changes hold for every version of a catalog; ids that a version lacks are passed over.
-    file: None = kept in memory only. Raises ArtifactError for a line that is no change; a last line that was cut off by
-    a crash was never acknowledged, and is dropped.
+    file: None = kept in memory only. Only one server may have it; it is read, not held, where ``reading``. Raises
+    ArtifactError for a line that is no change, and where another server has the file; a last line that was cut off by a
+    crash was never acknowledged, and is dropped.
     """
 
-    def __init__(self, file: Path | None = None) -> None:
-        self._file, self._lock = file, Lock()
-        self._all: list[dict[str, Any]] = []
-        if file is not None and file.exists():
-            self._all = list(_read(file))
-            _rewrite(file, self._all)
+    def __init__(self, file: Path | None = None, *, reading: bool = False) -> None:
+        self._file, self._lock, self._held = file, Lock(), None
+        self._retired: dict[str, None] = {}
+        self._fields: dict[str, dict[str, float | None]] = {}
+        self._filters: dict[str, dict[str, Any]] = {}
+        if file is None or (reading and not file.exists()):
+            return
+        if not reading:
+            disk.make_folders(file.parent)
+            self._held = _hold(file)
+        whole = _lines(file) if file.exists() else []
+        for change in whole:
+            self._note(change)
+        if reading:
+            return
+        state = self.state()
+        if len(whole) > len(state) + _MANY:
+            disk.atomic_write_bytes(file, b"".join(_line(change) for change in state))
+        else:
+            with file.open("ab") as out:
+                out.truncate(sum(len(_line(change)) for change in whole))
+            disk.fsync(file.parent)
+
+    def state(self) -> list[dict[str, Any]]:
+        """The changes that all of them come to: a handful of lines, whatever the number of changes."""
+        found: list[dict[str, Any]] = [{"kind": "retire", "items": list(self._retired)}] if self._retired else []
+        found += [{"kind": "field", "field": name, "values": values} for name, values in self._fields.items()]
+        return [*found, *self._filters.values()]
 
     def add(self, change: dict[str, Any], store: CatalogStore) -> CatalogSnapshot:
         """Check a change against the store, keep it, let it take effect. Raises what the store raises, nothing kept."""
         with self._lock:
             applied(change, store.snapshot)  # refused here, it is not kept
             self._write(change)
-            self._all.append(change)
-            return store.change(partial(applied, change))
+            self._note(change)
+            return store.change(lambda now: applied(change, now))
 
     def replay(self, store: CatalogStore) -> None:
-        """Let all changes take effect on another store."""
+        """Let all changes take effect on another store at once.
+
+        A filter or a field that its catalog cannot have is left out with a warning; a retired item never is.
+        """
         with self._lock:
-            for change in self._all:
-                store.change(partial(applied, change))
+            changes = self.state()
+
+        def all_of_them(now: CatalogSnapshot) -> CatalogSnapshot:
+            for change in changes:
+                try:
+                    now = applied(change, now)
+                except GenrecError as error:
+                    if change["kind"] == "retire":
+                        raise
+                    log.warning("a change of the journal does not fit this catalog and is left out: %s", error)
+            return now
+
+        if changes:
+            store.change(all_of_them)
+
+    def close(self) -> None:
+        """Let another server have the file."""
+        disk.release(self._held)
+        self._held = None
+
+    def _note(self, change: dict[str, Any]) -> None:
+        match change["kind"]:
+            case "retire":
+                self._retired |= dict.fromkeys(change["items"])
+            case "field":
+                self._fields.setdefault(change["field"], {}).update(change["values"])
+            case _:
+                self._filters[change["name"]] = change
 
     def _write(self, change: dict[str, Any]) -> None:
         if self._file is None:
             return
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        with self._file.open("a", encoding="utf-8") as out:
-            out.write(json.dumps(change) + "\n")
-            out.flush()
-            os.fsync(out.fileno())
+        with self._file.open("ab", buffering=0) as out:
+            size = out.seek(0, os.SEEK_END)
+            try:
+                line = _line(change)
+                if out.write(line) != len(line):
+                    raise OSError("the disk is full")
+                os.fsync(out.fileno())
+            except OSError:
+                out.truncate(size)  # half a line would be read as a damaged file
+                raise
 
 
 def applied(change: dict[str, Any], snapshot: CatalogSnapshot) -> CatalogSnapshot:
@@ -77,7 +139,13 @@ def applied(change: dict[str, Any], snapshot: CatalogSnapshot) -> CatalogSnapsho
             values = [np.nan if value is None else value for value in change["values"].values()]
             return snapshot.updating(change["field"], numbers[numbers >= 0], np.array(values)[numbers >= 0])
         case kind:
-            raise ConfigError(f"change: expected one of {KINDS}, got {kind!r}")
+            raise ConfigError(f"change: expected one of {tuple(KINDS)}, got {kind!r}")
+
+
+def unknown_ids(change: dict[str, Any], catalog: ItemCatalog) -> int:
+    """How many ids of a change the catalog does not know (internal)."""
+    ids = list(change.get("items") or change.get("values") or ())
+    return int((catalog.numbers(ids, missing="negative") < 0).sum())
 
 
 def _numbers(catalog: ItemCatalog, ids: list[str]) -> Any:
@@ -85,28 +153,37 @@ def _numbers(catalog: ItemCatalog, ids: list[str]) -> Any:
     return found[found >= 0]
 
 
-def _read(file: Path) -> Iterator[dict[str, Any]]:
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+def _line(change: dict[str, Any]) -> bytes:
+    return json.dumps(change).encode() + b"\n"
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    """The changes of a file, written as :func:`_line` writes them."""
+    found = []
+    lines = file.read_bytes().splitlines(keepends=True)
     for number, line in enumerate(lines, 1):
+        if number == len(lines) and not line.endswith(b"\n"):
+            break
         try:
             change = json.loads(line)
-            if not isinstance(change, dict) or change.get("kind") not in KINDS:
-                raise ValueError("not a change")
-        except ValueError as error:
-            if number == len(lines) and not line.endswith("\n"):
-                return
+            said = {name: value for name, value in change.items() if name != "kind"}
+            KINDS[change["kind"]].model_validate(said)
+        except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
             raise ArtifactError(
-                f"{file}: line {number} is no change of a catalog ({error})",
+                f"{file}: line {number} is no change of a catalog",
                 hint="move the file away to start from the catalog as the run has it",
             ) from error
-        yield change
+        found.append(change)
+    return found
 
 
-def _rewrite(file: Path, changes: list[dict[str, Any]]) -> None:
-    """The file without a line that was cut off."""
-    beside = file.with_suffix(".new")
-    with beside.open("w", encoding="utf-8") as out:
-        out.writelines(json.dumps(change) + "\n" for change in changes)
-        out.flush()
-        os.fsync(out.fileno())
-    beside.replace(file)
+def _hold(file: Path) -> int | None:
+    """The lock that says whose journal this is; the file itself may be replaced."""
+    beside = file.with_name(f".{file.name}.lock")
+    beside.touch()
+    try:
+        return disk.hold(beside, wait=False)
+    except BlockingIOError as error:
+        raise ArtifactError(
+            f"{file}: another server keeps its changes there", hint="give each server a --journal of its own"
+        ) from error

@@ -54,7 +54,8 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started, name, status = time.monotonic(), uuid.uuid4().hex[:16], 500
+        started, name = time.monotonic(), uuid.uuid4().hex[:16]
+        status: int | None = None
         route = scope["path"] if (scope["method"], scope["path"]) in ROUTES else "other"
         scope["state"] = {**scope.get("state", {}), "request_id": name}
 
@@ -70,6 +71,10 @@ class Guard:
             await self._app(scope, receive, named)
         except Problem as problem:
             await answer(named, problem)
+        except Exception:
+            log.exception("request %s", name)
+            if status is None:
+                await answer(named, Problem(500, "an error of the server; see its log"))
         finally:
             seconds = time.monotonic() - started
             self._metrics.requests.labels(route, str(status)).inc()
@@ -86,6 +91,11 @@ class Guard:
         wanted = {"open": None, "key": self._settings.api_key, "admin": self._settings.admin_key}[guard]
         if wanted is not None and not _same_key(headers.get(b"authorization", b""), wanted):
             raise Problem(401, "expected the header Authorization: Bearer KEY", code="invalid_api_key")
+        if (scope["method"], scope["path"]) not in ROUTES:
+            # the router's idea of equal paths never counts: "/v1/admin/retire\n" is no route of the table
+            if any(path == scope["path"] for _, path in ROUTES):
+                raise Problem(405, "the route does not take this method")
+            raise Problem(404, "no such route")
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length[:20]) > self._settings.max_body_bytes:
             raise too_large(self._settings)

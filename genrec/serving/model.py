@@ -5,6 +5,9 @@ Axes: N items, U users of a batch.
 
 from __future__ import annotations
 
+import functools
+import logging
+import operator
 import time
 import warnings
 from collections import OrderedDict
@@ -24,7 +27,7 @@ from genrec.decoding.filter_set import FilterSet
 from genrec.decoding.filters import ItemFilter, in_namespace
 from genrec.decoding.interface import Normalize, Recommendations, SearchOptions
 from genrec.decoding.snapshot import CatalogSnapshot
-from genrec.errors import ArtifactError, ConfigError, GenrecError
+from genrec.errors import ArtifactError, ConfigError
 from genrec.models.bundle import load_bundle
 from genrec.serving.problems import Problem
 from genrec.serving.schemas import Input, RecommendationRequest
@@ -36,7 +39,10 @@ if TYPE_CHECKING:
 
 Mask = npt.NDArray[np.bool_]
 NORMALIZE: dict[str | None, Normalize | None] = {None: None, "raw": "vocab", "renormalized": "children"}
-_KEPT_FILTERS = 128
+_KEPT_FILTERS = 64
+_BLOCK = 4096
+_NONE = Condition("", "=", None)
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,8 +76,8 @@ class Answer:
 class ServedModel:
     """A recommender, its catalog in service, and the log of its run if there is one (internal).
 
-    name: what requests call it; version: grows with every load. Only one thread may call :meth:`answer`; the store's
-    changes may come from any.
+    name: what requests call it; version: grows with every load. max_beams: of an exact search. Only one thread may call
+    :meth:`answer`; the store's changes may come from any.
     """
 
     def __init__(
@@ -82,20 +88,31 @@ class ServedModel:
         name: str,
         version: int = 0,
         log: Interactions | None = None,
+        max_beams: int = 4096,
     ) -> None:
         self.recommender, self.name, self.version, self.log = recommender, name, version, log
         self.store = CatalogStore(_first_snapshot(recommender, catalog), publish=recommender.swap)
         self._users = {} if log is None else {user: row for row, user in enumerate(log.user_ids)}
         self._histories = None if log is None else log.histories()
         counts = np.zeros(len(catalog), np.int64) if log is None else np.bincount(log.item, minlength=len(catalog))
-        self._counts: npt.NDArray[np.int64] = counts
+        self._popular_first: npt.NDArray[np.int64] = np.argsort(-counts, kind="stable")
+        self.max_beams = max_beams
         self._read, self._attributes = catalog, Attributes(catalog)
+        self._alive: tuple[CatalogSnapshot, ItemFilter] | None = None
         self._kinds: tuple[ItemCatalog, dict[str, str]] | None = None
         self.loaded = time.time()
         self._filters: OrderedDict[tuple[Any, ...], ItemFilter | None] = OrderedDict()
 
     @classmethod
-    def load(cls, path: Path, *, name: str | None = None, version: int = 0, base: str | None = None) -> ServedModel:
+    def load(
+        cls,
+        path: Path,
+        *,
+        name: str | None = None,
+        version: int = 0,
+        base: str | None = None,
+        max_beams: int = 4096,
+    ) -> ServedModel:
         """A run folder or a bundle. Raises what :func:`load_bundle` raises, ArtifactError where there is no catalog."""
         from genrec import artifacts
         from genrec.data.interactions import Interactions
@@ -107,9 +124,11 @@ class ServedModel:
         if catalog is None:
             raise ArtifactError(f"{path}: the bundle has no catalog", hint="serve the run folder it was trained in")
         log = Interactions.load(path / "interactions") if artifacts.exists(path / "interactions") else None
-        if log is not None and log.catalog != catalog.fingerprint:
-            log = None  # of an older version: its numbers are those of another catalog
-        return cls(bundle.recommender, catalog, name=name or path.resolve().name, version=version, log=log)
+        if log is not None and not catalog.extends(log.catalog, log.n_items):
+            _LOG.warning("%s: the log is of another catalog and is not used", path)
+            log = None
+        shown = name or path.resolve().name
+        return cls(bundle.recommender, catalog, name=shown, version=version, log=log, max_beams=max_beams)
 
     def field_kinds(self) -> dict[str, str]:
         """Field of the catalog → its type, for those who write conditions."""
@@ -146,10 +165,8 @@ class ServedModel:
         for place, query in enumerate(queries):
             try:
                 asked.append(self._asked(place, query, snapshot))
-            except GenrecError as error:
+            except Exception as error:  # whatever is wrong with one user, the others have their lists
                 out[place] = error
-            except Problem as problem:
-                out[place] = problem
         started = time.monotonic()
         found = self._search(view, [each for each in asked if len(each.history)], queries[0].request)
         metrics.stages.labels("search").observe(time.monotonic() - started)
@@ -176,6 +193,7 @@ class ServedModel:
             normalize=NORMALIZE[request.scores],
             filter=[each.allowed for each in asked],
             exact=request.exact,
+            max_beams=self.max_beams,
         )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="decoding with normalize")  # it was asked for
@@ -202,11 +220,7 @@ class ServedModel:
 
     def _popular(self, asked: _Asked, query: Query, snapshot: CatalogSnapshot) -> Answer:
         """The most bought allowed items, for a user of whom nothing is known; the earlier item first where equal."""
-        allowed = self._may_be_listed(asked, snapshot)
-        counts = np.zeros(snapshot.n_items, np.int64)
-        counts[: len(self._counts)] = self._counts
-        items = np.flatnonzero(allowed)
-        best = items[np.argsort(-counts[items], kind="stable")[: query.request.top_k]]
+        best = self._best_known(asked, query.request.top_k, snapshot)
         return Answer(
             ids=_catalog(snapshot).ids_of(best),
             scores=[None] * len(best),
@@ -217,6 +231,19 @@ class ServedModel:
             catalog_version=snapshot.version,
             catalog=snapshot.codes.catalog,
         )
+
+    def _best_known(self, asked: _Asked, top_k: int, snapshot: CatalogSnapshot) -> npt.NDArray[np.int64]:
+        """The first allowed items in the order of purchases; a catalog's new items come last. Read block by block."""
+        found, n = [np.zeros(0, np.int64)], 0
+        for first in range(0, snapshot.n_items, _BLOCK):
+            known = self._popular_first[first : first + _BLOCK]
+            new = np.arange(max(first, len(self._popular_first)), min(first + _BLOCK, snapshot.n_items))
+            block = np.concatenate([known, new])
+            found.append(block[_may_be_listed(block, asked.allowed, snapshot)])
+            n += len(found[-1])
+            if n >= top_k:
+                break
+        return np.concatenate(found)[:top_k]
 
     def _asked(self, place: int, query: Query, snapshot: CatalogSnapshot) -> _Asked:
         """What a user asks, in item numbers."""
@@ -263,19 +290,16 @@ class ServedModel:
 
     def _where(self, text: str, snapshot: CatalogSnapshot) -> ItemFilter:
         """A condition on a field: numbers by their values of the moment, others by the catalog."""
-        condition = Condition.parse(text)
-        if condition.field in snapshot.fields and condition.operator != "in":
-            return snapshot.where(condition)
         catalog = _catalog(snapshot)
         if self._read is not catalog:
             self._read, self._attributes = catalog, Attributes(catalog)
-        return ItemFilter.of_mask(self._attributes.where(text), catalog.fingerprint)
-
-    def _may_be_listed(self, asked: _Asked, snapshot: CatalogSnapshot) -> Mask:
-        indexed = np.zeros(snapshot.n_items, dtype=np.bool_)
-        indexed[snapshot.index.items] = True
-        allowed = indexed & ~snapshot.retired
-        return allowed if asked.allowed is None else allowed & asked.allowed.mask
+        condition = self._attributes.parsed(text)
+        if condition.field not in snapshot.fields:
+            return ItemFilter.of_mask(self._attributes.where(condition), catalog.fingerprint)
+        if condition.operator != "in":
+            return snapshot.where(condition)
+        values = [Condition(condition.field, "=", value) for value in condition.value] or [_NONE]
+        return functools.reduce(operator.or_, [snapshot.where(each) for each in values])
 
     def _count(
         self, asked: _Asked, answer: Answer, request: RecommendationRequest, metrics: Metrics, snapshot: CatalogSnapshot
@@ -285,10 +309,15 @@ class ServedModel:
         metrics.cold.inc(answer.source == "popular")
         metrics.invalid.inc(_not_allowed(_catalog(snapshot).numbers(answer.ids), asked.allowed, snapshot))
         if len(answer.ids) < request.top_k:
-            allowed = self._may_be_listed(asked, snapshot)
-            if request.exclude_seen:
-                allowed[asked.history] = False
-            metrics.short.inc(len(answer.ids) < min(request.top_k, int(allowed.sum())))
+            seen = asked.history if request.exclude_seen else asked.history[:0]
+            metrics.short.inc(len(answer.ids) < min(request.top_k, self._n_allowed(asked.allowed, seen, snapshot)))
+
+    def _n_allowed(self, allowed: ItemFilter | None, seen: npt.NDArray[np.int32], snapshot: CatalogSnapshot) -> int:
+        """How many items a request may get."""
+        if self._alive is None or self._alive[0] is not snapshot:
+            self._alive = (snapshot, ItemFilter.of_mask(~snapshot.retired, snapshot.codes.catalog))
+        may = self._alive[1] if allowed is None else allowed & self._alive[1]
+        return len(may) - int(may.has(np.unique(seen)).sum())
 
 
 @dataclass(frozen=True, eq=False)
@@ -300,12 +329,15 @@ class _Asked:
     allowed: ItemFilter | None
 
 
+def _may_be_listed(items: npt.NDArray[np.integer[Any]], allowed: ItemFilter | None, snapshot: CatalogSnapshot) -> Mask:
+    """Which of these items a request may get."""
+    may = ~snapshot.retired[items]
+    return np.asarray(may if allowed is None else may & allowed.has(items), dtype=np.bool_)
+
+
 def _not_allowed(items: npt.NDArray[np.int32], allowed: ItemFilter | None, snapshot: CatalogSnapshot) -> int:
     """How many of these items should not have been listed: looked up anew, so that a bug of the search would show."""
-    wrong = snapshot.retired[items]
-    if allowed is not None:
-        wrong = wrong | ~allowed.has(items)
-    return int(wrong.sum())
+    return int((~_may_be_listed(items, allowed, snapshot)).sum())
 
 
 def _catalog(snapshot: CatalogSnapshot) -> ItemCatalog:
@@ -336,7 +368,10 @@ def _first_snapshot(recommender: GenerativeRecommender, catalog: ItemCatalog) ->
         for name, values in catalog.fields.items()
         if column_kind(name, values) in ("int", "float")
     }
-    retired = np.zeros(len(codes), np.bool_) if catalog.retired is None else np.array(catalog.retired, np.bool_)
+    retired = np.ones(len(codes), np.bool_)
+    retired[index.items] = False
+    if catalog.retired is not None:
+        retired |= catalog.retired
     return CatalogSnapshot(
         version=0,
         codes=codes,

@@ -13,6 +13,7 @@ from genrec.embeddings.parquet_rows import RowGroup, column_types, row_groups
 from genrec.errors import ConfigError, DataError
 from genrec.models.bundle import bundle_folder
 from genrec.pipeline.encode_shards import check_same_files, file_states
+from genrec.serving.changes import Changes
 from genrec.serving.model import Answer, Query, ServedModel
 from genrec.serving.problems import Problem
 from genrec.serving.schemas import Input, RecommendationRequest
@@ -40,6 +41,7 @@ def recommend_all(
     out: str | Path,
     request: RecommendationRequest,
     *,
+    journal: Path | None = None,
     base: str | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -51,6 +53,8 @@ def recommend_all(
     its own ``history`` or ``user`` are not looked at. The columns of a shard: ``row`` (in its row group), ``user`` if
     there was one, ``items`` (list of ids, best first), ``scores``, ``source``, ``skipped_items``.
 
+    journal: changes that a server has made, which count here too (see :class:`genrec.serving.changes.Changes`).
+
     A shard that is there is not made again; another request, model or input in the same folder is refused, unless
     ``overwrite`` starts over. Answers equal those of the endpoint. Raises DataError naming file, row group and row for
     a row that says nothing or an unknown user, ConfigError for another job in the folder. Stability: experimental.
@@ -60,8 +64,18 @@ def recommend_all(
     columns = _columns(groups)
     manifest = artifacts.read(bundle_folder(run), kind="bundle", verify=False)
     asked = request.model_dump(exclude={"history", "user", "inputs", "timeout", "model"})
-    plan = {"request": asked, "model": manifest.digest, "columns": columns, "files": file_states(groups)}
+    changes = Changes(journal, reading=True)
     model = ServedModel.load(run, base=base)
+    changes.replay(model.store)
+    plan = {
+        "kind": "batch",
+        "request": asked,
+        "model": manifest.digest,
+        "log": None if model.log is None else artifacts.read(run / "interactions", verify=False).digest,
+        "changes": changes.state(),
+        "columns": columns,
+        "files": file_states(groups),
+    }
     model.check(request)
     disk.make_folders(out)
     with disk.claimed(out, "genrec batch"):
@@ -102,12 +116,19 @@ def _begin(out: Path, plan: dict[str, Any], overwrite: bool) -> None:
     place = out / PLAN
     if place.exists() and not overwrite:
         before = artifacts.load_json(place)
-        check_same_files(before["files"], plan["files"])
-        for name in ("model", "request", "columns"):
-            if before[name] != plan[name]:
-                raise ConfigError(f"{out}: begun with another {name}", hint="give another folder, or --overwrite")
+        if before.get("kind") == "batch":
+            check_same_files(before["files"], plan["files"])
+        for name in ("kind", "model", "request", "columns", "log", "changes"):
+            if before.get(name) != plan[name]:
+                what = "other changes of the catalog" if name == "changes" else f"another {name}"
+                raise ConfigError(f"{out}: begun with {what}", hint="give another folder, or --overwrite")
         return
-    for shard in out.glob("[0-9]" * 8 + ".parquet"):
+    shards = list(out.glob("[0-9]" * 8 + ".parquet"))
+    if shards and not (place.exists() and artifacts.load_json(place).get("kind") == "batch"):
+        raise ConfigError(
+            f"{out}: holds {shards[0].name}, which genrec batch has not made there", hint="give another folder"
+        )
+    for shard in shards:
         shard.unlink()
     artifacts.atomic_write_bytes(place, json.dumps(plan, indent=1).encode())
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from genrec.serving.problems import Problem
 from genrec.serving.settings import ServeSettings
 
+_LISTS = ("allow", "deny", "items", "where")
 LONGEST_ID = 512
 """Characters of an id or a condition."""
 
@@ -19,13 +20,10 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-ItemId = str
-
-
 class Input(_Strict):
     """One user: a history of item ids, oldest first, or the id of a user whose history the server has."""
 
-    history: list[ItemId] | None = Field(None, description="Item ids, oldest first; unknown ones are skipped.")
+    history: list[str] | None = Field(None, description="Item ids, oldest first; unknown ones are skipped.")
     user: str | None = Field(None, description="A user of the server's log; alone, the log is the history.")
 
     @model_validator(mode="after")
@@ -39,7 +37,7 @@ class RecommendationRequest(_Strict):
     """Lists for one user (``history`` or ``user``) or several (``inputs``)."""
 
     model: str | None = Field(None, description="Name of the served model; left out: the one there is.")
-    history: list[ItemId] | None = Field(None, description="Item ids, oldest first; unknown ones are skipped.")
+    history: list[str] | None = Field(None, description="Item ids, oldest first; unknown ones are skipped.")
     user: str | None = Field(None, description="A user of the server's log; alone, the log is the history.")
     inputs: list[Input] | None = Field(None, min_length=1, description="Several users, answered in this order.")
     top_k: int = Field(10, ge=1, description="Length of the lists.")
@@ -47,8 +45,8 @@ class RecommendationRequest(_Strict):
     exclude_seen: bool = Field(True, description="List no item of the history.")
     filter: str | None = Field(None, description="Named filters joined by &, | and ~, as 'in_stock & ~adult'.")
     where: list[str] = Field([], max_length=16, description="Conditions on item fields, as 'price < 20'; all hold.")
-    allow: list[ItemId] | None = Field(None, description="Only these items.")
-    deny: list[ItemId] = Field([], description="None of these items.")
+    allow: list[str] | None = Field(None, description="Only these items.")
+    deny: list[str] = Field([], description="None of these items.")
     exact: bool = Field(False, description="Widen the search until the list is proven to be the best one.")
     scores: Literal["raw", "renormalized"] | None = Field(
         None,
@@ -74,7 +72,7 @@ class FilterChange(_Strict):
 
     name: str = Field(min_length=1, max_length=64)
     condition: str | None = Field(None, max_length=LONGEST_ID)
-    items: list[ItemId] | None = None
+    items: list[str] | None = None
 
     @model_validator(mode="after")
     def _one_of_them(self) -> FilterChange:
@@ -86,14 +84,14 @@ class FilterChange(_Strict):
 class ItemsChange(_Strict):
     """Items by id."""
 
-    items: list[ItemId] = Field(min_length=1)
+    items: list[str] = Field(min_length=1)
 
 
 class FieldChange(_Strict):
     """Other values of a number field for some items; null = missing."""
 
     field: str = Field(min_length=1, max_length=64)
-    values: dict[ItemId, float | None] = Field(min_length=1)
+    values: dict[str, float | None] = Field(min_length=1)
 
 
 def parse_json(body: bytes) -> Any:
@@ -114,7 +112,11 @@ def parse_json(body: bytes) -> Any:
 def parsed(kind: type[_Strict], body: bytes, settings: ServeSettings) -> Any:
     """A request of a kind, within the limits. Raises Problem 400 naming the field, never its value."""
     try:
-        found = kind.model_validate(parse_json(body))
+        value = parse_json(body)
+        if isinstance(value, dict) and any(name not in kind.model_fields for name in value):
+            raise Problem(400, "unknown field", code="unknown_field")
+        _check_lists(value, settings)
+        found = kind.model_validate(value)
     except ValidationError as error:
         raise _invalid(error) from None
     if isinstance(found, RecommendationRequest):
@@ -124,6 +126,23 @@ def parsed(kind: type[_Strict], body: bytes, settings: ServeSettings) -> Any:
     elif isinstance(found, FieldChange):
         _at_most("values", len(found.values), settings.max_listed)
     return found
+
+
+def _check_lists(value: Any, settings: ServeSettings) -> None:
+    """Lengths and types of lists, one glance each: the schema would make an error object of every wrong element."""
+    if not isinstance(value, dict):
+        return
+    inputs = value.get("inputs")
+    if isinstance(inputs, list):
+        _at_most("inputs", len(inputs), settings.max_inputs)
+    several = [each for each in (inputs if isinstance(inputs, list) else []) if isinstance(each, dict)]
+    for each in (value, *several):
+        for name, limit in (("history", settings.max_history), *((n, settings.max_listed) for n in _LISTS)):
+            ids = each.get(name)
+            if isinstance(ids, list):
+                _at_most(name, len(ids), limit)
+                if not all(isinstance(item, str) for item in ids):
+                    raise Problem(400, f"{name}: expected texts", param=name, code="string_type")
 
 
 def _check_limits(request: RecommendationRequest, settings: ServeSettings) -> None:

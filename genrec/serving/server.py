@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import uvicorn
 
 from genrec.serving.app import create_app
 from genrec.serving.changes import Changes
-from genrec.serving.lifecycle import Registry, Watcher
+from genrec.serving.lifecycle import Registry, Watcher, mark
 from genrec.serving.model import ServedModel
 from genrec.serving.settings import ServeSettings
 from genrec.serving.telemetry import Metrics
@@ -36,14 +37,16 @@ def serve(
     journal: where changes of the catalog are kept. watch_seconds: how often to look whether ``run`` leads to another
     model; None = never. ready: called with the address when requests can be answered. Raises what loading raises.
     """
-    metrics = Metrics()
+    metrics, seen = Metrics(), mark(Path(run))
     shown = name or Path(run).resolve().name
 
     def load(version: int) -> ServedModel:
-        return ServedModel.load(Path(run).resolve(), name=shown, version=version, base=base)
+        found = Path(run).resolve()
+        return ServedModel.load(found, name=shown, version=version, base=base, max_beams=settings.max_beams)
 
-    registry = Registry(load, changes=Changes(journal), metrics=metrics)
-    watcher = None if watch_seconds is None else Watcher(registry, Path(run), seconds=watch_seconds)
+    changes = Changes(journal)
+    registry = Registry(load, changes=changes, metrics=metrics)
+    watcher = None if watch_seconds is None else Watcher(registry, Path(run), seconds=watch_seconds, seen=seen)
     app = create_app(registry, settings, metrics)
     config = uvicorn.Config(
         app,
@@ -51,12 +54,20 @@ def serve(
         access_log=False,
         server_header=False,
         lifespan="off",
+        http="h11",
+        ws="none",
         timeout_keep_alive=15,
         timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
         h11_max_incomplete_event_size=32_768,
     )
     server = _Server(config, app)
     host, port = at.getsockname()[:2]
+
+    def stop(*_: object) -> None:
+        server.should_exit = True
+
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, stop)  # until uvicorn has its own, and when it raises once more what stopped it
     ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
     try:
         asyncio.run(server.serve(sockets=[at]))
@@ -65,6 +76,7 @@ def serve(
             watcher.close()
         app.state.batcher.close(timeout=settings.drain_seconds)
         registry.close()
+        changes.close()
 
 
 class _Server(uvicorn.Server):

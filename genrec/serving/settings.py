@@ -43,6 +43,10 @@ class ServeSettings:
         for name, value in vars(self).items():
             if isinstance(value, int | float) and name != "port" and value <= 0:
                 raise ConfigError(f"{name}: expected a positive number, got {value}")
+        if self.max_inputs > self.max_waiting:
+            raise ConfigError(
+                f"max_inputs: a request of {self.max_inputs} could never wait among {self.max_waiting} (max_waiting)"
+            )
         for name in ("api_key", "admin_key"):
             key = getattr(self, name)
             if key is not None and (len(key) < 8 or not key.isascii() or not key.isprintable() or " " in key):

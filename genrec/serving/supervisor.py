@@ -6,19 +6,24 @@ loaded, and none is refused.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from genrec.errors import ConfigError
 from genrec.serving.settings import ServeSettings
 
 GAVE_UP = 70
 """Exit code of the watching process where the serving one keeps dying."""
+
+LINE = "GENREC_SUPERVISOR_FD"
+"""Environment variable with the number of the socket between the two processes."""
 
 
 def listen(settings: ServeSettings) -> socket.socket:
@@ -36,14 +41,13 @@ def listen(settings: ServeSettings) -> socket.socket:
     return found
 
 
-def supervise(command: Sequence[str], at: socket.socket, *, limit: int = 10, calm_seconds: float = 60.0) -> int:
+def supervise(command: Sequence[str], at: socket.socket, *, limit: int = 10) -> int:
     """Keep one serving process alive on a socket; its exit code when it ends on purpose (internal).
 
-    command: starts it, with ``--fd N`` behind. It is started again after a crash, at once the first time and more
-    slowly if that repeats; after ``limit`` crashes less than ``calm_seconds`` apart, :data:`GAVE_UP`. One that ended
-    with a clear error (exit code 1 or 2) is not started again.
+    command: starts it; it finds the socket, and a line to this process, in ``--fd N`` and :data:`LINE`. It is started
+    again after a crash: at once if it had served before, otherwise more and more slowly, and after ``limit`` starts in
+    a row that never came to serve, :data:`GAVE_UP`. A first start that fails is final: its error says why.
     """
-    os.set_inheritable(at.fileno(), True)
     child: subprocess.Popen[bytes] | None = None
     stopping = False
 
@@ -51,21 +55,67 @@ def supervise(command: Sequence[str], at: socket.socket, *, limit: int = 10, cal
         nonlocal stopping
         stopping = True
         if child is not None:
-            child.send_signal(sig)
+            child.send_signal(signal.SIGTERM)
 
-    for each in (signal.SIGTERM, signal.SIGINT):
+    for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(each, pass_on)
-    crashes = 0
+    served, failures = False, 0
     while True:
-        started = time.monotonic()
-        child = subprocess.Popen([*command, "--fd", str(at.fileno())], pass_fds=[at.fileno()], start_new_session=True)
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs:
+                fds = [at.fileno(), theirs.fileno()]
+                line = {**os.environ, LINE: str(theirs.fileno())}
+                # a session of its own: Ctrl-C reaches it through this process only
+                child = subprocess.Popen(
+                    [*command, "--fd", str(fds[0])], pass_fds=fds, env=line, start_new_session=True
+                )
+            if stopping:
+                child.terminate()
+            code = child.wait()
+            ours.setblocking(False)
+            ready = _said(ours)
         if stopping:
-            child.terminate()
-        code = child.wait()
-        if stopping or code in (0, 1, 2):
-            return 0 if stopping and code in (0, -signal.SIGTERM, -signal.SIGINT) else code
-        crashes = 1 if time.monotonic() - started > calm_seconds else crashes + 1
+            return 0 if code in (0, -signal.SIGTERM) else code
+        served, failures = served or ready, 0 if ready else failures + 1
+        if code == 0 or not served:
+            return code
         print(f"the serving process ended with {code}; starting it again", file=sys.stderr, flush=True)
-        if crashes >= limit:
+        if failures >= limit:
             return GAVE_UP
-        time.sleep(min(0.1 * 2 ** (crashes - 1), 5.0) if crashes > 1 else 0)
+        deadline = time.monotonic() + (min(0.1 * 2**failures, 5.0) if failures else 0)
+        while time.monotonic() < deadline and not stopping:
+            time.sleep(0.05)
+        if stopping:
+            return 0
+
+
+def _said(line: socket.socket) -> bool:
+    """Whether the process at the other end ever served."""
+    try:
+        return bool(line.recv(1))
+    except OSError:
+        return False
+
+
+def hold_the_line() -> Callable[[], None]:
+    """In the serving process: what to call when it serves (internal).
+
+    Where the watching process dies, this one ends too. Without a watching process nothing happens.
+    """
+    number = os.environ.pop(LINE, None)
+    if number is None:
+        return lambda: None
+    line = socket.socket(fileno=int(number))
+
+    def wait() -> None:
+        with contextlib.suppress(OSError):
+            line.recv(1)  # nothing is ever sent: this returns when the other end is gone
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, name="genrec-line", daemon=True).start()
+
+    def serves() -> None:
+        line.send(b"r")
+
+    return serves

@@ -66,6 +66,8 @@ class Reply:
     status: int
     headers: dict[str, str]
     body: bytes
+    unread: int = 0
+    """Pieces of the request's body that were not looked at."""
 
     @property
     def json(self) -> Any:
@@ -118,7 +120,7 @@ class ShopClient:
         await self.app(scope, receive, send)
         start = next(m for m in sent if m["type"] == "http.response.start")
         body = b"".join(m.get("body", b"") for m in sent if m["type"] == "http.response.body")
-        return Reply(start["status"], {k.decode(): v.decode() for k, v in start["headers"]}, body)
+        return Reply(start["status"], {k.decode(): v.decode() for k, v in start["headers"]}, body, len(messages))
 
     def call(self, method: str, path: str, body: Any = b"", **headers: str) -> Reply:
         """One request; a body that is not bytes is sent as JSON."""

@@ -116,7 +116,7 @@ def test_retired_items_stay_readable_and_are_never_listed(client):
     shop = client()
     before = shop.recommend(history=[IDS[6], IDS[7]], top_k=N).json["data"][0]
     gone = before["items"][0]["id"]
-    assert shop.admin("retire", {"items": [gone]}).json == {"catalog_version": 1}
+    assert shop.admin("retire", {"items": [gone, "nobody"]}).json == {"catalog_version": 1, "unknown_items": 1}
     after = shop.recommend(history=[IDS[6], IDS[7]], top_k=N).json["data"][0]
     assert gone not in [each["id"] for each in after["items"]] and after["catalog_version"] == 1
     assert shop.recommend(history=[gone], top_k=3).json["data"][0]["skipped_items"] == 0

@@ -123,6 +123,15 @@ def test_a_closed_queue_answers_what_waits_and_takes_no_more(batcher):
     assert refused.value.status == 503
 
 
+def query(shop):
+    from genrec.serving.batching import Job
+    from genrec.serving.model import Query
+    from genrec.serving.schemas import RecommendationRequest
+
+    asked = Query(request := RecommendationRequest(history=[IDS[2]]), request.users[0])
+    return Job(asked, asked.key, time.monotonic() + 60)
+
+
 def held(shop):
     """The shop's model, held until it is let go."""
     real, begun, let_go = shop.registry.current.answer, threading.Event(), threading.Event()
@@ -137,7 +146,7 @@ def held(shop):
 
 
 def test_a_request_ends_at_its_deadline_and_one_too_many_is_refused(client):
-    shop = client(settings=ServeSettings(timeout_seconds=0.3, max_waiting=2))
+    shop = client(settings=ServeSettings(timeout_seconds=0.3, max_waiting=2, max_inputs=2))
     begun, let_go = held(shop)
     asked = {"history": [IDS[1]]}
     started = time.monotonic()
@@ -145,7 +154,9 @@ def test_a_request_ends_at_its_deadline_and_one_too_many_is_refused(client):
     assert reply.status == 504 and reply.json["error"]["code"] == "deadline" and time.monotonic() - started >= 0.3
     assert begun.is_set()
     assert shop.recommend(**asked, timeout=0.05).status == 504  # waits behind the first one
-    assert shop.recommend(inputs=[asked] * 3).status == 429
+    queue = shop.app.state.batcher
+    queue.submit([query(shop), query(shop)])  # the one whose time was up has given its place away
+    assert shop.recommend(**asked).status == 429
     let_go.set()
     shop.app.state.batcher.close(30)
     assert shop.recommend(**asked).status == 503

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,45 @@ def test_admin_routes_are_off_without_a_key(client):
     for method, path in (each for each, guard in ROUTES.items() if guard == "admin"):
         assert shop.call(method, path).status == 403
     assert shop.call("GET", "/version").status == 200
+
+
+def test_no_other_spelling_of_a_path_passes_the_guard(client):
+    shop = client(settings=ServeSettings(api_key="the-api-key"))
+    body, key = {"items": ["item-01"]}, "Bearer the-api-key"
+    for (method, path), guard in ROUTES.items():
+        for other in (
+            f"{path}\n",
+            f"{path}/",
+            f"/{path}",
+            f"{path}//",
+            path.upper(),
+            f"{path}?",
+            f"{path}\x00",
+            f"{path} ",
+        ):
+            assert shop.call(method, other, body, authorization=key).status == 404, other
+            assert shop.call(method, other, body).status == 401
+        for how in {"GET", "POST", "HEAD", "OPTIONS", "PUT", "TRACE"} - {method}:
+            assert shop.call(how, path, body, authorization=key).status == 405
+        if guard == "admin":
+            assert shop.call(method, path, body, authorization=key).status == 403
+    assert shop.registry.current.store.snapshot.version == 0
+
+
+def test_a_condition_that_cannot_be_computed_is_its_own_request_s_error(client):
+    shop = client()
+    for text in (
+        "price < " + "9" * 400,
+        " " * 500,
+        "x" * 500 + "<",
+        "price <= -" + "9" * 400,
+        "price in , ,",
+        "kind in ",
+    ):
+        started = time.monotonic()
+        assert shop.recommend(history=["item-01"], where=[text]).status in (200, 400)
+        assert time.monotonic() - started < 5
+    assert shop.recommend(history=["item-01"], where=["price in 3,4,5"]).status == 200
 
 
 @pytest.mark.parametrize(
@@ -148,16 +188,16 @@ def test_no_request_is_an_error_of_the_server(client):
 
 def test_bodies_are_counted_as_they_come_and_must_come_in_time(client):
     shop = client(settings=ServeSettings(max_body_bytes=1000, body_seconds=0.05))
-    path, sent = "/v1/recommendations", [0]
+    path, chunks = "/v1/recommendations", [b"x" * 300] * 1000
 
     async def chunks_over():
-        return await shop.asked("POST", path, [b"x" * 300] * 1000)
+        return await shop.asked("POST", path, chunks)
 
-    assert asyncio.run(chunks_over()).status == 413
+    over = asyncio.run(chunks_over())
+    assert over.status == 413 and over.unread == 996
     assert shop.call("POST", path, b"{}", content_length="1001").status == 413
     for lie in ("-1", "1e3", "x", "9" * 400):
         assert shop.call("POST", path, b"{}", content_length=lie).status == 413
-    assert sent == [0]
 
     async def never_ends():
         scope_done = asyncio.Event()

@@ -74,7 +74,11 @@ def test_no_answer_mixes_two_versions_while_they_change(client):
                 wrong.append(reply.body)
                 return
             (one,) = reply.json["data"]
-            retired = set(IDS[40 - one["catalog_version"] : 40])  # version v: the last v items are retired
+            gone = [i for i in reversed(IDS) if i not in [each["id"] for each in one["items"]] and i != IDS[n]]
+            retired = set(gone)
+            if gone != list(reversed(IDS))[: len(gone)]:  # they are retired from the last one on
+                wrong.append((n, gone))
+                return
             version = 1 if one["model_version"] == 1 else 2
             if [i["id"] for i in one["items"]] != [i for i in expected[version, n] if i not in retired]:
                 wrong.append((n, one))
@@ -87,6 +91,8 @@ def test_no_answer_mixes_two_versions_while_they_change(client):
         assert shop.admin("retire", {"items": [IDS[39 - step]]}).status == 200
         now = ids(shop.recommend(history=[IDS[20]], top_k=N))
         assert IDS[39 - step] not in now  # never listed once the change is acknowledged
+        if step == 7:
+            assert shop.admin("reload").status == 200
     stop.set()
     for each in threads:
         each.join(60)
@@ -109,26 +115,59 @@ def test_changes_outlive_the_server_that_made_them(client, tmp_path):
     assert len(file.read_text().splitlines()) == 3  # what was refused is not kept
     with file.open("a") as out:
         out.write('{"kind": "retire", "items": ["it')  # a crash in the middle of a line
+    with pytest.raises(ArtifactError, match="another server"):
+        Changes(file)
+    assert len(Changes(file, reading=True).state()) == 3
+    shop.registry.changes.close()
     again = client(changes=Changes(file))
     assert ids(again.recommend(**asked)) == [IDS[5]]
     assert IDS[3] not in ids(again.recommend(history=[IDS[0]], top_k=N))
     assert [json.loads(line)["kind"] for line in file.read_text().splitlines()] == ["retire", "field", "filter"]
-    file.write_text('{"kind": "odd"}\n' + file.read_text())
+    again.registry.changes.close()
+    file.write_text('{"kind": "retire"}\n' + file.read_text())
     with pytest.raises(ArtifactError, match="line 1"):
         Changes(file)
 
 
-def test_a_change_that_cannot_be_kept_is_not_made(client, tmp_path):
+def test_a_change_that_cannot_be_kept_is_not_made(client, tmp_path, monkeypatch):
+    from genrec.serving import changes
+
+    file = tmp_path / "changes.jsonl"
+    shop = client(changes=changes.Changes(file))
+    assert shop.admin("retire", {"items": [IDS[2]]}).status == 200
+    with monkeypatch.context() as broken:
+        broken.setattr(changes.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        assert shop.admin("retire", {"items": [IDS[3]]}).status == 503
+    assert IDS[3] in ids(shop.recommend(history=[IDS[0]], top_k=N))
+    assert shop.admin("retire", {"items": [IDS[4]]}).status == 200  # the file is as it was before
+    shop.registry.changes.close()
+    assert changes.Changes(file).state() == [{"kind": "retire", "items": [IDS[2], IDS[4]]}]
+
+
+def test_many_changes_come_to_a_few_lines(client, tmp_path):
     from genrec.serving.changes import Changes
 
-    (tmp_path / "file").write_text("")
-    shop = client(changes=Changes(tmp_path / "file" / "below" / "changes.jsonl"))
-    assert shop.admin("retire", {"items": [IDS[3]]}).status == 503
-    assert IDS[3] in ids(shop.recommend(history=[IDS[0]], top_k=N))
+    file = tmp_path / "changes.jsonl"
+    shop = client(changes=Changes(file))
+    for price in range(1100):
+        assert shop.admin("fields", {"field": "price", "values": {IDS[5]: price}}).status == 200
+    shop.registry.changes.close()
+    assert Changes(file).state() == [{"kind": "field", "field": "price", "values": {IDS[5]: 1099}}]
+    assert len(file.read_text().splitlines()) == 1
+
+
+def test_a_way_back_leaves_out_what_the_earlier_catalog_cannot_have(client):
+    shop = client(load=two_models)
+    shop.admin("reload")
+    shop.registry.changes._note({"kind": "filter", "name": "odd", "condition": "nofield < 3"})
+    first = ids(shop.recommend(history=[IDS[1]]))[0]
+    shop.registry.changes._note({"kind": "retire", "items": [first]})
+    assert shop.admin("rollback").status == 200
+    assert first not in ids(shop.recommend(history=[IDS[1]], top_k=N))
 
 
 def test_the_watcher_follows_a_link_to_the_next_version(client, tmp_path):
-    from genrec.serving.lifecycle import Watcher
+    from genrec.serving.lifecycle import Watcher, mark
 
     for name in ("one", "two"):
         (tmp_path / name / "bundle").mkdir(parents=True)
@@ -138,7 +177,7 @@ def test_the_watcher_follows_a_link_to_the_next_version(client, tmp_path):
     shop, loaded = client(load=two_models), threading.Event()
     real = shop.registry.reload
     shop.registry.reload = lambda: (real(), loaded.set())[0]
-    watcher = Watcher(shop.registry, link, seconds=0.02)
+    watcher = Watcher(shop.registry, link, seconds=0.02, seen=mark(link))
     assert not loaded.wait(0.2)
     (tmp_path / "next").symlink_to("two")
     (tmp_path / "next").replace(link)

@@ -77,7 +77,7 @@ def test_a_finished_file_is_not_made_again_and_another_job_is_refused(run, users
     assert [again.files[n].stat().st_mtime_ns for n in (0, 2)] == times
     with pytest.raises(ConfigError, match="another request"):
         recommend_all(run, users, out, wanted(top_k=8))
-    assert rows_of(recommend_all(run, users, out, wanted(top_k=8), overwrite=True))[1]["items"] != rows_of(again)[1]
+    assert rows_of(recommend_all(run, users, out, wanted(top_k=8), overwrite=True))[4]["items"][7:] != []
     os.utime(users, ns=(1, 1))
     with pytest.raises(DataError, match="changed since"):
         recommend_all(run, users, out, wanted(top_k=8))

@@ -109,6 +109,19 @@ def test_a_killed_server_is_started_again_and_forgets_nothing(server, tmp_path):
 
 
 @pytest.mark.slow
+def test_no_server_is_left_alone(server):
+    process, url = server()
+    (worker,) = psutil.Process(process.pid).children()
+    process.kill()
+    worker.wait(60)
+    with pytest.raises(urllib.error.URLError):
+        ask(url, "/health")
+    process, _ = server("--one-process")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 0
+
+
+@pytest.mark.slow
 def test_a_server_that_is_told_to_stop_answers_what_it_has(server):
     process, url = server()
     answers = []
