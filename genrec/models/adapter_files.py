@@ -18,7 +18,7 @@ from transformers.utils import cached_file
 
 from genrec import artifacts
 from genrec.errors import ArtifactError, ConfigError, FingerprintMismatch
-from genrec.models.adapters import base_of, quiet_peft
+from genrec.models.adapters import base_of, freeze_rows, quiet_peft
 from genrec.models.pretrained import PretrainedSettings, grow_tables, known_sha256, load_pretrained
 from genrec.vocab.token_map import TokenMap
 
@@ -53,16 +53,19 @@ def save_adapter(folder: Path, model: Any) -> None:
         config["target_modules"] = sorted(config["target_modules"])
     artifacts.save_json(own, config)
     base_of(model).config.save_pretrained(folder)
-    held = {} if model.get_input_embeddings().weight.dtype == torch.float32 else {"weights": "bfloat16"}
-    artifacts.save_json(folder / BASE, {"name": str(name), "files": _identity(source), **held})
+    single = model.get_input_embeddings().weight.dtype == torch.float32
+    # a model that was loaded with its adapter is in float32, whatever its numbers were rounded to
+    held = getattr(model.config, "genrec_base_weights", None) if single else "bfloat16"
+    rounded = {"weights": held} if held else {}
+    artifacts.save_json(folder / BASE, {"name": str(name), "files": _identity(source), **rounded})
 
 
 def load_adapter(folder: Path, token_map: TokenMap, *, base: str | Path | None = None, trainable: bool = False) -> Any:
     """The pretrained model with the adapter of ``folder`` around it, in float32 and evaluation mode.
 
     base: folder (or hub name) of the pretrained model, where it is not the one that was trained on. Hub names are read
-    from the local cache. trainable: to go on training. Raises ArtifactError where the pretrained model is missing,
-    FingerprintMismatch where it is another one. Stability: experimental.
+    from the local cache. trainable: to go on training what was trained. Raises ArtifactError where the pretrained model
+    is missing, FingerprintMismatch where it is another one. Stability: experimental.
     """
     from peft import PeftModel
 
@@ -72,6 +75,8 @@ def load_adapter(folder: Path, token_map: TokenMap, *, base: str | Path | None =
         model = load_base(folder, token_map, base=base)
         wrapped = PeftModel.from_pretrained(model, folder / ADAPTER, is_trainable=trainable).eval()
     place_rows(wrapped)
+    if not getattr(wrapped.config, "genrec_train_rows", True):
+        freeze_rows(wrapped)
     return wrapped
 
 
@@ -97,6 +102,8 @@ def load_base(folder: Path, token_map: TokenMap, *, base: str | Path | None = No
     for key, value in AutoConfig.from_pretrained(folder, local_files_only=True).to_dict().items():
         if key.startswith("genrec_"):
             setattr(model.config, key, value)
+    if "weights" in needed:
+        model.config.genrec_base_weights = needed["weights"]
     return model
 
 

@@ -86,10 +86,16 @@ def add_lora(model: PreTrainedModel, token_map: TokenMap, settings: LoraSettings
         wrapped = get_peft_model(model, config)
     place_rows(wrapped)
     if not settings.train_rows:
-        for name, weight in wrapped.named_parameters():
-            if "trainable_tokens_delta" in name:
-                weight.requires_grad_(False)
+        freeze_rows(wrapped)
+        model.config.genrec_train_rows = False  # saved with the model, for who goes on training it
     return wrapped.eval()
+
+
+def freeze_rows(model: Any) -> None:
+    """Keep the rows of item and user tokens as they are, in place (internal)."""
+    for name, weight in model.named_parameters():
+        if "trainable_tokens_delta" in name:
+            weight.requires_grad_(False)
 
 
 def is_adapted(model: Any) -> bool:

@@ -100,6 +100,21 @@ def test_adapters_can_be_trained_on(tmp_path, base):
     assert one.keys() == two.keys() and all(torch.equal(one[n], two[n]) for n in one)
 
 
+@pytest.mark.parametrize("kind", ["qwen3", "t5"])
+def test_what_was_trained_and_rounded_is_known_after_a_second_save(tmp_path, kind):
+    lora = LoraSettings(r=1, train_rows=False)
+    recommender, vocabulary = trained(saved_base(tmp_path / "base", kind), lora, weights="bfloat16")
+    folders = [tmp_path / "one" / "model", tmp_path / "two" / "model"]
+    save_bundle(tmp_path / "one", recommender, vocabulary=vocabulary)
+    first = load_adapter(folders[0], vocabulary.token_map, trainable=True)
+    assert trainable(first).keys() == trainable(recommender.model).keys()
+    recommender.model = first
+    save_bundle(tmp_path / "two", recommender, vocabulary=vocabulary)
+    again = load_adapter(folders[1], vocabulary.token_map, trainable=True)
+    assert trainable(again).keys() == trainable(first).keys()
+    assert all(torch.equal(w, v) for w, v in zip(first.parameters(), again.parameters(), strict=True))
+
+
 def test_another_pretrained_model_is_refused_and_a_missing_one_asked_for(tmp_path):
     base = saved_base(tmp_path / "base", "qwen3")
     recommender, vocabulary = trained(base)
