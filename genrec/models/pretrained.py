@@ -37,10 +37,11 @@ class PretrainedSettings:
     """A language model that knows text: T5, mT5, Llama, Qwen2 (and 2.5) or Qwen3.
 
     path: a folder in the form of Hugging Face, else the name of a model on its hub. random_weights: only the
-    configuration and the text tokenizer are read; the weights are drawn. trust_remote_code: run code that comes with
-    the model; only for models whose authors you trust. weights: how its own weights are held while adapters are trained
-    beside them, in float32: ``float32``, ``bfloat16`` (half the memory), ``8bit`` or ``4bit`` (QLoRA, Dettmers et al.
-    2023, arXiv:2305.14314; needs bitsandbytes).
+    configuration and the text tokenizer are read; the weights are drawn. weights: how its own weights are held while
+    adapters are trained beside them, in float32: ``float32``, ``bfloat16`` (half the memory), ``8bit`` or ``4bit``
+    (QLoRA, Dettmers et al. 2023, arXiv:2305.14314; needs bitsandbytes).
+
+    Code that comes with a model is never run: the search knows the architectures of transformers alone.
 
     Stability: experimental.
     """
@@ -48,7 +49,6 @@ class PretrainedSettings:
     path: str
     kind: Literal["pretrained"] = "pretrained"
     random_weights: bool = False
-    trust_remote_code: bool = False
     weights: Literal["float32", "bfloat16", "8bit", "4bit"] = "float32"
 
     def __post_init__(self) -> None:
@@ -74,7 +74,7 @@ def load_pretrained(settings: PretrainedSettings, *, seed: int = 0) -> PreTraine
     bitsandbytes.
     """
     local = Path(settings.path).is_dir()
-    options: dict[str, Any] = {"local_files_only": local, "trust_remote_code": settings.trust_remote_code}
+    options: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
     try:
         config = AutoConfig.from_pretrained(settings.path, **options)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM

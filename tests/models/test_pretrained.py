@@ -1,7 +1,10 @@
+import json
+
 import numpy as np
 import pytest
 import torch
 
+from genrec import recipes
 from genrec.errors import ArtifactError, ConfigError, DataError
 from genrec.item_tokenizers.codes import ItemCodes
 from genrec.models.pretrained import PretrainedSettings, extend_rows, load_pretrained, tables_of
@@ -187,3 +190,18 @@ def test_other_models_are_refused(tmp_path):
         load_pretrained(PretrainedSettings(str(tmp_path)))
     with pytest.raises(ConfigError, match="path"):
         PretrainedSettings("")
+
+
+def test_code_that_comes_with_a_model_is_never_run(tmp_path):
+    for each in tiny_text_model("qwen3"):
+        each.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    own = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
+    (tmp_path / "own.py").write_text("raise SystemExit('run')\n")
+    (tmp_path / "config.json").write_text(json.dumps({**config, "auto_map": own}))
+    assert type(load_pretrained(PretrainedSettings(str(tmp_path)))).__name__ == "Qwen3ForCausalLM"
+    (tmp_path / "config.json").write_text(json.dumps({**config, "auto_map": own, "model_type": "own"}))
+    with pytest.raises(ArtifactError, match="not a loadable"):
+        load_pretrained(PretrainedSettings(str(tmp_path)))
+    with pytest.raises(ConfigError, match="trust_remote_code"):
+        recipes.validate({"path": str(tmp_path), "trust_remote_code": True}, PretrainedSettings)
