@@ -249,14 +249,11 @@ def start_seconds(options: Options) -> Measured:
     """Wall time from `genrec serve` to the first answer over HTTP."""
     import urllib.request
 
-    from genrec.models.bundle import save_bundle
-    from genrec.testing.shop_endpoint import make_shop
+    from genrec.testing.shop_endpoint import save_shop
 
     times = []
     with tempfile.TemporaryDirectory() as folder:
-        shop, run = make_shop(), Path(folder) / "shop"
-        save_bundle(run / "bundle", shop.recommender, catalog=shop.store.snapshot.catalog)
-        shop.close()
+        run = save_shop(Path(folder) / "shop")
         for _ in range(3):
             start = time.monotonic()
             command = [sys.executable, "-m", "genrec.cli.main", "serve", str(run), "--port", "0"]

@@ -50,6 +50,7 @@ def batch(
     from genrec.progress import ProgressBar
     from genrec.serving.offline import recommend_all
     from genrec.serving.schemas import RecommendationRequest
+    from genrec.serving.settings import journal_of
 
     if n_beams is not None and n_beams < top_k:
         raise ConfigError(f"--n-beams {n_beams}: expected at least --top-k {top_k}")
@@ -82,7 +83,7 @@ def batch(
         users,
         out,
         request,
-        journal=journal or run.parent / f"{run.name}.changes.jsonl",
+        journal=journal or journal_of(run),
         base=base,
         overwrite=overwrite,
         progress=progress,

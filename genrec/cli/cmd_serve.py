@@ -90,6 +90,7 @@ def _serve_here(
     from transformers.utils.logging import disable_progress_bar
 
     from genrec.serving.server import serve
+    from genrec.serving.settings import journal_of
     from genrec.serving.supervisor import hold_the_line, listen
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
@@ -107,7 +108,7 @@ def _serve_here(
         run,
         settings,
         at,
-        journal=journal or run.parent / f"{run.name}.changes.jsonl",
+        journal=journal or journal_of(run),
         watch_seconds=watch,
         base=base,
         name=name,

@@ -41,7 +41,6 @@ Mask = npt.NDArray[np.bool_]
 NORMALIZE: dict[str | None, Normalize | None] = {None: None, "raw": "vocab", "renormalized": "children"}
 _KEPT_FILTERS = 64
 _BLOCK = 4096
-_NONE = Condition("", "=", None)
 _LOG = logging.getLogger(__name__)
 
 
@@ -298,7 +297,7 @@ class ServedModel:
             return ItemFilter.of_mask(self._attributes.where(condition), catalog.fingerprint)
         if condition.operator != "in":
             return snapshot.where(condition)
-        values = [Condition(condition.field, "=", value) for value in condition.value] or [_NONE]
+        values = [Condition(condition.field, "=", value) for value in condition.value]
         return functools.reduce(operator.or_, [snapshot.where(each) for each in values])
 
     def _count(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass
+from pathlib import Path
 
 from genrec.errors import ConfigError
 
@@ -56,6 +57,11 @@ class ServeSettings:
                 f"host {self.host} can be reached from other machines, and no key is set",
                 hint="set GENREC_API_KEY, or listen on 127.0.0.1",
             )
+
+
+def journal_of(run: Path) -> Path:
+    """Where changes of a run's catalog are kept unless told otherwise: beside the run, or the link to it (internal)."""
+    return run.parent / f"{run.name}.changes.jsonl"
 
 
 def is_loopback(host: str) -> bool:

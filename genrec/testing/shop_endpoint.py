@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import json
 from collections.abc import Callable, MutableMapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from genrec.data.interactions import Interactions
 from genrec.decoding.index import CatalogIndex
 from genrec.item_tokenizers.codes import ItemCodes
 from genrec.models.backbone import DecoderSettings, build
+from genrec.models.bundle import save_bundle
 from genrec.models.recommender import DecodingSettings, GenerativeRecommender
 from genrec.serving.app import create_app
 from genrec.serving.changes import Changes
@@ -57,6 +59,16 @@ def make_shop(version: int = 1, seed: int = 0, with_log: bool = True) -> ServedM
         users, items = [f"u{n // 4}" for n in range(40)], np.random.default_rng(1).integers(0, 12, 40)
         log = Interactions.from_arrays(users, items, None, n_items=N, catalog=catalog.fingerprint)
     return ServedModel(recommender, catalog, name="shop", version=version, log=log)
+
+
+def save_shop(folder: Path) -> Path:
+    """Write the shop as a run folder, with its log; gives the folder."""
+    shop = make_shop()
+    save_bundle(folder / "bundle", shop.recommender, catalog=shop.store.snapshot.catalog)
+    assert shop.log is not None
+    shop.log.save(folder / "interactions")
+    shop.close()
+    return folder
 
 
 @dataclasses.dataclass

@@ -11,20 +11,13 @@ import pyarrow.parquet as parquet
 import pytest
 
 from genrec.errors import ConfigError, DataError
-from genrec.testing.shop_endpoint import IDS, make_shop
+from genrec.testing.shop_endpoint import IDS, save_shop
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     pytest.importorskip("prometheus_client", reason="the extra 'serve' is not installed")
-    from genrec.models.bundle import save_bundle
-
-    folder = tmp_path_factory.mktemp("batch") / "shop"
-    shop = make_shop()
-    save_bundle(folder / "bundle", shop.recommender, catalog=shop.store.snapshot.catalog)
-    shop.log.save(folder / "interactions")
-    shop.close()
-    return folder
+    return save_shop(tmp_path_factory.mktemp("batch") / "shop")
 
 
 @pytest.fixture

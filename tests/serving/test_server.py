@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from genrec.testing.shop_endpoint import IDS, make_shop
+from genrec.testing.shop_endpoint import IDS, save_shop
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
@@ -24,14 +24,7 @@ PAGE = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     pytest.importorskip("uvicorn", reason="the extra 'serve' is not installed")
-    from genrec.models.bundle import save_bundle
-
-    folder = tmp_path_factory.mktemp("served") / "shop"
-    shop = make_shop()
-    save_bundle(folder / "bundle", shop.recommender, catalog=shop.store.snapshot.catalog)
-    shop.log.save(folder / "interactions")
-    shop.close()
-    return folder
+    return save_shop(tmp_path_factory.mktemp("served") / "shop")
 
 
 @pytest.fixture
