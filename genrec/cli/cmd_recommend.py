@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from genrec.cli.console import padded
+from genrec.cli.explained import print_paths, with_paths
 from genrec.cli.request import allowed_items, caps, numbers_of
 from genrec.errors import ConfigError, DataError
 
@@ -63,6 +64,9 @@ def recommend(
         None, "--scores", metavar="ID,ID,...", help="Instead of a search: how probable these items are, best first."
     ),
     keep_seen: bool = typer.Option(False, "--keep-seen", help="Items of the history may be listed again."),
+    explained: bool = typer.Option(
+        False, "--explain", help="Say how the search came to each item, and what was ruled out on the way."
+    ),
     base: str | None = typer.Option(
         None, "--base", metavar="PATH", help="The pretrained model of an adapter, where it has moved."
     ),
@@ -98,7 +102,10 @@ def recommend(
     items = _of_user(run, user, catalog) if user is not None else numbers_of("--history", history or "", catalog)
     limits = [name for name, given in (("--where", where), ("--deny", deny), ("--max-per", max_per)) if given]
     if scores is not None:
-        others = {"--sample": sample is not None, "--exact": exact, "--n-beams": n_beams, "--keep-seen": keep_seen}
+        others = {
+            "--sample": sample is not None, "--exact": exact, "--n-beams": n_beams, "--keep-seen": keep_seen,
+            "--explain": explained,
+        }  # fmt: skip
         _check_alone([*limits, *(name for name, given in others.items() if given)])
         found = _scored(model, items, numbers_of("--scores", scores, catalog), user)
     else:
@@ -110,9 +117,13 @@ def recommend(
             exact=exact,
             diversity=caps(max_per, catalog) if max_per else None,
         )
+        if explained and (sample is not None or max_per):
+            raise ConfigError("--explain: not for draws and lists under caps", hint="leave --sample and --max-per out")
         found = _ask(model, items, options, user, sample)
     titles = catalog.text("title", clean=True)
     rows = _rows(found, model, catalog, titles)
+    if explained:
+        rows = with_paths(rows, model, items, found.items, user=user, options=options, normalize=found.normalize)
     if scores is None and len(rows) < top_k and limits:
         print(f"note: {len(rows)} of {top_k} items: no more were found under {' and '.join(limits)}", file=sys.stderr)
     if as_json:
@@ -124,6 +135,8 @@ def recommend(
     for item in items[-10:]:
         print(f"    {catalog.ids[item]:<14} {titles[item][:80]}")
     _print_list(found, rows)
+    if explained:
+        print_paths(rows)
 
 
 @dataclass(frozen=True)

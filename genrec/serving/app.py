@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 
 from genrec import __version__
 from genrec.errors import GenrecError
+from genrec.models.explain import as_json
 from genrec.serving.batching import Batcher, Job
 from genrec.serving.guard import Guard, body_of
 from genrec.serving.lifecycle import Registry
@@ -159,7 +160,7 @@ async def _disconnected(request: Request) -> None:
 def _listed(index: int, answer: Answer) -> dict[str, Any]:
     return {
         "index": index,
-        "items": [{"id": i, "score": score} for i, score in zip(answer.ids, answer.scores, strict=True)],
+        "items": _items(answer),
         "source": answer.source,
         "skipped_items": answer.skipped,
         "certified": answer.certified,
@@ -167,6 +168,15 @@ def _listed(index: int, answer: Answer) -> dict[str, Any]:
         "catalog_version": answer.catalog_version,
         "catalog": answer.catalog[:12],
     }
+
+
+def _items(answer: Answer) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = [
+        {"id": i, "score": score} for i, score in zip(answer.ids, answer.scores, strict=True)
+    ]
+    for item, path in zip(found, answer.paths or (), strict=answer.paths is not None):
+        item["path"] = [as_json(step) for step in path]
+    return found
 
 
 def _admin_routes(app: fastapi.FastAPI, registry: Registry, settings: ServeSettings) -> None:

@@ -12,7 +12,7 @@ import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ from genrec.decoding.interface import Normalize, Recommendations, SearchOptions
 from genrec.decoding.snapshot import CatalogSnapshot
 from genrec.errors import ArtifactError, ConfigError
 from genrec.models.bundle import load_bundle
+from genrec.models.explain import PathStep, explain
 from genrec.serving.problems import Problem
 from genrec.serving.schemas import Input, RecommendationRequest
 from genrec.serving.telemetry import Metrics
@@ -55,12 +56,15 @@ class Query:
     def key(self) -> tuple[Any, ...]:
         """What must be equal for two users to be searched in one batch."""
         r = self.request
-        return r.top_k, r.n_beams, r.exclude_seen, r.exact, r.scores
+        return r.top_k, r.n_beams, r.exclude_seen, r.exact, r.scores, r.explain
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One list. source: "model", or "popular" for a user without a known item; certified: None = not examined."""
+    """One list. source: "model", or "popular" for a user without a known item; certified: None = not examined.
+
+    paths: how the search came to each item, where that was asked for.
+    """
 
     ids: list[str]
     scores: list[float | None]
@@ -70,6 +74,7 @@ class Answer:
     normalize: str | None
     catalog_version: int
     catalog: str
+    paths: list[list[PathStep]] | None = None
 
 
 class ServedModel:
@@ -201,7 +206,30 @@ class ServedModel:
                 options,
                 users=[each.user or "" for each in asked],
             )
-        return {each.place: self._listed(each, lists, row, snapshot) for row, each in enumerate(asked)}
+        found = {each.place: self._listed(each, lists, row, snapshot) for row, each in enumerate(asked)}
+        if request.explain:
+            for each, items in zip(asked, lists.items, strict=True):
+                paths = self._paths(view, each, items[items >= 0], options, lists.normalize)
+                found[each.place] = replace(found[each.place], paths=paths)
+        return found
+
+    def _paths(
+        self,
+        view: GenerativeRecommender,
+        asked: _Asked,
+        items: npt.NDArray[np.int32],
+        options: SearchOptions,
+        normalize: str | None,
+    ) -> list[list[PathStep]]:
+        return explain(
+            view,
+            asked.history,
+            items,
+            normalize=normalize,
+            user=asked.user or "",
+            allowed=asked.allowed,
+            exclude_seen=options.exclude_seen,
+        )
 
     def _listed(self, asked: _Asked, lists: Recommendations, row: int, snapshot: CatalogSnapshot) -> Answer:
         items = lists.items[row]

@@ -52,6 +52,7 @@ class RecommendationRequest(_Strict):
         None,
         description="raw: over the whole vocabulary; renormalized: over what the catalog has; default: as trained.",
     )
+    explain: bool = Field(False, description="Say how each item was reached: its codes, and what was ruled out there.")
     timeout: float | None = Field(None, gt=0, description="Seconds until the answer is of no use.")
 
     @model_validator(mode="after")
@@ -151,6 +152,8 @@ def _check_limits(request: RecommendationRequest, settings: ServeSettings) -> No
     _at_most("n_beams", request.n_beams or 0, settings.max_beams)
     for name, ids in (("allow", request.allow), ("deny", request.deny)):
         _at_most(name, len(ids or ()), settings.max_listed)
+    if request.explain:
+        _at_most("explain: users times top_k", len(request.users) * request.top_k, settings.max_top_k, "explain")
     for user in request.users:
         _at_most("history", len(user.history or ()), settings.max_history)
     texts = [*request.where, request.filter or "", request.model or ""]
@@ -159,9 +162,9 @@ def _check_limits(request: RecommendationRequest, settings: ServeSettings) -> No
         _at_most("a text", len(text), LONGEST_ID)
 
 
-def _at_most(name: str, value: int, limit: int) -> None:
+def _at_most(name: str, value: int, limit: int, param: str | None = None) -> None:
     if value > limit:
-        raise Problem(400, f"{name}: at most {limit}", param=name, code="too_large")
+        raise Problem(400, f"{name}: at most {limit}", param=param or name, code="too_large")
 
 
 def _invalid(error: ValidationError) -> Problem:

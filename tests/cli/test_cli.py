@@ -133,6 +133,20 @@ def test_recommend_without_denied_items_proven_and_scores_of_given_items(run: Pa
     assert "best first (score: log-probability" in genrec(*asked[:4], "--scores", best).stdout
 
 
+def test_recommend_says_how_each_item_was_reached(run: Path) -> None:
+    ids = artifacts.load_table(run / "out" / "catalog" / "items.parquet").column(0).to_pylist()
+    asked = ("recommend", run / "out", "--history", ",".join(ids[:2]), "--top-k", 3, "--explain")
+    rows = json.loads(genrec(*asked, "--json").stdout)["items"]
+    for row in rows:
+        assert " ".join(step["token"] for step in row["path"]) == row["identifier"]
+        assert abs(row["path"][-1]["score"] - row["score"]) < 1e-4
+    shown = genrec(*asked).stdout.split("how each was reached")[1]
+    assert shown.count("<a_") == shown.count("<b_") == 3 and "no such identifier" in shown
+    for other in (("--sample", 1), ("--max-per", "brand:1"), ("--scores", ids[3])):
+        refused = genrec(*asked, *other)
+        assert refused.returncode == 1 and "--explain" in refused.stderr
+
+
 def test_recommend_under_a_cap_and_by_chance(run: Path) -> None:
     from genrec.data.catalog import ItemCatalog
 

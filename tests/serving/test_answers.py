@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from genrec.decoding.filters import ItemFilter
 from genrec.testing.shop_endpoint import IDS, N, make_catalog, make_shop
 
 
@@ -85,6 +86,32 @@ class _nothing:
 
     def __exit__(self, *_):
         return False
+
+
+def test_each_item_is_explained_where_that_is_asked(client):
+    from genrec.models.explain import FATES, as_json, explain
+
+    shop = client()
+    shop.admin("retire", {"items": [IDS[3]]})
+    asked = {"inputs": [{"history": [IDS[1], IDS[6]]}, {"user": "u4"}, {"history": []}], "where": ["kind = tea"]}
+    plain = shop.recommend(**asked, top_k=4).json["data"]
+    found = shop.recommend(**asked, top_k=4, explain=True).json["data"]
+    model = shop.registry.current
+    tea = ItemFilter.of_items(range(0, N, 2), N)
+    histories = [[1, 6], model.log.histories()[4].tolist()]
+    for one, without, history in zip(found, plain, histories, strict=False):
+        assert [{"id": i["id"], "score": i["score"]} for i in one["items"]] == without["items"]
+        numbers = [IDS.index(item["id"]) for item in one["items"]]
+        paths = explain(model.recommender, history, numbers, normalize="level", allowed=tea)
+        assert [item["path"] for item in one["items"]] == [[as_json(step) for step in path] for path in paths]
+        for item in one["items"]:
+            assert item["path"][-1]["score"] == pytest.approx(item["score"], abs=1e-5)
+            of_all = np.prod([step["probability"] for step in item["path"]])
+            assert of_all == pytest.approx(np.exp(item["score"]), rel=1e-4)
+            assert [step["level"] for step in item["path"]] == [0, 1, 2]
+            assert all(set(step["mass"]) == set(FATES) for step in item["path"])
+    assert found[2]["source"] == "popular" and all("path" not in item for item in found[2]["items"])
+    assert shop.recommend(inputs=[{"history": []}] * 3, top_k=100, explain=True).json["error"]["param"] == "explain"
 
 
 def test_a_user_of_the_log_is_the_history_of_the_log(client):

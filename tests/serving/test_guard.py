@@ -125,6 +125,8 @@ WRONG = {
     b'{"history": [], "where": ["title < 3"]}': 400,
     b'{"history": [], "scores": "odd"}': 400,
     b'{"history": [], "timeout": 0}': 400,
+    b'{"history": [], "explain": "yes"}': 400,
+    b'{"inputs": [{"history": []}, {"history": []}], "top_k": 150, "explain": true}': 400,
     b'{"history": [], "top_k": ' + b"9" * 5000 + b"}": 400,
     b"[" * 100_000: 400,
     json.dumps({"history": ["x"] * 3000}).encode(): 400,
@@ -170,6 +172,7 @@ FIELDS = (
     "exact",
     "scores",
     "model",
+    "explain",
 )
 
 
