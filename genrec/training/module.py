@@ -78,6 +78,34 @@ class TrainingModule(nn.Module):
         return _tensor(decoded) * output_scale(model)
 
 
+class StartWeights:
+    """The trained weights as they are now: a context in which the model has them again (internal).
+
+    Nothing is copied for it but the weights themselves, once. What the block computes must not be mixed with a backward
+    pass through what was computed before it: rows of item tokens are written into one table.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self.start = {name: weight.detach().clone() for name, weight in trainable(model).items()}
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """The weights that training started from, for a while."""
+        weights = trainable(self._model)
+        now = {name: weight.data for name, weight in weights.items()}
+        for name, weight in weights.items():
+            self.start[name] = self.start[name].to(weight.device)
+            weight.data = self.start[name]
+        torch.clear_autocast_cache()
+        try:
+            yield
+        finally:
+            for name, weight in weights.items():
+                weight.data = now[name]
+            torch.clear_autocast_cache()
+
+
 @contextmanager
 def checkpointed(module: nn.Module, enabled: bool) -> Iterator[None]:
     """With gradient checkpointing in the Hugging Face model inside, for a while (internal).

@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -28,7 +26,7 @@ from genrec.training.candidates import CandidateLogProbs, check_candidates
 from genrec.training.dataset import TrainingData
 from genrec.training.finetune import Job, TrainResult, bind, run_job
 from genrec.training.identity import identity_of, weights_digest
-from genrec.training.module import trainable
+from genrec.training.module import StartWeights
 from genrec.training.preference_figures import Watch
 from genrec.training.preference_lists import ListMaker, Queries, QueryCollator, QueryPlan, query_samples
 from genrec.training.preference_losses import advantages, dpo_loss, grpo_loss, rank_rewards
@@ -126,23 +124,7 @@ class PreferenceModule(nn.Module):
         self.held: dict[str, Tensor] = {}
         self.lists = ListMaker(model, data, settings.softmax, allowed=allowed, prompts=prompts)
         self.log_probs = CandidateLogProbs(data.codes, data.token_map, settings.softmax)
-        self._start = {name: weight.detach().clone() for name, weight in trainable(model).items()}
-
-    @contextmanager
-    def reference(self) -> Iterator[None]:
-        """The weights that training started from, for a while; nothing is copied."""
-        weights = trainable(self.model)
-        now = {name: weight.data for name, weight in weights.items()}
-        for name, weight in weights.items():
-            self._start[name] = self._start[name].to(weight.device)
-            weight.data = self._start[name]
-        torch.clear_autocast_cache()
-        try:
-            yield
-        finally:
-            for name, weight in weights.items():
-                weight.data = now[name]
-            torch.clear_autocast_cache()
+        self.reference = StartWeights(model)
 
     def forward(self, *, queries: Queries, scale: float) -> Tensor:
         """The summed loss of the queries, times ``scale``."""
@@ -218,7 +200,7 @@ def with_targets(items_BC: Int64, targets_B: Int64) -> Int64:
 
 def _check(settings: TrainSettings, method: Method) -> None:
     # checkpointing happens in training mode only, and the model is in evaluation mode
-    for name in ("prefix_drop", "label_smoothing", "packing", "gradient_checkpointing", "fsdp"):
+    for name in ("prefix_drop", "label_smoothing", "packing", "gradient_checkpointing", "fsdp", "sam_rho"):
         if getattr(settings, name):
             raise ConfigError(f"{name}: no effect on preferences, got {getattr(settings, name)}", hint="leave it out")
     parts = settings.accumulation_steps * int(os.environ.get("WORLD_SIZE", "1"))

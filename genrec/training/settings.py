@@ -12,7 +12,7 @@ from genrec.schedules import warmup_cosine
 
 MAY_CHANGE = ("max_seconds", "save_every", "save_seconds", "n_workers", "gradient_checkpointing")
 """Settings that may change between an interrupted call and the one that goes on."""
-_LATER = {"packing": False, "accumulation_steps": 1, "fsdp": False}
+_LATER = {"packing": False, "accumulation_steps": 1, "fsdp": False, "sam_rho": 0.0}
 """Settings that came later: with these values a training is what it was before."""
 
 
@@ -38,6 +38,8 @@ class TrainSettings:
     gradient_checkpointing: keep the inputs of layers only, and compute the rest again in the backward pass: less
         memory, a third more time, the same step.
     fsdp: several processes keep a share of weights, gradients and optimiser state each (FSDP2), instead of all of it.
+    sam_rho: sharpness-aware steps: the gradient of a step is taken where the loss is worst at this distance, in two
+        passes (0 = off; .02 to .1 are usual).
     schedule: after ``warmup_steps`` of linear warm-up, ``cosine`` falls to 5 %, ``inverse_sqrt`` falls with
         the square root of the step, ``constant`` stays. A training of no more than ``warmup_steps`` warms up for a
         tenth of its steps instead, with a warning.
@@ -78,6 +80,7 @@ class TrainSettings:
     accumulation_steps: int = 1
     gradient_checkpointing: bool = False
     fsdp: bool = False
+    sam_rho: float = 0.0
     max_items: int = 20
     prefix_drop: float = 0.0
     eval_every: int = 1
@@ -103,6 +106,10 @@ class TrainSettings:
         _check(self.accumulation_steps <= self.batch_size, "accumulation_steps", "batch_size or less", self)
         _check(1 <= self.eval_users <= 2000, "eval_users", "1 to 2000", self)
         _check(0 < self.learning_rate < math.inf, "learning_rate", "above 0", self)
+        _check(0 <= self.sam_rho < math.inf, "sam_rho", "0 or more", self)
+        _check(
+            not (self.sam_rho and self.fsdp), "sam_rho", "0 with fsdp, where no process has the whole gradient", self
+        )
         _check(self.max_grad_norm > 0, "max_grad_norm", "above 0", self)
         for name in ("weight_decay", "save_seconds"):
             _check(getattr(self, name) >= 0, name, "0 or more", self)

@@ -29,6 +29,7 @@ from genrec.training.dataset import Plan, Samples
 from genrec.training.module import trainable
 from genrec.training.precision import has_bf16
 from genrec.training.progress import Clock, TrainState, assign, load_weights, save_weights
+from genrec.training.sam import ascended
 from genrec.training.settings import TrainSettings
 from genrec.training.sharding import gathered, gathered_state, like, whole
 
@@ -172,14 +173,20 @@ class SafeTrainer(Trainer):  # type: ignore[misc]
         return loss
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """Forward and backward of every part, gradient clipping; raises TrainingDiverged before a bad step is taken."""
-        *others, last = inputs["parts"]
-        losses = []
-        for part in others:
-            with model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext():
-                losses.append(super().training_step(model, part, num_items_in_batch))
-        losses.append(super().training_step(model, last, num_items_in_batch))
-        loss = torch.stack(losses).sum()
+        """Forward and backward of every part, gradient clipping; raises TrainingDiverged before a bad step is taken.
+
+        With ``sam_rho`` twice: the loss is that of the first pass, the gradient that of the second.
+        """
+        parts, rho = inputs["parts"], self.settings.sam_rho
+        if rho:
+            # each process climbs by its own part of the batch, as the paper does
+            loss = self._losses_of(model, parts, sync=False)
+            with ascended(self.weights, rho) as size:
+                if not math.isfinite(size):
+                    raise self._diverged(float(loss), size)
+                self._losses_of(model, parts)
+        else:
+            loss = self._losses_of(model, parts)
         norm = whole(nn.utils.clip_grad_norm_(self.weights.values(), self.settings.max_grad_norm))
         value, size = torch.stack([loss.detach().float(), norm.float()]).tolist()
         if not (math.isfinite(value) and math.isfinite(size)):
@@ -187,6 +194,15 @@ class SafeTrainer(Trainer):  # type: ignore[misc]
         self.train_state.counters.losses += value
         self.train_state.counters.n_losses += 1
         return loss
+
+    def _losses_of(self, model: nn.Module, parts: list[dict[str, Any]], *, sync: bool = True) -> Tensor:
+        """The loss of all parts; their gradients are added up, and with the last one over the processes."""
+        losses = []
+        for place, part in enumerate(parts, start=1):
+            joined = sync and place == len(parts)
+            with model.no_sync() if isinstance(model, DistributedDataParallel) and not joined else nullcontext():
+                losses.append(super().training_step(model, part))
+        return torch.stack(losses).sum()
 
     def _diverged(self, loss: float, norm: float) -> TrainingDiverged:
         step = self.state.global_step + 1

@@ -244,7 +244,7 @@ def test_adapters_learn_preferences_and_keep_only_their_own_reference(kind, tmp_
     assert all(torch.equal(weight, frozen[n]) for n, weight in model.named_parameters() if n in frozen)
     assert result.training.log[-1]["loss"] < math.log(4) and result.training.log[-1]["kl"] > 0
     module = PreferenceModule(model, data, DPO, settings)
-    kept = sum(weight.numel() for weight in module._start.values())
+    kept = sum(weight.numel() for weight in module.reference.start.values())
     assert (
         kept
         == sum(weight.numel() for weight in trainable(model).values())

@@ -51,10 +51,11 @@ def test_values_out_of_range_are_named(change):
 
 def test_what_came_later_makes_no_other_training_of_an_old_one():
     plain = decisive(dataclasses.asdict(TrainSettings()))
-    assert not {"packing", "accumulation_steps", "gradient_checkpointing", "n_workers"} & set(plain)
+    assert not {"packing", "accumulation_steps", "gradient_checkpointing", "n_workers", "sam_rho"} & set(plain)
     assert plain["batch_size"] == 256
     other = decisive(dataclasses.asdict(TrainSettings(packing=True, accumulation_steps=2, gradient_checkpointing=True)))
     assert other == {**plain, "packing": True, "accumulation_steps": 2}
+    assert decisive(dataclasses.asdict(TrainSettings(sam_rho=0.1))) == {**plain, "sam_rho": 0.1}
 
 
 def test_lists_from_json_become_tuples():
