@@ -84,9 +84,13 @@ def counted(key: str) -> Callable[[Options], Measured]:
 def malformed(options: Options, n_requests: int = 20_000) -> Measured:
     """Half made from the schema with wrong values, half good requests with broken bytes; how many were answered 5xx."""
     from genrec.serving.schemas import RecommendationRequest
-    from genrec.testing.shop_endpoint import IDS, ShopClient
+    from genrec.testing.shop_endpoint import IDS, ShopClient, make_text_shop
 
-    shop, random, statuses = ShopClient(), np.random.default_rng(SEEDS["malformed"]), {}
+    shops, random, statuses = (
+        [ShopClient(), ShopClient(load=make_text_shop)],
+        np.random.default_rng(SEEDS["malformed"]),
+        {},
+    )
     values = [
         None, True, -1, 0, 2**70, 1e308, "", "x", "\ud800", "item-01", [], [[]], {}, [None], ["item-01", 7], "a & b",
         ["price < 3"], ["price <"], "~" * 200, [{"history": []}], [{"user": 1}], "raw", float("nan"), float("inf"),
@@ -104,9 +108,11 @@ def malformed(options: Options, n_requests: int = 20_000) -> Measured:
             for _ in range(random.integers(1, 6)):
                 broken[random.integers(len(broken))] = random.integers(256)
             raw = bytes(broken[: random.integers(1, len(broken) + 1)] if random.random() < 0.3 else broken)
-        status = shop.call("POST", "/v1/recommendations", raw).status
+        # every other pair of requests goes to the one that reads queries
+        status = shops[number // 2 % 2].call("POST", "/v1/recommendations", raw).status
         statuses[status] = statuses.get(status, 0) + 1
-    shop.close()
+    for shop in shops:
+        shop.close()
     bad = sum(count for status, count in statuses.items() if status >= 500)
     return Measured(bad, {str(k): v for k, v in sorted(statuses.items())}, f"{n_requests} requests")
 

@@ -40,6 +40,9 @@ def recommend(
     run: Path = typer.Argument(..., help="A run folder, or a bundle."),
     user: str | None = typer.Option(None, "--user", help="A user of the run's log: the whole log is the history."),
     history: str | None = typer.Option(None, "--history", metavar="ID,ID,...", help="Item ids, oldest first."),
+    query: str | None = typer.Option(
+        None, "--query", metavar="TEXT", help="What the user searches for; alone, or beside --user or --history."
+    ),
     top_k: int = typer.Option(10, "--top-k", min=1, help="Length of the list."),
     n_beams: int | None = typer.Option(
         None, "--n-beams", min=1, help="Identifiers kept per step.", show_default="the bundle's, at least --top-k"
@@ -72,7 +75,7 @@ def recommend(
     ),
     as_json: bool = typer.Option(False, "--json", help="Print JSON instead of text."),
 ) -> None:
-    """Recommend items for a user of the run, or for a history given as item ids.
+    """Recommend items for a user of the run, for a history given as item ids, or for a query.
 
     A condition is FIELD OPERATOR VALUE on a field of the catalog: = != < <= > >=, in A,B, and has for lists of texts,
     as in --where 'brand in Acme,Zeta' --where 'categories has Shoes': one for each --where. The search stays inside
@@ -88,7 +91,7 @@ def recommend(
     from genrec.decoding.interface import SearchOptions
     from genrec.models.bundle import load_bundle
 
-    if (user is None) == (history is None):
+    if (user is None) == (history is None) and (query is None or user is not None):
         given = "neither" if user is None else "both"
         raise ConfigError(
             f"expected either --user or --history, got {given}", hint=f"genrec recommend {run} --history ID,ID,..."
@@ -99,12 +102,16 @@ def recommend(
     _check_user(run, user, model)
     _check_lineage(run, model.codes)
     catalog = bundle.catalog or _catalog(run)
-    items = _of_user(run, user, catalog) if user is not None else numbers_of("--history", history or "", catalog)
+    items: list[int] = []
+    if user is not None:
+        items = _of_user(run, user, catalog)
+    elif history is not None:
+        items = numbers_of("--history", history, catalog)
     limits = [name for name, given in (("--where", where), ("--deny", deny), ("--max-per", max_per)) if given]
     if scores is not None:
         others = {
             "--sample": sample is not None, "--exact": exact, "--n-beams": n_beams, "--keep-seen": keep_seen,
-            "--explain": explained,
+            "--explain": explained, "--query": query is not None,
         }  # fmt: skip
         _check_alone([*limits, *(name for name, given in others.items() if given)])
         found = _scored(model, items, numbers_of("--scores", scores, catalog), user)
@@ -117,20 +124,27 @@ def recommend(
             exact=exact,
             diversity=caps(max_per, catalog) if max_per else None,
         )
+        if query is not None and sample is not None:
+            raise ConfigError("--query: not for draws", hint="leave --sample out")
         if explained and (sample is not None or max_per):
             raise ConfigError("--explain: not for draws and lists under caps", hint="leave --sample and --max-per out")
-        found = _ask(model, items, options, user, sample)
+        found = _ask(model, items, options, user, sample, query)
     titles = catalog.text("title", clean=True)
     rows = _rows(found, model, catalog, titles)
     if explained:
-        rows = with_paths(rows, model, items, found.items, user=user, options=options, normalize=found.normalize)
+        rows = with_paths(
+            rows, model, items, found.items, user=user, query=query, options=options, normalize=found.normalize
+        )
     if scores is None and len(rows) < top_k and limits:
         print(f"note: {len(rows)} of {top_k} items: no more were found under {' and '.join(limits)}", file=sys.stderr)
     if as_json:
         proven = {} if found.certified is None else {"certified": found.certified}
-        answer = {"history": [catalog.ids[i] for i in items], **proven, "items": rows}
+        asked = {} if query is None else {"query": query}
+        answer = {"history": [catalog.ids[i] for i in items], **asked, **proven, "items": rows}
         print(json.dumps(answer, indent=1, ensure_ascii=False))
         return
+    if query is not None:
+        print(f"query: {query}")
     print("history (newest last):")
     for item in items[-10:]:
         print(f"    {catalog.ids[item]:<14} {titles[item][:80]}")
@@ -154,13 +168,19 @@ class _Found:
 
 
 def _ask(
-    model: GenerativeRecommender, items: list[int], options: SearchOptions, user: str | None, seed: int | None
+    model: GenerativeRecommender,
+    items: list[int],
+    options: SearchOptions,
+    user: str | None,
+    seed: int | None,
+    query: str | None,
 ) -> _Found:
     """The best items, or with a seed items drawn by chance."""
     if seed is None:
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("default")
-            lists = model.recommend([items], options, users=[user or ""])
+            queries = None if query is None else [query]
+            lists = model.recommend([items], options, users=[user or ""], queries=queries)
         for each in told:
             print(f"warning: {each.message}", file=sys.stderr)
         header = f"recommended, best first ({SCORE}"

@@ -23,6 +23,7 @@ def with_paths(
     items: list[int],
     *,
     user: str | None,
+    query: str | None,
     options: SearchOptions,
     normalize: str,
 ) -> list[dict[str, Any]]:
@@ -39,6 +40,7 @@ def with_paths(
         user=user or "",
         allowed=options.filter,
         exclude_seen=options.exclude_seen,
+        query=query,
     )
     return [{**row, "path": [as_json(step) for step in path]} for row, path in zip(rows, paths, strict=True)]
 

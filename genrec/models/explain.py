@@ -75,13 +75,14 @@ def explain(
     user: str = "",
     allowed: ItemFilter | str | None = None,
     exclude_seen: bool = True,
+    query: str | None = None,
 ) -> list[list[PathStep]]:
     """The way to each of these items, in their order; items are numbers that :meth:`recommend` has listed.
 
         for each item, for each code of its identifier:  one softmax of the model after the codes before it
 
     The model reads the codes of the items once more, all at once, so the search itself remembers nothing. normalize,
-    allowed, exclude_seen: as the list was made (:attr:`Recommendations.normalize`, the request's filter). Raises
+    allowed, exclude_seen, query: as the list was made (:attr:`Recommendations.normalize`, the request's filter). Raises
     DataError for an item that is not in the index, ConfigError for scores that are no log-probabilities.
     Stability: experimental.
     """
@@ -100,7 +101,7 @@ def explain(
     leaves, place = np.unique(leaf, return_inverse=True)
     found: list[list[PathStep]] = [[] for _ in leaves]
     with evaluating(view.model), torch.inference_mode():
-        ((_, prompts),) = view._batches(rows, [user])
+        ((_, prompts),) = view._batches(rows, [user], None if query is None else [query])
         zeros = np.zeros(len(leaves), dtype=np.int64)
         for block in blocks(index, zeros, leaves, PREFIXES_AT_ONCE):
             walk = plan(index, zeros[block], leaves[block])

@@ -216,18 +216,20 @@ class GenerativeRecommender:
         users: npt.ArrayLike | Sequence[str] | None = None,
         *,
         top_k: int | None = DEFAULT_TOP_K,
+        queries: Sequence[str | None] | None = None,
     ) -> Recommendations:
         """Lists for all histories, in their order.
 
         histories: item numbers, or item ids where the model came with its catalog; oldest first.
         options: None = ``top_k`` items. Without a number of beams the model's own counts, or as many as items are
         asked for, if that is more. users: ids, or numbers into ``user_ids``; needed only by vocabularies with user
-        tokens. Warns of fewer beams than ``top_k``, which may give shorter lists, and when decoding with another
-        normaliser than the model was trained with; raises DataError for unknown items, ConfigError where ``top_k`` is
-        said beside ``options``.
+        tokens. queries: what the users search for, one text (or None) each, for a model that was trained on searches
+        (the history may be empty then). Warns of fewer beams than ``top_k``, which may give shorter lists, and when
+        decoding with another normaliser than the model was trained with; raises DataError for unknown items,
+        ConfigError where ``top_k`` is said beside ``options``, and for queries to a model that cannot answer them.
         """
         if self._now is not None:
-            return self._now.recommend(histories, options, users, top_k=top_k)
+            return self._now.recommend(histories, options, users, top_k=top_k, queries=queries)
         if options is not None and top_k != DEFAULT_TOP_K:
             raise ConfigError(f"top_k: {top_k} beside options, which say {options.top_k}", hint="say it in the options")
         wanted = options or SearchOptions(top_k=top_k)
@@ -246,7 +248,7 @@ class GenerativeRecommender:
         found: list[Recommendations] = []
         order: list[npt.NDArray[np.int64]] = []
         with evaluating(self.model):
-            for batch, prompts in self._batches(rows, users):
+            for batch, prompts in self._batches(rows, users, queries):
                 deny = rows.take(batch) if wanted.exclude_seen else None
                 allowed = self._rank_filters_of([filters[row] for row in batch.tolist()])
                 part = Batch(prompts, deny, allowed)
@@ -350,18 +352,25 @@ class GenerativeRecommender:
         return [live if each is None else kept[each] for each in filters]
 
     def _batches(
-        self, histories: Histories, users: npt.ArrayLike | Sequence[str] | None
+        self,
+        histories: Histories,
+        users: npt.ArrayLike | Sequence[str] | None,
+        queries: Sequence[str | None] | None = None,
     ) -> Iterator[tuple[npt.NDArray[np.int64], Prompts]]:
         """Row numbers and prompts of users with prompts of like length."""
         if users is not None and len(np.asarray(users)) != len(histories):
             raise DataError(f"users: expected {len(histories)}, one per history, got {len(np.asarray(users))}")
+        if queries is not None and len(queries) != len(histories):
+            raise DataError(f"queries: expected {len(histories)}, one per history, got {len(queries)}")
+        if queries is not None and self.prompts is None:
+            raise ConfigError("query: the model knows no text", hint="train one on the task search (docs/prompts.md)")
         of_user = None if users is None else user_tokens(self.token_map, users, self.user_ids)
         recent = histories.last(self.settings.max_items)
         order, size = np.argsort(recent.lengths, kind="stable"), self.settings.batch_size
         for batch in (order[start : start + size] for start in range(0, len(order), size)):
             some, their = recent.take(batch), None if of_user is None else of_user[batch]
             if self.prompts is not None:
-                yield batch, self.prompts(some, their)
+                yield batch, self.prompts(some, their, queries and [queries[row] for row in batch.tolist()])
             else:
                 layout = layout_of(self.model)
                 yield batch, build_prompts(layout, some, self._tokens_NM, self.token_map, their)

@@ -131,13 +131,18 @@ class PromptTemplate:
         where = f"{self.header.task}, wording {wording + 1}"
         return run(self.wordings[wording].prompt, *self._values(inputs, wording, max_text), where)
 
-    def check_asks(self, wording: int) -> None:
-        """Raise ConfigError unless this wording asks, with a history alone, for one item (internal)."""
+    def check_asks(self, wording: int, given: Mapping[str, Any] | None = None) -> None:
+        """Raise ConfigError unless this wording asks, with a history alone, for one item (internal).
+
+        given: values of other inputs that it has to do with.
+        """
+        known: Mapping[str, Any] = {"history": []} if given is None else given
         if not 0 <= wording < len(self.wordings):
             raise ConfigError(f"wording: expected 0..{len(self.wordings) - 1}, got {wording}")
-        if "history" not in self.header.inputs:
-            raise ConfigError(f"{self.header.task}: a template without the input 'history' cannot recommend")
-        self.prompt({"history": []}, wording)
+        for name in known:
+            if name not in self.header.inputs:
+                raise ConfigError(f"{self.header.task}: a template without the input {name!r} cannot recommend")
+        self.prompt(known, wording)
         where, wanted = f"{self.header.task}, wording {wording + 1}", (Segment("item", 0),)
         for optional in (True, False):
             values, slots = self._values(self._trial(optional), wording, 400)

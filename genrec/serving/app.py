@@ -92,6 +92,7 @@ def _reading_routes(app: fastapi.FastAPI, registry: Registry, metrics: Metrics) 
             "n_retired": int(snapshot.retired.sum()),
             "fields": {} if snapshot.catalog is None else registry.current.field_kinds(),
             "filters": list(snapshot.filters.names),
+            "searches": registry.current.searches(),
             "history_store": registry.current.log is not None,
         }
 

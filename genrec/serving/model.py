@@ -27,7 +27,7 @@ from genrec.decoding.filter_set import FilterSet
 from genrec.decoding.filters import ItemFilter, in_namespace
 from genrec.decoding.interface import Normalize, Recommendations, SearchOptions
 from genrec.decoding.snapshot import CatalogSnapshot
-from genrec.errors import ArtifactError, ConfigError
+from genrec.errors import ArtifactError, ConfigError, GenrecError
 from genrec.models.bundle import load_bundle
 from genrec.models.explain import PathStep, explain
 from genrec.serving.problems import Problem
@@ -172,7 +172,9 @@ class ServedModel:
             except Exception as error:  # whatever is wrong with one user, the others have their lists
                 out[place] = error
         started = time.monotonic()
-        found = self._search(view, [each for each in asked if len(each.history)], queries[0].request)
+        found = self._search(
+            view, [each for each in asked if len(each.history) or each.query is not None], queries[0].request
+        )
         metrics.stages.labels("search").observe(time.monotonic() - started)
         started = time.monotonic()
         for each in asked:
@@ -205,6 +207,7 @@ class ServedModel:
                 Histories.from_lists([each.history for each in asked]),
                 options,
                 users=[each.user or "" for each in asked],
+                queries=[each.query for each in asked] if any(each.query is not None for each in asked) else None,
             )
         found = {each.place: self._listed(each, lists, row, snapshot) for row, each in enumerate(asked)}
         if request.explain:
@@ -229,6 +232,7 @@ class ServedModel:
             user=asked.user or "",
             allowed=asked.allowed,
             exclude_seen=options.exclude_seen,
+            query=asked.query,
         )
 
     def _listed(self, asked: _Asked, lists: Recommendations, row: int, snapshot: CatalogSnapshot) -> Answer:
@@ -275,7 +279,9 @@ class ServedModel:
     def _asked(self, place: int, query: Query, snapshot: CatalogSnapshot) -> _Asked:
         """What a user asks, in item numbers."""
         user, catalog = query.user, _catalog(snapshot)
-        if user.history is None:
+        if user.history is None and user.user is None:
+            numbers, skipped = np.zeros(0, np.int32), 0
+        elif user.history is None:
             if user.user not in self._users or self._histories is None:
                 message = "user: not in the log of this server" if self._users else "user: this server has no log"
                 raise Problem(404, message, param="user", code="unknown_user")
@@ -283,7 +289,26 @@ class ServedModel:
         else:
             found = catalog.numbers(user.history, missing="negative")
             numbers, skipped = found[found >= 0], int((found < 0).sum())
-        return _Asked(place, numbers, user.user, skipped, self._filter(query.request, snapshot))
+        if user.query is not None:
+            self._check_query(user.query, numbers)
+        return _Asked(place, numbers, user.user, skipped, self._filter(query.request, snapshot), user.query)
+
+    def searches(self) -> list[str]:
+        """The kinds of queries that the model was trained on: "search", "search_with_history"."""
+        prompts = self.recommender.prompts
+        return [] if prompts is None else sorted(prompts.searches)
+
+    def _check_query(self, query: str, history: npt.NDArray[np.int32]) -> None:
+        """Raise Problem for a query that the model cannot answer beside this history."""
+        prompts, kind = self.recommender.now.prompts, "search_with_history" if len(history) else "search"
+        if prompts is None or kind not in prompts.searches:
+            beside = "beside a history of known items" if len(history) else "without a known item in a history"
+            message = f"query: the model was not trained on searches {beside} (task {kind})"
+            raise Problem(400, message, param="query", code="no_search")
+        try:
+            prompts.check_query(query, history.tolist())
+        except GenrecError:
+            raise Problem(400, "query: blank, or too long for the model", param="query", code="invalid_query") from None
 
     # --- filters ---------------------------------------------------------------------------------------------
 
@@ -354,6 +379,7 @@ class _Asked:
     user: str | None
     skipped: int
     allowed: ItemFilter | None
+    query: str | None
 
 
 def _may_be_listed(items: npt.NDArray[np.integer[Any]], allowed: ItemFilter | None, snapshot: CatalogSnapshot) -> Mask:

@@ -160,7 +160,7 @@ def _user(row: dict[str, Any], where: str) -> Input:
     if history is not None and any(item is None for item in history):
         raise DataError(f"{where}: an item id of the history is missing")
     ids = None if history is None else [str(item) for item in history]
-    return Input(history=ids, user=None if user is None else str(user))
+    return Input(history=ids, user=None if user is None else str(user), query=None)
 
 
 def _append(out: dict[str, list[Any]], row: int, answer: Answer | Exception, group: str) -> None:

@@ -21,24 +21,26 @@ class _Strict(BaseModel):
 
 
 class Input(_Strict):
-    """One user: a history of item ids, oldest first, or the id of a user whose history the server has."""
+    """One user: a history of item ids, oldest first, or the id of a user whose history the server has, or a query."""
 
     history: list[str] | None = Field(None, description="Item ids, oldest first; unknown ones are skipped.")
     user: str | None = Field(None, description="A user of the server's log; alone, the log is the history.")
+    query: str | None = Field(None, description="What the user searches for; alone, or beside history or user.")
 
     @model_validator(mode="after")
     def _one_of_them(self) -> Input:
-        if self.history is None and self.user is None:
-            raise ValueError("expected history or user")
+        if self.history is None and self.user is None and self.query is None:
+            raise ValueError("expected history, user or query")
         return self
 
 
 class RecommendationRequest(_Strict):
-    """Lists for one user (``history`` or ``user``) or several (``inputs``)."""
+    """Lists for one user (``history`` or ``user``, or a ``query``) or several (``inputs``)."""
 
     model: str | None = Field(None, description="Name of the served model; left out: the one there is.")
     history: list[str] | None = Field(None, description="Item ids, oldest first; unknown ones are skipped.")
     user: str | None = Field(None, description="A user of the server's log; alone, the log is the history.")
+    query: str | None = Field(None, description="What the user searches for; alone, or beside history or user.")
     inputs: list[Input] | None = Field(None, min_length=1, description="Several users, answered in this order.")
     top_k: int = Field(10, ge=1, description="Length of the lists.")
     n_beams: int | None = Field(None, ge=1, description="Identifiers kept per step; default: the model's.")
@@ -57,15 +59,15 @@ class RecommendationRequest(_Strict):
 
     @model_validator(mode="after")
     def _who(self) -> RecommendationRequest:
-        single = self.history is not None or self.user is not None
+        single = self.history is not None or self.user is not None or self.query is not None
         if single == (self.inputs is not None):
-            raise ValueError("expected history or user, or inputs")
+            raise ValueError("expected history, user or query, or inputs")
         return self
 
     @property
     def users(self) -> list[Input]:
         """The users, one or several."""
-        return self.inputs if self.inputs is not None else [Input(history=self.history, user=self.user)]
+        return self.inputs or [Input(history=self.history, user=self.user, query=self.query)]
 
 
 class FilterChange(_Strict):
@@ -157,7 +159,7 @@ def _check_limits(request: RecommendationRequest, settings: ServeSettings) -> No
     for user in request.users:
         _at_most("history", len(user.history or ()), settings.max_history)
     texts = [*request.where, request.filter or "", request.model or ""]
-    texts += [user.user or "" for user in request.users]
+    texts += [text or "" for user in request.users for text in (user.user, user.query)]
     for text in texts:
         _at_most("a text", len(text), LONGEST_ID)
 

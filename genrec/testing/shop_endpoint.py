@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from genrec.data.catalog import ItemCatalog
 from genrec.data.interactions import Interactions
@@ -18,12 +20,17 @@ from genrec.item_tokenizers.codes import ItemCodes
 from genrec.models.backbone import DecoderSettings, build
 from genrec.models.bundle import save_bundle
 from genrec.models.recommender import DecodingSettings, GenerativeRecommender
+from genrec.models.template_prompts import TemplatePrompts
+from genrec.prompts.encode import ExampleEncoder
+from genrec.prompts.tasks import load_task
 from genrec.serving.app import create_app
 from genrec.serving.changes import Changes
 from genrec.serving.lifecycle import Registry
 from genrec.serving.model import ServedModel
 from genrec.serving.settings import ServeSettings
 from genrec.serving.telemetry import Metrics
+from genrec.testing.text_models import byte_level_tokenizer
+from genrec.vocab.text_vocabulary import extend_vocabulary
 from genrec.vocab.token_map import TokenMap
 
 N = 40
@@ -59,6 +66,32 @@ def make_shop(version: int = 1, seed: int = 0, with_log: bool = True) -> ServedM
         users, items = [f"u{n // 4}" for n in range(40)], np.random.default_rng(1).integers(0, 12, 40)
         log = Interactions.from_arrays(users, items, None, n_items=N, catalog=catalog.fingerprint)
     return ServedModel(recommender, catalog, name="shop", version=version, log=log)
+
+
+def make_text_shop(version: int = 1, tasks: Sequence[str] = ("search", "search_with_history")) -> ServedModel:
+    """The same with a random model that reads text, as if it were trained on these tasks; it has no log."""
+    catalog = make_catalog()
+    rows = np.array([[n // 12, n % 12 // 3, n % 3] for n in range(N)])
+    codes = ItemCodes.from_int(rows, (4, 4, 3), catalog.fingerprint)
+    vocabulary = extend_vocabulary(byte_level_tokenizer(), codes)
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "head_dim": 8}
+    size = vocabulary.token_map.vocab_size
+    model = Qwen3ForCausalLM(Qwen3Config(vocab_size=size, num_attention_heads=2, num_key_value_heads=1, **shape))
+    prompts = TemplatePrompts(
+        load_task("sequential").template,
+        ExampleEncoder(vocabulary, codes, layout="decoder", max_tokens=160),
+        searches={name: load_task(name).template for name in tasks},
+    )
+    recommender = GenerativeRecommender(
+        model.eval(),
+        vocabulary.token_map,
+        codes,
+        CatalogIndex.build(codes),
+        DecodingSettings(n_beams=40, loss="level"),
+        prompts=prompts,
+    )
+    return ServedModel(recommender, catalog, name="text shop", version=version)
 
 
 def save_shop(folder: Path) -> Path:

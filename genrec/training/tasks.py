@@ -13,7 +13,7 @@ from genrec.data.catalog import ItemCatalog
 from genrec.errors import ConfigError
 from genrec.item_tokenizers.codes import check_catalog
 from genrec.models.backbone import layout_of
-from genrec.models.template_prompts import TemplatePrompts
+from genrec.models.template_prompts import SEARCHES, TemplatePrompts
 from genrec.prompts.data import TaskData
 from genrec.prompts.dataset import AlignmentPlan
 from genrec.prompts.encode import ExampleEncoder, Vocabulary, hashed_users
@@ -90,14 +90,23 @@ def task_encoder(model: Any, data: TrainingData, tasks: Tasks) -> ExampleEncoder
 
 
 def task_prompts(tasks: Tasks, encoder: ExampleEncoder) -> TemplatePrompts:
-    """How to ask a model that was trained on these tasks: as ``mixture.ask`` says (experimental).
+    """How to ask a model that was trained on these tasks: as ``mixture.ask`` says, and with queries (experimental).
 
     Raises ConfigError where that task is not in the mixture, or its prompt needs more than a history.
     """
-    ask = tasks.mixture.ask
-    for each in tasks.mixture.tasks:
+    ask, mixture = tasks.mixture.ask, tasks.mixture
+    searches = {
+        each.task: load_task(each.task, each.template).template for each in mixture.tasks if each.task in SEARCHES
+    }
+    for each in mixture.tasks:
         if each.task == ask.task:
-            return TemplatePrompts(load_task(each.task, each.template).template, encoder, wording=ask.wording)
+            return TemplatePrompts(
+                load_task(each.task, each.template).template,
+                encoder,
+                wording=ask.wording,
+                searches=searches,
+                max_text=mixture.max_text,
+            )
     raise ConfigError(
         f"tasks: expected {ask.task!r} among them, whose prompt the model is asked with",
         hint="add it, or name another one under ask",

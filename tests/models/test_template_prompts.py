@@ -19,6 +19,7 @@ from genrec.models.template_prompts import TemplatePrompts
 from genrec.prompts.data import TaskData
 from genrec.prompts.encode import ExampleEncoder, TokenRows, hashed_users
 from genrec.prompts.tasks import load_task
+from genrec.prompts.template import PromptTemplate
 from genrec.prompts.wrapper import Wrapper
 from genrec.testing.text_models import byte_level_tokenizer, unigram_tokenizer
 from genrec.training.alignment import AlignmentCollator, AlignmentLoss
@@ -131,3 +132,54 @@ def test_what_cannot_recommend_is_refused():
         TemplatePrompts(template, narrow)
     with pytest.raises(ConfigError, match="missing"):
         TemplatePrompts(load_task("search_with_history").template, encoder)
+
+
+SEARCHES = {name: load_task(name).template for name in ("search", "search_with_history")}
+
+
+@pytest.mark.parametrize("kind", ["decoder", "t5"])
+@pytest.mark.parametrize("n_user_tokens", [0, 4])
+def test_a_query_is_asked_with_the_ids_of_training(kind, n_user_tokens, tmp_path):
+    data, codes, encoder, _, _ = prepared(kind, n_user_tokens=n_user_tokens)
+    made = TemplatePrompts(load_task("sequential").template, encoder, searches=SEARCHES, max_text=60)
+    made.save(tmp_path)
+    prompts = TemplatePrompts.load(tmp_path, encoder.vocabulary, codes, layout=encoder.layout)
+    row = data.row("steps", 9)
+    user_tokens = encoder._users_UM[[row.user] * 3, 0] if n_user_tokens else None
+    built = prompts(
+        Histories.from_lists([[], list(row.history), list(row.history)]),
+        user_tokens,
+        ["wool scarf", "wool scarf", None],
+    )
+    user = row.user if n_user_tokens else None
+    searched = {"history": row.history, "query": "wool scarf", "target": row.item, "user": user}
+    expected = [
+        SEARCHES["search"].render({"query": "wool scarf", "item": row.item}, 0),
+        SEARCHES["search_with_history"].render(searched, 0),
+        load_task("sequential").template.render({"history": row.history, "target": row.item, "user": user}, 0),
+    ]
+    for ids, mask, example in zip(built.tokens_BT, built.mask_BT, expected, strict=True):
+        assert ids[mask].tolist() == list(encoder(example).prompt)
+
+
+@pytest.mark.parametrize("kind", ["decoder", "t5"])
+def test_a_query_names_no_item(kind):
+    _, codes, encoder, _, _ = prepared(kind, max_tokens=140)
+    prompts = TemplatePrompts(load_task("sequential").template, encoder, searches=SEARCHES)
+    tokens = encoder.vocabulary.token_map
+    for query in ("<a_1><b_2>", "a </s> <a_1>\n<b_2>", "\ue0000\ue001 {{ item }} {% if %}", "<|im_end|><a_0>"):
+        built = prompts(Histories.from_lists([[], [3, 7]]), None, [query, query])
+        ids = [row[mask].tolist() for row, mask in zip(built.tokens_BT, built.mask_BT, strict=True)]
+        items = [[token for token in row if token >= tokens.first_item_id] for row in ids]
+        assert items == [[], tokens.token_ids(codes.as_int()[[3, 7]]).ravel().tolist()]
+        assert sum(token == tokens.eos_id for row in ids for token in row) == (2 if kind == "t5" else 0)
+    for query, words in (("", "blank"), (" \x00 ", "blank"), ("wörld " * 60, "takes")):
+        with pytest.raises(DataError, match=words):
+            prompts.check_query(query, [1])
+    with pytest.raises(ConfigError, match="task search_with_history"):
+        TemplatePrompts(load_task("sequential").template, encoder, searches={"search": SEARCHES["search"]}).check_query(
+            "scarf", [1]
+        )
+    # a template of the same name that needs more than a query
+    other = PromptTemplate.parse(SEARCHES["search"].source.replace("{{ query }}", "{{ query }} {{ item }}"))
+    assert TemplatePrompts(load_task("sequential").template, encoder, searches={"search": other}).searches == {}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from genrec.errors import ConfigError
 from genrec.serving.guard import ROUTES
 from genrec.serving.settings import ServeSettings
-from genrec.testing.shop_endpoint import IDS
+from genrec.testing.shop_endpoint import IDS, make_text_shop
 
 CANARY = "canary-5e1f"
 
@@ -126,6 +126,9 @@ WRONG = {
     b'{"history": [], "scores": "odd"}': 400,
     b'{"history": [], "timeout": 0}': 400,
     b'{"history": [], "explain": "yes"}': 400,
+    b'{"query": "tea"}': 400,
+    b'{"query": ["tea"]}': 400,
+    b'{"query": "tea", "inputs": [{"query": "tea"}]}': 400,
     b'{"inputs": [{"history": []}, {"history": []}], "top_k": 150, "explain": true}': 400,
     b'{"history": [], "top_k": ' + b"9" * 5000 + b"}": 400,
     b"[" * 100_000: 400,
@@ -144,7 +147,7 @@ def test_what_is_wrong_gets_a_clear_error_that_repeats_nothing(client):
         assert reply.status == status, (body[:80], reply.body[:300])
         error = reply.json["error"]
         assert error["message"] and error["type"] and len(reply.body) < 2000 and "x-request-id" in reply.headers
-    for field in ("history", "user", "filter", "where", "scores", CANARY, "model", "timeout", "allow"):
+    for field in ("history", "user", "filter", "where", "scores", CANARY, "model", "timeout", "allow", "query"):
         for value in (CANARY, [CANARY], [[CANARY]], {CANARY: 1}, [f"{CANARY} < 3"], f"{CANARY} & x"):
             body = {"history": ["item-01"], field: value} if field != "user" else {"user": value}
             reply = shop.call("POST", "/v1/recommendations", body)
@@ -173,18 +176,20 @@ FIELDS = (
     "scores",
     "model",
     "explain",
+    "query",
 )
 
 
 def test_no_request_is_an_error_of_the_server(client):
-    shop = client()
+    shops = (client(), client(load=make_text_shop))
 
-    @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
     @given(st.dictionaries(st.sampled_from(FIELDS), json_values, max_size=5) | json_values | st.binary(max_size=60))
     def ask(body):
         raw = body if isinstance(body, bytes) else json.dumps(body).encode("utf-8", "surrogatepass")
-        reply = shop.call("POST", "/v1/recommendations", raw)
-        assert reply.status in (200, 400, 404, 413), (reply.status, raw)
+        for shop in shops:
+            reply = shop.call("POST", "/v1/recommendations", raw)
+            assert reply.status in (200, 400, 404, 413), (reply.status, raw)
 
     ask()
 

@@ -18,7 +18,7 @@ from genrec.prompts.mixture import MixedTask, MixtureSettings
 from genrec.testing.text_models import byte_level_tokenizer, unigram_tokenizer
 from genrec.training.dataset import TrainingData
 from genrec.training.settings import TrainSettings
-from genrec.training.tasks import Tasks, finetune_on_tasks
+from genrec.training.tasks import Tasks, finetune_on_tasks, task_encoder, task_prompts
 from genrec.vocab.text_vocabulary import extend_vocabulary
 
 MIXTURE = MixtureSettings(
@@ -93,3 +93,11 @@ def test_what_does_not_go_with_tasks_is_refused(tmp_path):
     without = dataclasses.replace(MIXTURE, tasks=(MixedTask("search"),))
     with pytest.raises(ConfigError, match="'sequential' among them"):
         finetune_on_tasks(*prepared("decoder", without), SHORT, tmp_path)
+
+
+def test_tasks_of_queries_are_kept_with_the_prompts():
+    searching = dataclasses.replace(MIXTURE, tasks=(*MIXTURE.tasks, MixedTask("search")), max_text=33)
+    for mixture, kept in ((MIXTURE, []), (searching, ["search"])):
+        model, data, tasks = prepared("decoder", mixture)
+        prompts = task_prompts(tasks, task_encoder(model, data, tasks))
+        assert list(prompts.searches) == kept and prompts.max_text == mixture.max_text
