@@ -13,12 +13,16 @@ import uvicorn
 
 from genrec.serving.app import create_app
 from genrec.serving.changes import Changes
+from genrec.serving.connections import impatient, refuse_while
 from genrec.serving.lifecycle import Registry, Watcher, mark
 from genrec.serving.model import ServedModel
 from genrec.serving.settings import ServeSettings
 from genrec.serving.telemetry import Metrics
 
 log = logging.getLogger(__name__)
+
+KEEP_ALIVE = 15
+"""Seconds that a connection without a request is kept after an answer."""
 
 
 def serve(
@@ -54,9 +58,9 @@ def serve(
         access_log=False,
         server_header=False,
         lifespan="off",
-        http="h11",
+        http=impatient(settings.header_seconds, KEEP_ALIVE),
         ws="none",
-        timeout_keep_alive=15,
+        timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
         h11_max_incomplete_event_size=32_768,
     )
@@ -89,3 +93,7 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: object) -> None:
         self._served.state.draining = True  # type: ignore[attr-defined]
         super().handle_exit(sig, frame)  # type: ignore[arg-type]
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        assert sockets, "it serves on a socket that it was given"
+        await refuse_while(lambda: super(_Server, self).shutdown(sockets), sockets[0])

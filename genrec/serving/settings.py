@@ -19,7 +19,8 @@ class ServeSettings:
     max_listed: ids of one history, of one ``allow`` or ``deny``. max_top_k, max_beams: of a request. max_waiting:
     histories that wait for the model; a request beyond is answered 429. max_batch: histories searched at once.
     timeout_seconds: from a request's arrival to its answer, if it asks for no shorter time; 504 after that.
-    body_seconds: for the body to arrive. drain_seconds: for requests under way when the server is told to stop.
+    header_seconds, body_seconds: for headers and body to arrive. drain_seconds: for requests under way when the server
+    is told to stop.
 
     Raises ConfigError for a number below one, and for an open host without a key. Stability: experimental.
     """
@@ -37,6 +38,7 @@ class ServeSettings:
     max_waiting: int = 256
     max_batch: int = 32
     timeout_seconds: float = 10.0
+    header_seconds: float = 10.0
     body_seconds: float = 10.0
     drain_seconds: float = 15.0
 
