@@ -83,8 +83,8 @@ def recommend(
 
     The same --sample SEED draws the same items for the same history; --max-per caps lists, not draws.
 
-    A model with user tokens is asked about a bare history with the token of the user whose id is empty, which says
-    nothing about the user: a warning says so.
+    A model with user tokens is asked about a bare history as about nobody (with hashed tokens: as about the user whose
+    id is empty): a warning says so. So it is about users without an index, who came after the training.
     """
     from transformers.utils.logging import disable_progress_bar
 
@@ -231,7 +231,7 @@ def _print_list(found: _Found, rows: list[dict[str, Any]]) -> None:
 
 
 def _check_user(run: Path, user: str | None, model: GenerativeRecommender) -> None:
-    """Refuse a user where there is no log; warn of a bare history where the model tells users apart."""
+    """Refuse a user where there is no log; warn of a list that is not personal where the model tells users apart."""
     if user is not None and not (run / "interactions").is_dir():
         raise ConfigError(
             f"{run} holds no log", hint="give the folder of the run that was trained, or the items with --history"
@@ -240,6 +240,12 @@ def _check_user(run: Path, user: str | None, model: GenerativeRecommender) -> No
         print(
             "warning: this list is not personal: the model tells users apart and was asked as an unknown one\n"
             "hint: for a user of the log give --user USER and the run folder instead of --history",
+            file=sys.stderr,
+        )
+    if user is not None and model.user_index is not None and user not in model.user_index:
+        print(
+            f"warning: user {user!r} has no index, for want of events in the training part: the model was asked as "
+            "for an unknown user",
             file=sys.stderr,
         )
 

@@ -6,6 +6,7 @@ bundle/
                                (genrec.models.adapter_files), which needs its pretrained model
   codes/  index/  catalog/     artifacts of their own; the catalog is optional
   token_map.json  decoding.json
+  users/                       of a model that knows users by codes: the index it was trained with
   prompt/                      of a model that was trained on templates: the prompt it is asked with, see
                                genrec.models.template_prompts (schema 2; bundles without one have schema 1)
 """
@@ -33,6 +34,7 @@ from genrec.models.recommender import DecodingSettings, GenerativeRecommender
 from genrec.models.template_prompts import TemplatePrompts
 from genrec.vocab.text_vocabulary import TextVocabulary
 from genrec.vocab.token_map import TokenMap
+from genrec.vocab.user_index import UserIndex
 
 if TYPE_CHECKING:
     from genrec.data.catalog import ItemCatalog
@@ -88,8 +90,8 @@ def save_bundle(
     """Write a bundle. ``model/`` is a plain Hugging Face folder, usable without genrec.
 
     Of a model with adapters, ``model/`` holds what was trained and what the pretrained model is, not the weights of the
-    latter. The recommender's prompts are stored, so that the model is asked as it was trained. catalog: stored too
-    (needs pyarrow), so that lists can be printed. vocabulary: of a model that knows text.
+    latter. The recommender's prompts and user index are stored, so that the model is asked as it was trained. catalog:
+    stored too (needs pyarrow), so that lists can be printed. vocabulary: of a model that knows text.
     Raises FingerprintMismatch if the catalog or the vocabulary is not that of the model, ConfigError for adapters on a
     model that cannot be loaded again, ArtifactError as every writer does. Stability: stable.
     """
@@ -125,6 +127,8 @@ def save_bundle(
             catalog.save(draft.dir / "catalog")
         artifacts.save_json(draft.dir / "token_map.json", recommender.token_map.to_dict())
         artifacts.save_json(draft.dir / "decoding.json", asdict(recommender.settings))
+        if recommender.user_index is not None:
+            recommender.user_index.save(draft.dir / "users")
         if prompts is not None:
             prompts.save(draft.dir / "prompt")
 
@@ -167,6 +171,7 @@ def load_bundle(
             DecodingSettings(**artifacts.load_json(folder / "decoding.json")),
             user_ids=user_ids,
             prompts=prompts,
+            user_index=UserIndex.load(folder / "users") if token_map.user_levels else None,
         )
         return Bundle(recommender, manifest)
 

@@ -3,9 +3,10 @@
 Encoder-decoder:  ``[<u_7>] <a_3> <b_1> … </s>``, padded on the right; the decoder starts with ``<pad>``.
 Decoder-only:     ``<s> [<u_7>] <a_3> <b_1> …``, padded on the left; the next tokens are the next item's.
 Items stand oldest first, each as its codes; ragged identifiers keep their ``</s>``, which separates them. A text
-vocabulary without ``<s>`` begins with the first token there is; a prompt of nothing is ``</s>`` alone.
+vocabulary without ``<s>`` begins with the first token there is; a prompt of nothing is ``</s>`` alone. Users with
+codes have a token of each instead of ``<u_7>``.
 
-Axes: N items, U users (rows), T tokens, M tokens of an item.
+Axes: N items, U users (rows), T tokens, M tokens of an item, or of a user.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from genrec.decoding.scorer import Prompts
 from genrec.errors import DataError, FingerprintMismatch
 from genrec.item_tokenizers.codes import ItemCodes
 from genrec.vocab.token_map import TokenMap
+from genrec.vocab.user_index import UserIndex, user_tokens
 
 Layout = Literal["encoder", "decoder"]
 
@@ -30,7 +32,7 @@ def item_tokens(codes: ItemCodes, token_map: TokenMap) -> npt.NDArray[np.int32]:
 
     Raises FingerprintMismatch if the vocabulary was made for other level sizes.
     """
-    expected = TokenMap.of(codes, n_user_tokens=token_map.n_user_tokens, base=token_map.base)
+    expected = token_map.with_codes(codes)
     if expected.fingerprint != token_map.fingerprint:
         raise FingerprintMismatch(
             f"the token map has levels {token_map.level_sizes} (ragged: {token_map.ragged}), the codes have "
@@ -40,23 +42,28 @@ def item_tokens(codes: ItemCodes, token_map: TokenMap) -> npt.NDArray[np.int32]:
     return token_map.token_ids(codes.as_int()).astype(np.int32)
 
 
-def user_tokens(
-    token_map: TokenMap, users: npt.ArrayLike | Sequence[str], user_ids: Sequence[str] | None = None
+def users_asked(
+    token_map: TokenMap,
+    users: npt.ArrayLike | Sequence[str] | None,
+    n_rows: int,
+    *,
+    user_ids: Sequence[str] | None = None,
+    index: UserIndex | None = None,
 ) -> npt.NDArray[np.int64] | None:
-    """Token of each user, int64 ``[U]``; None if the vocabulary has no user tokens.
+    """Tokens of the user of each row, int64 ``[U, M]``, -1 = none; None if none are told or the vocabulary has none.
 
-    users: user ids (strings), or user numbers, which are looked up in ``user_ids``. Tokens come from a hash
-    of the *id*, so they are the same in every data set version and process. Raises DataError for numbers
-    without ``user_ids``.
+    users: user ids (strings), or user numbers, which are looked up in ``user_ids``. Tokens follow from the *id*, by a
+    hash or by ``index``, so they are the same in every data set version and process. Whom the index does not know, and
+    everybody where users are not told, is ``<unk_user>``. Raises DataError for numbers without ``user_ids``.
     """
-    if not token_map.n_user_tokens:
+    if users is None and index is None:
         return None
-    values = np.asarray(users)
-    if values.dtype.kind in "iu":
+    values = np.asarray([""] * n_rows if users is None else users)
+    if values.dtype.kind in "iu" and token_map.n_user_tokens:
         if user_ids is None:
             raise DataError("users are numbers, and the model needs their ids", hint="pass user_ids")
-        return token_map.user_tokens(user_ids[int(u)] for u in values)
-    return token_map.user_tokens(str(u) for u in values)
+        return user_tokens(token_map, [user_ids[int(u)] for u in values], index)
+    return user_tokens(token_map, [str(u) for u in values], index)
 
 
 def build_prompts(
@@ -64,18 +71,18 @@ def build_prompts(
     histories: Histories,
     tokens_NM: npt.NDArray[np.integer],
     token_map: TokenMap,
-    user_tokens_U: npt.NDArray[np.int64] | None = None,
+    users_UM: npt.NDArray[np.int64] | None = None,
 ) -> Prompts:
     """Token matrices of histories, as the module describes.
 
-    tokens_NM: see :func:`item_tokens`. user_tokens_U: required exactly where the vocabulary has user tokens.
-    Histories may be empty; they are not cut here (``histories.last(n)`` does that). Raises DataError for an
-    item number that does not exist.
+    tokens_NM: see :func:`item_tokens`. users_UM: see :func:`users_asked`; required exactly where the vocabulary has
+    user tokens. Histories may be empty; they are not cut here (``histories.last(n)`` does that). Raises DataError for
+    an item number that does not exist.
     """
     items = histories.items
     if len(items) and (items.min() < 0 or items.max() >= len(tokens_NM)):
         raise DataError(f"item numbers: expected 0..{len(tokens_NM) - 1}, got {items.min()} .. {items.max()}")
-    if (user_tokens_U is None) == (token_map.n_user_tokens > 0):
+    if (users_UM is None) == (token_map.n_user_tokens > 0):
         raise DataError(f"users: the vocabulary has {token_map.n_user_tokens} user tokens; pass users to match")
     body = tokens_NM[items]
     used = token_map.real(body)
@@ -83,10 +90,13 @@ def build_prompts(
     n_rows = len(histories)
     body_length = np.bincount(row, minlength=n_rows)
     decoder = layout == "decoder"
-    has_user = user_tokens_U is not None
+    if users_UM is None:
+        users_UM = np.zeros((n_rows, 0), dtype=np.int64)
+    told = users_UM >= 0
+    n_user = told.sum(axis=1)
     start = token_map.bos_id if decoder else None
     n_start = int(start is not None)
-    length = body_length + n_start + int(has_user) + int(not decoder)
+    length = body_length + n_start + n_user + int(not decoder)
     empty = length == 0  # a model needs a token to go on from
     length[empty] = 1
     width = int(length.max(initial=0))
@@ -96,10 +106,10 @@ def build_prompts(
     out[empty, -1] = token_map.eos_id
     if start is not None:
         out[everyone, shift] = start
-    if user_tokens_U is not None:
-        out[everyone, shift + n_start] = user_tokens_U
+    of_user, nth = np.nonzero(told)  # codes stand first, -1 behind them
+    out[of_user, shift[of_user] + n_start + nth] = users_UM[told]
     place = np.arange(len(row)) - (np.cumsum(body_length) - body_length)[row]
-    out[row, shift[row] + n_start + int(has_user) + place] = body[used]
+    out[row, shift[row] + n_start + n_user[row] + place] = body[used]
     if not decoder:
         out[everyone, length - 1] = token_map.eos_id
     column = np.arange(width)

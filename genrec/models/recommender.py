@@ -35,8 +35,9 @@ from genrec.decoding.snapshot import CatalogSnapshot
 from genrec.errors import ConfigError, DataError, FingerprintMismatch
 from genrec.item_tokenizers.codes import ItemCodes
 from genrec.models.backbone import evaluating, layout_of, scorer_of
-from genrec.models.prompting import build_prompts, item_tokens, user_tokens
+from genrec.models.prompting import build_prompts, item_tokens, users_asked
 from genrec.vocab.token_map import TokenMap
+from genrec.vocab.user_index import UserIndex, check_users
 
 if TYPE_CHECKING:
     from genrec.data.catalog import ItemCatalog
@@ -81,7 +82,8 @@ class GenerativeRecommender:
     The model's own ``generation_config`` (sampling, penalties, …) plays no part.
 
     model: T5, Llama, Qwen2 or Qwen3. index: built from ``codes``. user_ids: the ids behind user numbers,
-    needed if the vocabulary has user tokens and users are given as numbers. prompts: how a model is asked that was
+    needed if the vocabulary has user tokens and users are given as numbers. user_index: the codes of users, where the
+    vocabulary has tokens for them; others are asked about as ``<unk_user>``. prompts: how a model is asked that was
     trained with words around histories; None = with the histories alone. Raises FingerprintMismatch if
     model, vocabulary, codes and index do not belong together. Stability: stable.
     """
@@ -96,6 +98,7 @@ class GenerativeRecommender:
         *,
         user_ids: Sequence[str] | None = None,
         prompts: TemplatePrompts | None = None,
+        user_index: UserIndex | None = None,
     ) -> None:
         if index.codes != codes.fingerprint:
             raise FingerprintMismatch(
@@ -110,12 +113,19 @@ class GenerativeRecommender:
                 f"the model was trained on codes {trained_on[:8]}, got codes {codes.fingerprint[:8]}",
                 hint="a model only understands the identifiers it was trained on: use those of its bundle",
             )
+        check_users(token_map, user_index)
+        of_users = getattr(model.config, "genrec_users", None)
+        if user_index is not None and of_users not in (None, user_index.fingerprint):
+            raise FingerprintMismatch(
+                f"the model was trained on users {of_users[:8]}, got users {user_index.fingerprint[:8]}",
+                hint="a model only understands the user index it was trained with: use that of its bundle",
+            )
         self.model = model
         self.token_map = token_map
         self.codes = codes
         self.index = index
         self.settings = settings or DecodingSettings()
-        self.user_ids = user_ids
+        self.user_ids, self.user_index = user_ids, user_index
         self.prompts = prompts
         self._tokens_NM = item_tokens(codes, token_map)
         self._scorer: Scorer = scorer_of(model, token_map)
@@ -222,8 +232,8 @@ class GenerativeRecommender:
 
         histories: item numbers, or item ids where the model came with its catalog; oldest first.
         options: None = ``top_k`` items. Without a number of beams the model's own counts, or as many as items are
-        asked for, if that is more. users: ids, or numbers into ``user_ids``; needed only by vocabularies with user
-        tokens. queries: what the users search for, one text (or None) each, for a model that was trained on searches
+        asked for, if that is more. users: ids, or numbers into ``user_ids``; needed only by vocabularies with hashed
+        users. queries: what the users search for, one text (or None) each, for a model that was trained on searches
         (the history may be empty then). Warns of fewer beams than ``top_k``, which may give shorter lists, and when
         decoding with another normaliser than the model was trained with; raises DataError for unknown items,
         ConfigError where ``top_k`` is said beside ``options``, and for queries to a model that cannot answer them.
@@ -364,7 +374,7 @@ class GenerativeRecommender:
             raise DataError(f"queries: expected {len(histories)}, one per history, got {len(queries)}")
         if queries is not None and self.prompts is None:
             raise ConfigError("query: the model knows no text", hint="train one on the task search (docs/prompts.md)")
-        of_user = None if users is None else user_tokens(self.token_map, users, self.user_ids)
+        of_user = users_asked(self.token_map, users, len(histories), user_ids=self.user_ids, index=self.user_index)
         recent = histories.last(self.settings.max_items)
         order, size = np.argsort(recent.lengths, kind="stable"), self.settings.batch_size
         for batch in (order[start : start + size] for start in range(0, len(order), size)):

@@ -128,7 +128,7 @@ class TemplatePrompts:
         if not one_line(query, self.max_text):
             raise DataError("query: it is blank")
         n = len(self._fitting(list(items)[-1:], None, self.encoder, query))
-        if n + (self.encoder.vocabulary.token_map.n_user_tokens > 0) > self._room:
+        if n + self.encoder.vocabulary.token_map.n_tokens_per_user > self._room:
             raise DataError(f"query: with it the prompt takes {n} tokens, and the model reads {self._room}")
 
     def _search(self, items: Sequence[int]) -> tuple[PromptTemplate, int]:
@@ -144,15 +144,16 @@ class TemplatePrompts:
     def __call__(
         self,
         histories: Histories,
-        user_tokens_U: npt.NDArray[np.int64] | None = None,
+        users_UM: npt.NDArray[np.int64] | None = None,
         queries: Sequence[str | None] | None = None,
     ) -> Prompts:
         """Token matrices of histories: padded on the left for decoders, on the right for encoders.
 
+        users_UM: tokens of the user of each row (:func:`genrec.models.prompting.users_asked`); None = nobody is named.
         queries: one for each history, None = none; raises as :meth:`check_query`.
         """
-        known = user_tokens_U is not None
-        encoder = self.encoder.with_users(None if user_tokens_U is None else user_tokens_U[:, None])
+        known = users_UM is not None
+        encoder = self.encoder.with_users(users_UM)
         asked = list(zip(histories.to_lists(), queries or [None] * len(histories), strict=True))
         for items, query in asked:
             if query is not None:

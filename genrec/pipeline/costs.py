@@ -123,6 +123,11 @@ class Costs:
             work += int(settings.get("epochs", 200)) * items * 6 * 6e5
         return Estimate(0.5 + work / self.flops, BASE + 12.0 * width * items)
 
+    def users(self) -> Estimate:
+        """As for items, with three levels of 256 codes."""
+        _, users, _ = self.sizes
+        return Estimate(0.5 + 25 * 768 * users * 384 * 2.0 / self.flops, BASE + 12.0 * 384 * users)
+
     def train(self) -> Estimate:
         """Six flops per weight and token."""
         _, _, events = self.sizes

@@ -35,6 +35,7 @@ from genrec.item_tokenizers.codes import ItemCodes
 from genrec.pipeline.recipe import Block, PipelineRecipe, SplitSettings, seeded
 from genrec.pipeline.runner import same_catalog
 from genrec.seeding import rng
+from genrec.vocab.user_index import index_users
 
 log = logging.getLogger(__name__)
 ROW = "row in the stored log"
@@ -257,6 +258,18 @@ def tokenize(folder: Path, recipe: PipelineRecipe) -> None:
         smaller = [name for name in ("level_size", "max_leaf", "levels") if hasattr(settings, name)][:1]
         advice = f": take a smaller tokenizer.{smaller[0]}, or fewer levels" if smaller else ""
         log.warning("identifiers: %s%s", "; ".join(told), advice)
+
+
+def users(folder: Path, recipe: PipelineRecipe) -> None:
+    """Give users their codes, from the training part alone: artifact ``users``."""
+    chosen = recipe.users
+    assert chosen is not None
+    cut, log_of_run = Split.load(folder / "split"), Interactions.load(folder / "interactions")
+    same_catalog(folder, cut.catalog, chosen.vectors, "interactions")
+    items = ItemEmbeddings.load(folder / chosen.vectors)
+    index = index_users(cut.train(), log_of_run.user_ids, items, chosen, seed=recipe.seed)
+    index.save(folder / "users", recipe=recipes.to_json(chosen), overwrite=True)
+    log.info("%d of %d users: %s", len(index), len(log_of_run.user_ids), describe_codes(index.codes))
 
 
 def _checked(codes: object, catalog: ItemCatalog, kind: str) -> ItemCodes:

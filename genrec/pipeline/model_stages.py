@@ -42,6 +42,7 @@ from genrec.training.validation import decoding_settings
 from genrec.vocab.extend import start_from_codebooks
 from genrec.vocab.text_vocabulary import TextVocabulary, extend_vocabulary, load_tokenizer
 from genrec.vocab.token_map import TextBase, TokenMap
+from genrec.vocab.user_index import UserIndex
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +97,14 @@ def save(folder: Path, recipe: PipelineRecipe, made: Started, result: TrainResul
     search = decoding_settings(seeded(recipe.train, recipe.seed), n_beams=DecodingSettings().n_beams)
     index = CatalogIndex.load(folder / "index", codes=data.codes)
     trained = GenerativeRecommender(
-        result.model, data.token_map, data.codes, index, search, user_ids=data.user_ids, prompts=made.prompts
+        result.model,
+        data.token_map,
+        data.codes,
+        index,
+        search,
+        user_ids=data.user_ids,
+        user_index=data.user_index,
+        prompts=made.prompts,
     )
     save_bundle(
         folder / "bundle",
@@ -137,7 +145,9 @@ def text_vocabulary(folder: Path, recipe: PipelineRecipe) -> TextVocabulary:
     """The pretrained model's text tokenizer, with a token for every code and for users (internal)."""
     assert isinstance(recipe.model, PretrainedSettings)
     tokenizer, codes = load_tokenizer(recipe.model.path), ItemCodes.load(folder / "codes")
-    return extend_vocabulary(tokenizer, codes, n_user_tokens=recipe.n_user_tokens)
+    index = user_index(folder, recipe)
+    levels = () if index is None else index.level_sizes
+    return extend_vocabulary(tokenizer, codes, n_user_tokens=recipe.n_user_tokens, user_levels=levels)
 
 
 def language_model(folder: Path, recipe: PipelineRecipe, vocabulary: TextVocabulary) -> Any:
@@ -166,28 +176,35 @@ def _item_texts(folder: Path, recipe: PipelineRecipe) -> list[str]:
 
 
 def _training_data(folder: Path, recipe: PipelineRecipe, base: TextBase | None = None) -> TrainingData:
-    cut, codes = Split.load(folder / "split"), ItemCodes.load(folder / "codes")
+    cut, codes, users = Split.load(folder / "split"), ItemCodes.load(folder / "codes"), user_index(folder, recipe)
+    levels = () if users is None else users.level_sizes
     known = ["catalog"] if artifacts.exists(folder / "catalog") else []
     same_catalog(folder, cut.catalog, *known, *_of_users(recipe))
     return TrainingData(
         cut.train(),
         codes,
-        TokenMap.of(codes, n_user_tokens=recipe.n_user_tokens, base=base),
+        TokenMap.of(codes, n_user_tokens=recipe.n_user_tokens, base=base, user_levels=levels),
         valid=cut.queries("valid"),
         user_ids=user_ids(folder, recipe),
         tied=cut.train_ties(),
         catalog=cut.catalog,
+        user_index=users,
     )
+
+
+def user_index(folder: Path, recipe: PipelineRecipe) -> UserIndex | None:
+    """The codes of the run's users, of a recipe with a ``users`` block."""
+    return None if recipe.users is None else UserIndex.load(folder / "users")
 
 
 def _of_users(recipe: PipelineRecipe) -> list[str]:
     """The artifact with the ids behind user numbers, where they are needed."""
-    return ["interactions"] if recipe.n_user_tokens else []
+    return ["interactions"] if recipe.knows_users else []
 
 
 def user_ids(folder: Path, recipe: PipelineRecipe) -> tuple[str, ...] | None:
     """The ids behind user numbers, where the vocabulary has user tokens."""
-    return Interactions.load(folder / "interactions").user_ids if recipe.n_user_tokens else None
+    return Interactions.load(folder / "interactions").user_ids if recipe.knows_users else None
 
 
 def base_path(recipe: PipelineRecipe) -> str | None:
@@ -198,7 +215,7 @@ def base_path(recipe: PipelineRecipe) -> str | None:
 def training_key(folder: Path, recipe: PipelineRecipe) -> str:
     """Hash of all that decides a training: recipe, identifiers, histories and the version of this code."""
     train_part = decisive(recipes.to_json(recipe.train))
-    read = ["split", "codes", *_of_users(recipe)]
+    read = ["split", "codes", *_of_users(recipe), *(["users"] if recipe.users else [])]
     digests = [artifacts.read(folder / name, verify=False).digest for name in read]
     own: list[Any] = [recipe.seed, recipe.token_init, recipe.n_user_tokens]
     if isinstance(recipe.model, PretrainedSettings):

@@ -101,7 +101,13 @@ def preference_stage(paths: PreferencePaths, recipe: PreferenceRecipe) -> Bundle
     old = load_bundle(paths.source, dtype=torch.float32, base=paths.base)
     user_ids, found = paths.user_ids(old), old.recommender
     data = TrainingData(
-        cut.train(), found.codes, found.token_map, cut.queries("valid"), user_ids=user_ids, catalog=cut.catalog
+        cut.train(),
+        found.codes,
+        found.token_map,
+        cut.queries("valid"),
+        user_ids=user_ids,
+        catalog=cut.catalog,
+        user_index=found.user_index,
     )
     model, train = _model(old, paths), _train_settings(recipe, found)
     checkpoints = paths.out / "checkpoints" / key[:16]
@@ -204,7 +210,13 @@ def _save(paths: PreferencePaths, recipe: PreferenceRecipe, key: str, old: Bundl
     ) as draft:
         artifacts.save_json(draft.dir / "log.json", training.log)
     recommender = GenerativeRecommender(
-        training.model, before.token_map, before.codes, before.index, before.settings, prompts=before.prompts
+        training.model,
+        before.token_map,
+        before.codes,
+        before.index,
+        before.settings,
+        prompts=before.prompts,
+        user_index=before.user_index,
     )
     save_bundle(
         paths.out / "bundle",

@@ -25,6 +25,7 @@ from genrec.models.backbone import DecoderSettings, T5Settings
 from genrec.models.pretrained import PretrainedSettings
 from genrec.prompts.mixture import MixtureSettings
 from genrec.training.settings import TrainSettings
+from genrec.vocab.user_index import UserSettings
 
 T = TypeVar("T")
 
@@ -151,8 +152,8 @@ class PipelineRecipe:
     where the item tokenizer has codebooks; ``random`` does not; ``text`` (pretrained models) starts them from the text
     of the items with the code. lora: train adapters and item tokens of a pretrained model instead of all its weights.
     alignment: train a pretrained model on a mixture of tasks that tie item tokens to text, and ask it with one of their
-    prompts. n_user_tokens: user ids are hashed to so many
-    tokens that open the prompt (0 = none).
+    prompts. n_user_tokens: user ids are hashed to so many tokens that open the prompt (0 = none). users: instead, users
+    get codes from the vectors of their training histories.
     """
 
     data: DataSettings
@@ -165,6 +166,7 @@ class PipelineRecipe:
     shuffle_identifiers: bool = False
     token_init: Literal["codebooks", "random", "text"] = "codebooks"
     n_user_tokens: int = 0
+    users: UserSettings | None = None
     model: DecoderSettings | T5Settings | PretrainedSettings = field(default_factory=DecoderSettings)
     lora: LoraSettings | None = None
     alignment: MixtureSettings | None = None
@@ -201,6 +203,8 @@ class PipelineRecipe:
             raise ConfigError("token_init: text needs a model of kind pretrained, which knows text")
         if self.alignment is not None:
             self._check_alignment(text_model)
+        if self.users is not None:
+            self._check_users(self.users)
         if "oracle" in self.baselines and self.data.synthetic is None:
             raise ConfigError("baselines: 'oracle' needs synthetic data, whose generator is known")
         if not self.embeddings:
@@ -229,6 +233,20 @@ class PipelineRecipe:
                 f"alignment.ask.task: expected one of the tasks, got {self.alignment.ask.task!r}",
                 hint="the model is asked with a prompt that it was trained with",
             )
+
+    def _check_users(self, users: UserSettings) -> None:
+        if self.n_user_tokens:
+            raise ConfigError("users: users have codes or are hashed, not both", hint="leave n_user_tokens out")
+        if users.vectors == "collaborative" and self.collaborative is None:
+            raise ConfigError(
+                "users.vectors: 'collaborative' needs a block collaborative",
+                hint="one such as --set 'collaborative={svd: {dim: 64}}'",
+            )
+
+    @property
+    def knows_users(self) -> bool:
+        """Whether the vocabulary has user tokens."""
+        return bool(self.n_user_tokens) or self.users is not None
 
     @property
     def text_block(self) -> int:

@@ -88,11 +88,21 @@ def stages(recipe: PipelineRecipe, folder: Path) -> list[Stage]:
         Stage(
             "tokenize", ("item_tokenizer", "codes", "index"), partial(data_stages.tokenize, recipe=recipe),
             recipe=part("tokenizer", "shuffle_identifiers", "seed"), needs=("prepare", "split", "embed", *beside),
-            inputs=_tokenizer_code(recipe), estimate=costs.tokenize,
+            inputs=_tokenizer_code(recipe.tokenizer), estimate=costs.tokenize,
             about="item identifiers",
         ),
     ]  # fmt: skip
-    users = ("prepare",) if recipe.n_user_tokens else ()
+    if recipe.users is not None:
+        vectors = "embed" if recipe.users.vectors == "embeddings" else "collaborative"
+        found.append(
+            Stage(
+                "users", ("users",), partial(data_stages.users, recipe=recipe),
+                recipe=part("users", "seed"), needs=("prepare", "split", vectors),
+                inputs=_tokenizer_code(recipe.users.tokenizer), estimate=costs.users,
+                about="user identifiers, from training histories", check=partial(_check_users, recipe),
+            )
+        )  # fmt: skip
+    users = ("prepare", *["users"] * (recipe.users is not None)) if recipe.knows_users else ()
     texts = ("prepare",) if recipe.alignment is not None and not users else ()
     found += sasrec if recipe.needs_sasrec and not recipe.vectors_from_sasrec else []
     found += [_baseline(name, recipe, part, costs) for name in recipe.baselines]
@@ -108,7 +118,7 @@ def stages(recipe: PipelineRecipe, folder: Path) -> list[Stage]:
         ),
         Stage(
             "evaluate", (f"eval/{recipe.model.kind}",), partial(model_stages.evaluate_model, recipe=recipe),
-            recipe=part("evaluate", "split", "seed"), needs=(*users, "split", "train"), version=2,
+            recipe=part("evaluate", "split", "seed"), needs=(*users[:1], "split", "train"), version=2,
             estimate=costs.evaluate,
             about="constrained beam search for every test user",
         ),
@@ -289,8 +299,16 @@ def _blocks(recipe: PipelineRecipe) -> list[tuple[str, Block]]:
     return found if recipe.collaborative is None else [*found, ("collaborative", recipe.collaborative)]
 
 
-def _tokenizer_code(recipe: PipelineRecipe) -> dict[str, str]:
+def _check_users(recipe: PipelineRecipe) -> None:
+    """Raise ConfigError for a tokenizer of users that does not exist or has other settings."""
+    if recipe.users is not None:
+        kind = recipe.users.tokenizer["kind"]
+        registry.check_gives_codes(kind)
+        recipes.validate(recipe.users.tokenizer, registry.settings_class(kind), where="users.tokenizer")
+
+
+def _tokenizer_code(tokenizer: dict[str, Any]) -> dict[str, str]:
     """Digest of the module of a third-party tokenizer: its code is part of the recipe."""
-    module, colon, _ = str(recipe.tokenizer["kind"]).partition(":")
+    module, colon, _ = str(tokenizer["kind"]).partition(":")
     found = find_spec(module) if colon else None
     return {module: file_digest(Path(found.origin))} if found is not None and found.origin else {}

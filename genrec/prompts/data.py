@@ -20,6 +20,9 @@ from genrec.prompts.template import Rows
 
 Int64 = npt.NDArray[np.int64]
 
+UNKNOWN_USER = -1
+"""In the place of a user's number: somebody without an index, whom prompts name ``<unk_user>``."""
+
 
 @dataclass(frozen=True)
 class Fields:
@@ -36,7 +39,8 @@ class Row:
     """What one example is about (experimental).
 
     history: item numbers, oldest first, at most ``max_items``. item: the item that a step leads to, or the item of an
-    ``items`` row; None in a row of ``users``. user: the user number, None in a row of ``items``.
+    ``items`` row; None in a row of ``users``. user: the user number, or UNKNOWN_USER where it is not told; None in a
+    row of ``items``.
     """
 
     history: tuple[int, ...] = ()

@@ -65,7 +65,8 @@ class ExampleEncoder:
     A ragged identifier has its own ``</s>`` only at the end of a target, which then needs no other.
 
     codes: identifiers of all items. users_UM: tokens of each user, int64 ``[U, M]``, -1 = none; needed where examples
-    name users. max_tokens: of an example (encoder-decoder: of each side).
+    name users (:data:`genrec.prompts.data.UNKNOWN_USER` names its last row). max_tokens: of an example
+    (encoder-decoder: of each side).
     """
 
     def __init__(
@@ -219,11 +220,6 @@ class TokenRows:
         source = np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][rows] - offsets[:-1], length)
         starts = offsets[:-1] + self.prompt_lengths[rows]
         return TokenRows(self.ids[source], self.items[source], self.levels[source], offsets, starts)
-
-
-def hashed_users(token_map: TokenMap, user_ids: Sequence[str]) -> Int64 | None:
-    """One token for each user from a hash of the id, int64 ``[U, 1]``; None without user tokens (experimental)."""
-    return token_map.user_tokens(user_ids)[:, None] if token_map.n_user_tokens else None
 
 
 def _item_tokens(token_map: TokenMap, codes: ItemCodes) -> tuple[Int64, Int64]:

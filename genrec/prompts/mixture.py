@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from genrec.errors import ConfigError, DataError
-from genrec.prompts.data import Fields, Int64, TaskData
+from genrec.prompts.data import UNKNOWN_USER, Fields, Int64, TaskData
 from genrec.prompts.queries import load_queries
 from genrec.prompts.tasks import Task, load_task
 from genrec.prompts.template import Rendered
@@ -99,13 +99,14 @@ class TaskMixture:
     """The examples of a training, task by task (experimental).
 
     Each task goes through its rows in a random order, and through all of them before any row comes again, over as
-    many epochs as that takes. Words, queries and the like are drawn anew every time.
+    many epochs as that takes. Words, queries and the like are drawn anew every time. user_drop: chance that an example
+    with a history does not tell its user; examples about the user alone always do.
     Raises DataError for a task without rows (no description in the catalog, no user tokens, …).
     """
 
-    def __init__(self, settings: MixtureSettings, data: TaskData, *, seed: int) -> None:
+    def __init__(self, settings: MixtureSettings, data: TaskData, *, seed: int, user_drop: float = 0.0) -> None:
         data = _as_set(settings, data)
-        self.settings, self.data, self.seed = settings, data, seed
+        self.settings, self.data, self.seed, self._user_drop = settings, data, seed, user_drop
         self.tasks = [load_task(each.task, each.template) for each in settings.tasks]
         self._rows = [self._usable(task) for task in self.tasks]
         self.counts = _counts(settings, [len(rows) for rows in self._rows])
@@ -145,6 +146,9 @@ class TaskMixture:
         row = self._data(epoch).row(task.template.header.rows, self._row(n, epoch, place, attempt, random))
         if max_items is not None:
             row = row.last(max_items)
+        droppable = self._user_drop and row.user is not None and "history" in task.template.header.inputs
+        if droppable and rng(self.seed, "user_drop", n, epoch, place, attempt).random() < self._user_drop:
+            row = replace(row, user=UNKNOWN_USER)
         word = random.random()
         inputs = task.draw(self._of_epoch, row, random)
         fitting = [] if inputs is None else task.template.fitting(inputs)

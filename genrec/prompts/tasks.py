@@ -102,6 +102,11 @@ def explanation(data: TaskData, row: Row, random: np.random.Generator) -> Inputs
     }  # fmt: skip
 
 
+def personal(data: TaskData, row: Row, random: np.random.Generator) -> Inputs | None:
+    """The user's tokens and a history → the next item; every wording names the user (experimental)."""
+    return None if data.user(row) is None else sequential(data, row, random)
+
+
 def user_history(data: TaskData, row: Row, random: np.random.Generator) -> Inputs | None:
     """The user's tokens → what the user had, and back to the chief category (experimental)."""
     if data.user(row) is None:
@@ -114,7 +119,7 @@ TASKS: dict[str, Draw] = {
     function.__name__: function
     for function in (
         sequential, item_from_text, text_from_item, fused, asymmetric, search, search_with_history, preference,
-        explanation, user_history,
+        explanation, personal, user_history,
     )
 }  # fmt: skip
 """The built-in tasks."""

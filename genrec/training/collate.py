@@ -15,7 +15,7 @@ import torch
 from genrec.data.histories import Histories
 from genrec.decoding.index import CatalogIndex
 from genrec.decoding.scorer import Prompts
-from genrec.models.prompting import Layout, build_prompts, item_tokens, user_tokens
+from genrec.models.prompting import Layout, build_prompts, item_tokens
 from genrec.training.dataset import Samples, TrainingData
 from genrec.training.losses import parent_nodes
 
@@ -37,14 +37,13 @@ class Collator:
         index = CatalogIndex.build(codes)
         self.data, self.layout, self._start = data, layout, decoder_start
         self._tokens_NM = item_tokens(codes, data.token_map)
-        users = range(len(data.histories))
-        self._users_U = user_tokens(data.token_map, users, data.user_ids)
+        self._users_UM = data.users_UM
         self._real_NM = data.token_map.real(self._tokens_NM)
         self._symbols_NM = index.path_codes(np.arange(codes.n_items))
         self._nodes_NM = parent_nodes(index)
         self.item_lengths_N: Int64 = self._real_NM.sum(axis=1)
         # nothing stands before the first item to predict its first token from
-        self._bare = layout == "decoder" and data.token_map.bos_id is None and self._users_U is None
+        self._bare = layout == "decoder" and data.token_map.bos_id is None and self._users_UM is None
 
     @property
     def target_apart(self) -> bool:
@@ -68,9 +67,9 @@ class Collator:
         if not self.target_apart:
             whole = Histories.from_slices(items, samples.starts, samples.ends)
             tokens_BT, length_B = _right_padded(self._prompts(whole, samples))
-            before = int(length_B[0] - self.item_lengths_N[whole[0]].sum()) - 1
+            own_B = np.bincount(whole.rows(), weights=self.item_lengths_N[whole.items], minlength=len(whole))
             inputs = {"input_ids": _tensor(tokens_BT[:, :-1])}
-            return inputs | self._targets(whole, tokens_BT.shape[1] - 1, before)
+            return inputs | self._targets(whole, tokens_BT.shape[1] - 1, length_B - own_B.astype(np.int64) - 1)
         prompts = self._prompts(Histories.from_slices(items, samples.starts, samples.ends - 1), samples)
         target_B = items[samples.ends - 1]
         start_B1 = np.full((len(samples), 1), self._start, dtype=np.int64)
@@ -80,18 +79,21 @@ class Collator:
             "decoder_input_ids": _tensor(np.hstack([start_B1, self._tokens_NM[target_B, :-1]])),
         }
         target = Histories(np.arange(len(samples) + 1), target_B)
-        return inputs | self._targets(target, self._tokens_NM.shape[1], 0)
+        return inputs | self._targets(target, self._tokens_NM.shape[1], np.zeros(len(samples), np.int64))
 
     def _prompts(self, items: Histories, samples: Samples) -> Prompts:
-        own = None if self._users_U is None else self._users_U[samples.rows]
+        own = None if self._users_UM is None else self._users_UM[samples.rows]
         return build_prompts(self.layout, items, self._tokens_NM, self.data.token_map, own)
 
-    def _targets(self, items: Histories, width: int, before: int) -> dict[str, Any]:
-        """Each token of ``items`` is predicted in column ``before + its place in the row`` of ``width``."""
+    def _targets(self, items: Histories, width: int, before_B: Int64) -> dict[str, Any]:
+        """Each token of ``items`` is predicted in column ``before + its place in the row`` of ``width``.
+
+        What stands before the items may be longer in some rows than in others: users have codes or do not.
+        """
         real = self._real_NM[items.items]
         row = np.repeat(items.rows(), real.sum(axis=1))
         length_B = np.bincount(row, minlength=len(items))
-        column = before + np.arange(len(row)) - (np.cumsum(length_B) - length_B)[row]
+        column = before_B[row] + np.arange(len(row)) - (np.cumsum(length_B) - length_B)[row]
         level = np.nonzero(real)[1]
         order = np.argsort(level, kind="stable")
         order = order[column[order] >= 0]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ from genrec.item_tokenizers.codes import ItemCodes, check_catalog
 from genrec.seeding import rng
 from genrec.training.settings import TrainSettings
 from genrec.vocab.token_map import TokenMap
+from genrec.vocab.user_index import UserIndex, check_users, user_tokens
 
 Int64 = npt.NDArray[np.int64]
 
@@ -30,7 +32,8 @@ class TrainingData:
 
     histories: the training part, one row per user. codes: identifiers of all items. token_map: their tokens.
     valid: validation queries, for early stopping. user_ids: the id of the user of each history (and of each
-    user number in ``valid``), needed if the vocabulary has user tokens. tied: which events of the histories
+    user number in ``valid``), needed if the vocabulary has user tokens. user_index: the codes of users, where the
+    vocabulary has tokens for them. tied: which events of the histories
     stand in an arbitrary order (:meth:`genrec.data.splits.Split.train_ties`), drawn anew every epoch. catalog:
     fingerprint of the catalog whose item numbers the histories hold (None = not known).
 
@@ -44,9 +47,11 @@ class TrainingData:
     user_ids: Sequence[str] | None = None
     tied: Bools | None = None
     catalog: str | None = None
+    user_index: UserIndex | None = None
 
     def __post_init__(self) -> None:
         check_catalog("codes", self.codes.catalog, self.catalog)
+        check_users(self.token_map, self.user_index)
         items, n_items = self.histories.items, self.codes.n_items
         if len(items) and not 0 <= int(items.min()) <= int(items.max()) < n_items:
             raise DataError(f"histories: expected item numbers 0..{n_items - 1}, got {items.min()}..{items.max()}")
@@ -62,10 +67,19 @@ class TrainingData:
                 f"({len(self.histories)}), got {len(self.user_ids or ())}"
             )
 
+    @cached_property
+    def users_UM(self) -> Int64 | None:
+        """Tokens of the user of each history, int64 ``[U, M]``, -1 = none; None where the vocabulary has none.
+
+        With a user index there is one row more, the last: ``<unk_user>``, so that row -1 is it.
+        """
+        ids = list(self.user_ids or ()) if self.user_index is None else [*(self.user_ids or ()), ""]
+        return user_tokens(self.token_map, ids, self.user_index)
+
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Sample r is ``items[starts[r]:ends[r]]``, of user ``rows[r]`` (internal).
+    """Sample r is ``items[starts[r]:ends[r]]``, of user ``rows[r]`` (-1 = whose user is not told) (internal).
 
     starts, ends, rows: int64 ``[R]``. items: int32 ``[E]``, all histories below each other. A sample has
     at least two items: something known, something to predict.
@@ -94,6 +108,13 @@ class Samples:
         room = self.ends - self.starts - 2
         dropped = np.where((chance < probability) & (room > 0), 1 + np.floor(share * room), 0)
         return replace(self, starts=self.starts + dropped.astype(np.int64))
+
+    def drop_users(self, probability: float, seed: int, epoch: int) -> Samples:
+        """Each sample becomes, with this probability, that of an unknown user; chosen as :meth:`drop_prefixes` does."""
+        if not probability:
+            return self
+        dropped = rng(seed, "user_drop", epoch).random(len(self)) < probability
+        return replace(self, rows=np.where(dropped, -1, self.rows))
 
 
 def prefix_samples(histories: Histories, max_items: int) -> Samples:
@@ -138,10 +159,12 @@ class Plan:
         *,
         tied: Bools | None = None,
         target_apart: bool = False,
+        user_drop: float = 0.0,
     ) -> None:
         """``item_lengths_N``: tokens of each item. ``tied``: which events to bring into another order every epoch.
 
-        ``target_apart``: the last item of a sample is not part of the padded input (encoder-decoder).
+        ``target_apart``: the last item of a sample is not part of the padded input (encoder-decoder). ``user_drop``:
+        chance that a sample does not tell its user.
         """
         if not len(samples):
             raise DataError(
@@ -149,7 +172,7 @@ class Plan:
                 hint="check the split: each user's training part must hold at least two events",
             )
         self.samples, self._item_lengths_N, self._settings, self._tied = samples, item_lengths_N, settings, tied
-        self._target_apart = int(target_apart)
+        self._target_apart, self._user_drop = int(target_apart), user_drop
         self.steps_per_epoch = -(-len(samples) // settings.batch_size)
         self._epoch = -1
         self._padding_share: float | None = None
@@ -175,6 +198,7 @@ class Plan:
         seed = self._settings.seed
         items = redraw(self.samples.items, self._tied, seed=seed, epoch=epoch)
         dropped = self.samples.drop_prefixes(self._settings.prefix_drop, seed, epoch)
+        dropped = dropped.drop_users(self._user_drop, seed, epoch)
         self._current = replace(dropped, items=items)
         lengths = self._lengths()
         size, packing = self._settings.batch_size, self._settings.packing

@@ -149,6 +149,8 @@ def bind(model: Any, data: TrainingData) -> None:
     # saved with the model: it understands these identifiers, and those of later versions of the catalog
     model.config.genrec_codes = data.codes.fingerprint
     model.config.genrec_n_items, model.config.genrec_catalog = len(data.codes), data.codes.catalog
+    if data.user_index is not None:
+        model.config.genrec_users = data.user_index.fingerprint
 
 
 def _job(model: Any, data: TrainingData, settings: TrainSettings) -> Job:
@@ -162,6 +164,7 @@ def _job(model: Any, data: TrainingData, settings: TrainSettings) -> Job:
         settings,
         tied=data.tied,
         target_apart=collator.target_apart,
+        user_drop=0.0 if data.user_index is None else settings.user_drop,
     )
     loss = CodeLoss(data.token_map, settings.softmax, settings.label_smoothing, data.codes)
     if settings.packing:

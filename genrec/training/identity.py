@@ -88,4 +88,6 @@ def _users_digest(data: TrainingData) -> str | None:
     """Who the users are, where the model is told."""
     if not data.token_map.n_user_tokens:
         return None
-    return hashlib.sha256(json.dumps(list(data.user_ids or ())).encode()).hexdigest()[:32]
+    told = list(data.user_ids or ())
+    parts: object = told if data.user_index is None else [told, data.user_index.fingerprint]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

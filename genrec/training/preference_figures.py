@@ -132,7 +132,14 @@ class Watch:
         data, settings = self._module.data, self._settings
         decoding = DecodingSettings(n_beams=settings.eval_beams, loss=softmax, max_items=settings.max_items)
         return GenerativeRecommender(
-            model, data.token_map, data.codes, self._index, decoding, user_ids=data.user_ids, prompts=self._prompts
+            model,
+            data.token_map,
+            data.codes,
+            self._index,
+            decoding,
+            user_ids=data.user_ids,
+            user_index=data.user_index,
+            prompts=self._prompts,
         )
 
 

@@ -23,7 +23,7 @@ from genrec.decoding.search import Batch, Search
 from genrec.decoding.select import DeviceIndex
 from genrec.errors import DataError
 from genrec.models.backbone import layout_of, scorer_of
-from genrec.models.prompting import build_prompts, item_tokens, user_tokens
+from genrec.models.prompting import build_prompts, item_tokens
 from genrec.models.template_prompts import TemplatePrompts
 from genrec.seeding import derive
 from genrec.training.dataset import Plan, Samples, TrainingData, prefix_samples
@@ -153,7 +153,7 @@ class ListMaker:
         self._host = CatalogIndex.build(data.codes)
         self._filter = None if allowed is None else RankFilter.of(allowed, self._host)
         self._tokens_NA = item_tokens(data.codes, data.token_map)
-        self._users_U = user_tokens(data.token_map, range(len(data.histories)), data.user_ids)
+        self._users_UM = data.users_UM
         self.identifiers_N: Int32 = data.codes.collision_ids()
 
     @functools.cached_property
@@ -163,7 +163,7 @@ class ListMaker:
 
     def prompts(self, queries: Queries) -> Prompts:
         """Model inputs of the histories."""
-        users = None if self._users_U is None else self._users_U[queries.rows]
+        users = None if self._users_UM is None else self._users_UM[queries.rows]
         if self._template is not None:
             return self._template(queries.histories, users)
         return build_prompts(self._layout, queries.histories, self._tokens_NA, self.data.token_map, users)

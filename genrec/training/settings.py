@@ -12,7 +12,7 @@ from genrec.schedules import warmup_cosine
 
 MAY_CHANGE = ("max_seconds", "save_every", "save_seconds", "n_workers", "gradient_checkpointing")
 """Settings that may change between an interrupted call and the one that goes on."""
-_LATER = {"packing": False, "accumulation_steps": 1, "fsdp": False, "sam_rho": 0.0}
+_LATER = {"packing": False, "accumulation_steps": 1, "fsdp": False, "sam_rho": 0.0, "user_drop": 0.1}
 """Settings that came later: with these values a training is what it was before."""
 
 
@@ -49,7 +49,8 @@ class TrainSettings:
     label_smoothing: share of the target spread evenly over that support.
     ema_decay: decay per step of an average of the weights, which is what is evaluated and returned; None = off.
     max_items: longest history, in items. prefix_drop: probability that a sample loses a random number of its
-        oldest items in an epoch.
+        oldest items in an epoch. user_drop: where users have codes, probability that a sample shows ``<unk_user>``
+        instead in an epoch, so that the model also knows what to do for users without.
     eval_every: validation every so many ``eval_unit`` and at the end (0 = never), on ``eval_users`` users
         drawn by the seed, by a search with ``eval_beams`` beams.
     patience: validations without a better ``metric`` before training stops (0 = train to the end). The
@@ -83,6 +84,7 @@ class TrainSettings:
     sam_rho: float = 0.0
     max_items: int = 20
     prefix_drop: float = 0.0
+    user_drop: float = 0.1
     eval_every: int = 1
     eval_unit: Literal["epochs", "steps"] = "epochs"
     eval_users: int = 2000
@@ -113,7 +115,7 @@ class TrainSettings:
         _check(self.max_grad_norm > 0, "max_grad_norm", "above 0", self)
         for name in ("weight_decay", "save_seconds"):
             _check(getattr(self, name) >= 0, name, "0 or more", self)
-        for name in ("label_smoothing", "prefix_drop"):
+        for name in ("label_smoothing", "prefix_drop", "user_drop"):
             _check(0 <= getattr(self, name) < 1, name, "in [0, 1)", self)
         _check(len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "betas", "two in [0, 1)", self)
         _check(self.ema_decay is None or 0 < self.ema_decay < 1, "ema_decay", "in (0, 1), or none", self)

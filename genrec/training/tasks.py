@@ -16,7 +16,7 @@ from genrec.models.backbone import layout_of
 from genrec.models.template_prompts import SEARCHES, TemplatePrompts
 from genrec.prompts.data import TaskData
 from genrec.prompts.dataset import AlignmentPlan
-from genrec.prompts.encode import ExampleEncoder, Vocabulary, hashed_users
+from genrec.prompts.encode import ExampleEncoder, Vocabulary
 from genrec.prompts.mixture import MixtureSettings, TaskMixture
 from genrec.prompts.tasks import load_task
 from genrec.prompts.wrapper import Wrapper
@@ -85,7 +85,7 @@ def task_encoder(model: Any, data: TrainingData, tasks: Tasks) -> ExampleEncoder
         layout=layout_of(model),
         wrapper=Wrapper.named(tasks.mixture.wrapper, tasks.vocabulary.tokenizer),
         max_tokens=tasks.mixture.max_tokens,
-        users_UM=hashed_users(data.token_map, data.user_ids or ()),
+        users_UM=data.users_UM,
     )
 
 
@@ -118,7 +118,8 @@ def _job(model: Any, data: TrainingData, tasks: Tasks, settings: TrainSettings, 
     check_catalog("codes", data.codes.catalog, tasks.catalog.fingerprint)
     with_users = data.token_map.n_user_tokens > 0
     source = TaskData(tasks.catalog, data.histories, with_users=with_users, tied=data.tied)
-    mixture = TaskMixture(tasks.mixture, source, seed=settings.seed)
+    user_drop = 0.0 if data.user_index is None else settings.user_drop
+    mixture = TaskMixture(tasks.mixture, source, seed=settings.seed, user_drop=user_drop)
     plan = AlignmentPlan(mixture, encoder, batch_size=settings.batch_size, seed=settings.seed)
     start = getattr(model.config, "decoder_start_token_id", None) or 0
     collator = AlignmentCollator(data.codes, data.token_map, encoder.layout, start)

@@ -37,7 +37,14 @@ def validator(data: TrainingData, settings: TrainSettings, prompts: TemplateProm
     def run(model: Any) -> dict[str, float]:
         decoding = decoding_settings(settings)
         recommender = GenerativeRecommender(
-            model, data.token_map, data.codes, index, decoding, user_ids=data.user_ids, prompts=prompts
+            model,
+            data.token_map,
+            data.codes,
+            index,
+            decoding,
+            user_ids=data.user_ids,
+            user_index=data.user_index,
+            prompts=prompts,
         )
         report = evaluate(recommender, sample, settings=rule, progress=False)
         return {name: float(report.mean(name)) for name in ("recall@10", "ndcg@10")}

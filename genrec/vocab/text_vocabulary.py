@@ -124,13 +124,15 @@ def extend_vocabulary(
     codes: ItemCodes | Sequence[int],
     *,
     n_user_tokens: int = 0,
+    user_levels: tuple[int, ...] = (),
 ) -> TextVocabulary:
     """Add a token for every (level, code), and for users, to a text tokenizer.
 
     The new ids follow the largest one in use, as in Hugging Face: a model that has spare rows behind its tokens (T5,
     Qwen) uses them up first. ``tokenizer`` itself is left as it was. Without a padding token the end token pads.
 
-    codes: identifiers, or the number of codes of each level (fixed length). Raises ConfigError for a tokenizer that is
+    codes: identifiers, or the number of codes of each level (fixed length). n_user_tokens, user_levels: see
+    :class:`TokenMap`. Raises ConfigError for a tokenizer that is
     not a fast one, has no end token, or knows one of the new tokens already. Stability: experimental.
     """
     from tokenizers import AddedToken
@@ -149,9 +151,9 @@ def extend_vocabulary(
         tokenizer=fingerprint_of(extended, first),
     )
     if isinstance(codes, ItemCodes):
-        token_map = TokenMap.of(codes, n_user_tokens=n_user_tokens, base=base)
+        token_map = TokenMap.of(codes, n_user_tokens=n_user_tokens, base=base, user_levels=user_levels)
     else:
-        token_map = TokenMap(tuple(codes), n_user_tokens=n_user_tokens, base=base)
+        token_map = TokenMap(tuple(codes), n_user_tokens=n_user_tokens, base=base, user_levels=user_levels)
     new = token_map.new_tokens()
     if known := [token for token in new if token in vocabulary]:
         raise ConfigError(

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 PAD, EOS, BOS = "<pad>", "</s>", "<s>"
 SPECIALS = (PAD, EOS, BOS)
-# "u" is left out: <u_17> is a user token
+UNKNOWN_USER = "<unk_user>"
+# "u" is left out: <u_17> and <ua_17> are user tokens
 _LETTERS = "abcdefghijklmnopqrstvwxyz"
 
 
@@ -64,6 +65,8 @@ class TokenMap:
     level_sizes: number of codes of each level.
     ragged: identifiers have unequal lengths, so each ends with ``</s>``; fixed-length ones have no ``</s>``.
     n_user_tokens: users are hashed to this many tokens (0 = the model knows no users).
+    user_levels: instead, users have codes (:class:`genrec.vocab.user_index.UserIndex`), this many at each level:
+    ``<unk_user>``, then ``<ua_0>``, ``<ua_1>``, …, ``<ub_0>``, …; ``n_user_tokens`` then counts all of these.
     base: None = the vocabulary is item and user tokens alone (:func:`genrec.vocab.text_vocabulary.extend_vocabulary`
     makes the other kind).
 
@@ -79,20 +82,46 @@ class TokenMap:
     n_user_tokens: int = 0
     shared_vocabulary: bool = False
     base: TextBase | None = None
+    user_levels: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "level_sizes", tuple(int(k) for k in self.level_sizes))
+        object.__setattr__(self, "user_levels", tuple(int(k) for k in self.user_levels))
         if not self.level_sizes or min(self.level_sizes) < 1:
             raise ConfigError(f"level_sizes: expected one positive size per level, got {self.level_sizes}")
         if self.n_user_tokens < 0:
             raise ConfigError(f"n_user_tokens: expected 0 or more, got {self.n_user_tokens}")
+        if self.user_levels:
+            self._count_users()
         if self.shared_vocabulary and len(set(self.level_sizes)) > 1:
             raise ConfigError(f"level_sizes: a shared vocabulary needs equal sizes, got {self.level_sizes}")
 
+    def _count_users(self) -> None:
+        n_tokens = 1 + sum(self.user_levels)
+        if min(self.user_levels) < 1 or self.n_user_tokens not in (0, n_tokens):
+            raise ConfigError(
+                f"user_levels: expected one positive size per level, and no n_user_tokens beside them, got "
+                f"{self.user_levels} and {self.n_user_tokens}",
+                hint="users are either hashed (n_user_tokens) or have codes (user_levels)",
+            )
+        object.__setattr__(self, "n_user_tokens", n_tokens)
+
     @classmethod
-    def of(cls, codes: ItemCodes, *, n_user_tokens: int = 0, base: TextBase | None = None) -> TokenMap:
+    def of(
+        cls,
+        codes: ItemCodes,
+        *,
+        n_user_tokens: int = 0,
+        base: TextBase | None = None,
+        user_levels: tuple[int, ...] = (),
+    ) -> TokenMap:
         """The token map that fits ``codes``."""
-        return cls(codes.level_sizes, codes.ragged, n_user_tokens, codes.shared_vocabulary, base)
+        return cls(codes.level_sizes, codes.ragged, n_user_tokens, codes.shared_vocabulary, base, user_levels)
+
+    def with_codes(self, codes: ItemCodes) -> TokenMap:
+        """The map over the same text and the same users that fits ``codes`` (internal)."""
+        n_hashed = 0 if self.user_levels else self.n_user_tokens
+        return TokenMap.of(codes, n_user_tokens=n_hashed, base=self.base, user_levels=self.user_levels)
 
     @property
     def pad_id(self) -> int:
@@ -124,6 +153,11 @@ class TokenMap:
         """Width of :meth:`token_ids`: L, and one more for ``</s>`` when ragged."""
         return self.n_levels + int(self.ragged)
 
+    @property
+    def n_tokens_per_user(self) -> int:
+        """Most tokens that stand for one user: one of hashed users, one of each level of their codes; 0 without."""
+        return len(self.user_levels) or int(self.n_user_tokens > 0)
+
     @cached_property
     def level_offset(self) -> tuple[int, ...]:
         """First token id of each level: the token of (level, code) is ``level_offset[level] + code``."""
@@ -150,9 +184,10 @@ class TokenMap:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; :meth:`from_dict` restores the same map."""
-        values = {**asdict(self), "level_sizes": list(self.level_sizes)}
-        if self.base is None:  # as it was before there was such a thing: fingerprints stay
-            del values["base"]
+        values = {**asdict(self), "level_sizes": list(self.level_sizes), "user_levels": list(self.user_levels)}
+        for name in ("base", "user_levels"):
+            if not values[name]:  # as it was before there was such a thing: fingerprints stay
+                del values[name]
         return values
 
     @classmethod
@@ -179,6 +214,9 @@ class TokenMap:
         """Strings of the item and user tokens in id order, from :attr:`first_item_id` on."""
         levels = range(1 if self.shared_vocabulary else self.n_levels)
         items = [f"<{level_name(level)}_{k}>" for level in levels for k in range(self.level_sizes[level])]
+        if self.user_levels:
+            coded = [f"<u{level_name(level)}_{k}>" for level, size in enumerate(self.user_levels) for k in range(size)]
+            return [*items, UNKNOWN_USER, *coded]
         return [*items, *(f"<u_{k}>" for k in range(self.n_user_tokens))]
 
     def text(self, codes_L: npt.ArrayLike, sep: str = " ") -> str:
@@ -230,8 +268,11 @@ class TokenMap:
     def user_tokens(self, user_ids: Iterable[str]) -> npt.NDArray[np.int64]:
         """Token ids of users, int64 ``[U]``: blake2b of the user id modulo ``n_user_tokens``.
 
-        The same in every process and on every machine. Raises ConfigError if the map has no user tokens.
+        The same in every process and on every machine. Raises ConfigError if the map has no user tokens, or users with
+        codes.
         """
+        if self.user_levels:
+            raise ConfigError("user_levels: the tokens of users follow from their codes", hint="ask the UserIndex")
         if not self.n_user_tokens:
             raise ConfigError("n_user_tokens: expected 1 or more to use user tokens, got 0")
         digests = [hashlib.blake2b(u.encode(), digest_size=8).digest() for u in user_ids]
@@ -239,6 +280,25 @@ class TokenMap:
             [self.user_offset + int.from_bytes(d, "little") % self.n_user_tokens for d in digests],
             dtype=np.int64,
         )
+
+    @property
+    def unknown_user_id(self) -> int:
+        """Token id of ``<unk_user>``; only where users have codes."""
+        return self.user_offset
+
+    def user_token_ids(self, codes_UL: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
+        """Token ids of users by their codes, int64 ``[U, L]``, -1 behind short ones; a row of -1 is ``<unk_user>``.
+
+        Raises DataError for codes out of range.
+        """
+        codes = np.asarray(codes_UL, dtype=np.int64)
+        sizes = np.array(self.user_levels, dtype=np.int64)
+        if codes.ndim != 2 or codes.shape[1] != len(sizes) or bool(((codes < -1) | (codes >= sizes)).any()):
+            raise DataError(f"user codes: expected [U, {len(sizes)}] below {self.user_levels}, got {codes.shape}")
+        first_L = self.unknown_user_id + 1 + np.cumsum(sizes) - sizes
+        out = np.where(codes >= 0, codes + first_L, -1)
+        out[(codes < 0).all(axis=1), 0] = self.unknown_user_id
+        return out
 
     def text_tokenizer(self) -> PreTrainedTokenizerFast:
         """A Hugging Face text tokenizer of exactly these tokens, split at white space.

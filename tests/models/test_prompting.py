@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from genrec.data.histories import Histories
 from genrec.errors import DataError, FingerprintMismatch
 from genrec.item_tokenizers.codes import ItemCodes
-from genrec.models.prompting import build_prompts, item_tokens, user_tokens
+from genrec.models.prompting import build_prompts, item_tokens, users_asked
 from genrec.vocab.token_map import TextBase, TokenMap
 
 CODES = ItemCodes.from_int([[0, 1], [3, 2], [1, -1]], (4, 3), "c")
@@ -21,7 +21,7 @@ def spelled(prompts, token_map):
 def test_both_layouts_read_as_documented():
     token_map = TokenMap.of(FIXED, n_user_tokens=2)
     histories = Histories.from_lists([[1, 0], [], [2]])
-    users = token_map.user_offset + np.array([0, 1, 0])
+    users = token_map.user_offset + np.array([[0], [1], [0]])
     tokens = item_tokens(FIXED, token_map)
     encoder = build_prompts("encoder", histories, tokens, token_map, users)
     assert spelled(encoder, token_map) == [
@@ -75,8 +75,8 @@ def test_wrong_inputs_are_refused():
 def test_user_tokens_follow_the_id_not_the_number():
     token_map = TokenMap.of(FIXED, n_user_tokens=50)
     ids = ["ann", "bob", "eve"]
-    by_id = user_tokens(token_map, ids)
-    assert user_tokens(token_map, np.array([2, 0]), ids).tolist() == [by_id[2], by_id[0]]
-    assert user_tokens(TokenMap.of(FIXED), ids) is None
+    by_id = users_asked(token_map, ids, 3)
+    assert users_asked(token_map, np.array([2, 0]), 2, user_ids=ids).tolist() == by_id[[2, 0]].tolist()
+    assert users_asked(TokenMap.of(FIXED), ids, 3) is None and users_asked(token_map, None, 3) is None
     with pytest.raises(DataError, match="numbers"):
-        user_tokens(token_map, np.array([1]))
+        users_asked(token_map, np.array([1]), 1)

@@ -17,7 +17,7 @@ from genrec.item_tokenizers.codes import ItemCodes
 from genrec.models.recommender import DecodingSettings, GenerativeRecommender
 from genrec.models.template_prompts import TemplatePrompts
 from genrec.prompts.data import TaskData
-from genrec.prompts.encode import ExampleEncoder, TokenRows, hashed_users
+from genrec.prompts.encode import ExampleEncoder, TokenRows
 from genrec.prompts.tasks import load_task
 from genrec.prompts.template import PromptTemplate
 from genrec.prompts.wrapper import Wrapper
@@ -25,6 +25,7 @@ from genrec.testing.text_models import byte_level_tokenizer, unigram_tokenizer
 from genrec.training.alignment import AlignmentCollator, AlignmentLoss
 from genrec.training.module import TrainingModule
 from genrec.vocab.text_vocabulary import extend_vocabulary
+from genrec.vocab.user_index import user_tokens
 
 N = 40  # items that the model knows; the others come later
 
@@ -48,7 +49,7 @@ def prepared(kind: str, *, n_user_tokens: int = 0, max_tokens: int = 256):
     users = list(shop.interactions.user_ids)
     encoder = ExampleEncoder(
         vocabulary, codes, layout="decoder" if decoder else "encoder", wrapper=Wrapper.named("plain"),
-        max_tokens=max_tokens, users_UM=hashed_users(vocabulary.token_map, users),
+        max_tokens=max_tokens, users_UM=user_tokens(vocabulary.token_map, users),
     )  # fmt: skip
     data = TaskData(shop.catalog, leave_one_out(shop.interactions).train(), with_users=n_user_tokens > 0)
     return data, codes, encoder, model.eval(), users

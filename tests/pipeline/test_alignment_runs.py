@@ -30,11 +30,13 @@ from genrec.testing.text_models import tiny_text_model
 from genrec.training.settings import TrainSettings
 from genrec.training.tasks import task_encoder
 from genrec.vocab import text_vocabulary
+from genrec.vocab.user_index import UserSettings
 
 MIXTURE = MixtureSettings(
     (MixedTask("sequential", samples=40), MixedTask("item_from_text", samples=24)),
     ask=AskSettings(wording=1), wrapper="instruction", max_items=6, max_text=40, max_tokens=400,
 )  # fmt: skip
+OF_USERS = {"kind": "rqkmeans", "n_levels": 2, "level_size": 4, "collisions": "suffix"}
 
 
 def recipe_of(base, mixture=MIXTURE, **more):
@@ -71,7 +73,7 @@ def same_prompts(recipe, run):
     """Every fifth training step: the ids of its prompt in training, and those that the bundle asks with."""
     made = model_stages.started(run, recipe)
     encoder, task = task_encoder(made.model, made.data, made.tasks), load_task("sequential", run.parent / "mine.jinja")
-    with_users = recipe.n_user_tokens > 0
+    with_users = recipe.knows_users
     data = TaskData(made.tasks.catalog, made.data.histories, max_items=6, with_users=with_users)
     serving = load_bundle(run, user_ids=made.data.user_ids).recommender
     rows = [data.row("steps", place) for place in range(0, data.n_rows("steps"), 5)]
@@ -93,8 +95,9 @@ def test_served_prompts_are_those_of_training(decoder_run):
 
 
 @pytest.mark.slow
-def test_served_prompts_of_an_encoder_with_user_tokens(tmp_path):
-    wanted, found = same_prompts(*finished(tmp_path, "t5", n_user_tokens=3, token_init="text"))
+@pytest.mark.parametrize("users", [{"n_user_tokens": 3}, {"users": UserSettings(tokenizer=OF_USERS)}])
+def test_served_prompts_of_an_encoder_with_user_tokens(tmp_path, users):
+    wanted, found = same_prompts(*finished(tmp_path, "t5", **users, token_init="text"))
     assert found == wanted
 
 

@@ -40,6 +40,7 @@ from genrec.pipeline.replacement import replaced
 from genrec.pipeline.stages import stages, stages_until
 from genrec.training.dataset import TrainingData
 from genrec.training.settings import TrainSettings
+from genrec.vocab.user_index import UserSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 PIPELINES = sorted((ROOT / "train" / "pipelines").glob("*.yaml"))
@@ -53,6 +54,7 @@ RECIPE = PipelineRecipe(
     train=TrainSettings(epochs=2, batch_size=32, warmup_steps=2, eval_every=0, save_every=1),
     baselines=("popularity",),
 )
+OF_USERS = UserSettings(tokenizer={"kind": "rqkmeans", "n_levels": 2, "level_size": 4, "collisions": "suffix"})
 
 
 @pytest.fixture
@@ -107,6 +109,7 @@ def test_a_tokenizer_recipe_is_named_in_place_of_its_lines(tmp_path: Path) -> No
         ({"tokenizer": {"kind": "rqkmeans", "level_size": 16}}, {"tokenize"}),
         ({"shuffle_identifiers": True}, {"tokenize"}),
         ({"n_user_tokens": 10}, {"train"}),
+        ({"users": replace(OF_USERS, decay=0.5)}, {"users"}),
         ({"token_init": "random"}, {"train"}),
         ({"train": replace(RECIPE.train, epochs=3)}, {"train"}),
         ({"train": replace(RECIPE.train, max_seconds=5.0)}, set()),
@@ -117,7 +120,8 @@ def test_a_tokenizer_recipe_is_named_in_place_of_its_lines(tmp_path: Path) -> No
 )
 def test_what_a_change_touches(change: dict, affected: set[str]) -> None:
     """Stages whose own key changes; what is downstream of them follows their output."""
-    before = {s.name: s.recipe for s in stages(RECIPE, Path("x"))}
+    recipe = replace(RECIPE, users=OF_USERS) if "users" in change else RECIPE
+    before = {s.name: s.recipe for s in stages(recipe, Path("x"))}
     after = {s.name: s.recipe for s in stages(replace(RECIPE, **change), Path("x"))}
     changed = {name for name in before if before[name] != after[name]}
     assert changed - {"report"} == affected  # the report names the whole recipe
@@ -256,6 +260,37 @@ def test_user_tokens_reach_the_prompt(prepared: Path) -> None:
     baseline_stages.evaluate_baseline(prepared, recipe, "popularity")
     report_stage.report(prepared, recipe)
     assert "is offered" in (prepared / "report" / "report.md").read_text()
+
+
+def test_a_user_index_goes_from_the_training_part_into_the_bundle(prepared: Path) -> None:
+    """It is made by its stage, known after a change of it to be another one, and answers by user."""
+    recipe = replace(RECIPE, users=OF_USERS, train=replace(RECIPE.train, epochs=1))
+    data_stages.users(prepared, recipe)
+    model_stages.train(prepared, recipe)
+    model_stages.evaluate_model(prepared, recipe)
+    report_stage.report(prepared, replace(recipe, baselines=()))
+    model, cut = load_bundle(prepared / "bundle").recommender, Split.load(prepared / "split")
+    ids = Interactions.load(prepared / "interactions").user_ids
+    assert model.user_index.ids == tuple(ids[u] for u in np.flatnonzero(cut.train().lengths > 0))
+    history = [[1, 2, 3]] * 3
+    scores = model.recommend(history, users=[model.user_index.ids[0], "nobody", ""]).scores.tolist()
+    assert scores[0] != scores[1] == scores[2]
+    key = model_stages.training_key(prepared, recipe)
+    data_stages.users(prepared, replace(recipe, users=replace(OF_USERS, decay=0.5)))
+    assert model_stages.training_key(prepared, recipe) != key
+
+
+def test_what_a_user_index_cannot_be_made_of_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="not both"):
+        replace(RECIPE, users=OF_USERS, n_user_tokens=3)
+    with pytest.raises(ConfigError, match="needs a block collaborative"):
+        replace(RECIPE, users=replace(OF_USERS, vectors="collaborative"))
+    with pytest.raises(ConfigError, match="decay"):
+        replace(OF_USERS, decay=1.5)
+    bad = replace(RECIPE, users=replace(OF_USERS, tokenizer={"kind": "rqkmeans", "n_level": 2}))
+    check = next(stage.check for stage in stages(bad, tmp_path) if stage.name == "users")
+    with pytest.raises(ConfigError, match=r"users\.tokenizer"):
+        check()
 
 
 def test_another_split_trains_anew_although_the_identifiers_are_the_same(prepared: Path) -> None:

@@ -12,19 +12,20 @@ from genrec.errors import ConfigError, DataError
 from genrec.item_tokenizers.codes import ItemCodes
 from genrec.prompts.data import TaskData
 from genrec.prompts.dataset import AlignmentPlan, example_of
-from genrec.prompts.encode import ExampleEncoder, TokenRows, hashed_users
+from genrec.prompts.encode import ExampleEncoder, TokenRows
 from genrec.prompts.mixture import MixedTask, MixtureSettings, TaskMixture
 from genrec.prompts.segments import Segment
 from genrec.prompts.tasks import TASKS
 from genrec.prompts.template import Rendered
 from genrec.prompts.wrapper import Wrapper
 from genrec.vocab.token_map import TokenMap
+from genrec.vocab.user_index import user_tokens
 
 EVERY = tuple(MixedTask(name, samples=12) for name in TASKS)
 
 
 def encoder(shop, vocabulary, layout="decoder", **options) -> ExampleEncoder:
-    users = hashed_users(vocabulary.token_map, shop.user_ids)
+    users = user_tokens(vocabulary.token_map, shop.user_ids)
     return ExampleEncoder(vocabulary, shop.codes, layout=layout, users_UM=users, **options)
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from genrec import recipes, workbench
 from genrec.errors import ConfigError, DataError
+from genrec.prompts.data import UNKNOWN_USER
 from genrec.prompts.mixture import MixedTask, MixtureSettings, TaskMixture
 
 
@@ -66,6 +67,20 @@ def test_rows_without_words_are_not_drawn(shop):
     assert {s.value for e in found for s in e.target if str(s.value).startswith("A fine")} <= descriptions
     with pytest.raises(DataError, match="no row of 'users'"):
         mixture(shop, MixedTask("user_history"))
+
+
+def test_users_are_dropped_where_a_history_is_told(shop):
+    chosen = MixtureSettings((MixedTask("personal"), MixedTask("user_history")))
+    always, some = (TaskMixture(chosen, shop.data(with_users=True), seed=3, user_drop=p) for p in (0.0, 0.3))
+    counts = Counter()
+    for i in range(len(some)):
+        whole, found = always.example(1, i), some.example(1, i)
+        users = [s.value for s in found.prompt if s.role == "user"]
+        counts[found.task, users == [UNKNOWN_USER]] += 1
+        assert (found.wording, found.target) == (whole.wording, whole.target)  # nothing else is drawn otherwise
+    dropped, told = counts["personal", True], counts["personal", False]
+    assert 0.15 < dropped / (dropped + told) < 0.45 and not counts["user_history", True]
+    assert [some.example(1, i) for i in range(9)] == [some.example(1, i) for i in range(9)]
 
 
 def test_an_attempt_is_another_row_and_a_shorter_history_the_same(shop):

@@ -42,6 +42,10 @@ GOLDEN = {
         "Explain the recommendation <a_5><b_4> to a person who had <a_2><b_2>.",
         "You had items of ‹Coffee & Tea› before: <a_2><b_2>.",
     ),
+    "personal": (
+        "User <user 3> had, in this order, <a_2><b_2>. Which item would this user take next?",
+        "<a_5><b_4>",
+    ),
     "user_history": ("User: <user 3>\nLatest items:", "<a_2><b_7> <a_4><b_2> <a_3><b_4>"),
 }
 

@@ -47,7 +47,7 @@ def test_a_model_is_asked_only_for_one_item():
     with pytest.raises(ConfigError, match="toy, wording 2: a model can be asked only for the next item"):
         toys.check_asks(1)
     able = {name: [asks(t, n) for n in range(len(t.wordings))] for name in TASKS if (t := load_task(name).template)}
-    assert {name for name, found in able.items() if any(found)} == {"sequential"}
+    assert {name for name, found in able.items() if any(found)} == {"sequential", "personal"}
     assert able["sequential"] == 5 * [True] + [False]  # the last names the latest item, so it needs a history
 
 

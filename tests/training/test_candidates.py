@@ -11,7 +11,7 @@ from genrec.decoding.index import CatalogIndex
 from genrec.errors import ConfigError
 from genrec.models.adapters import LoraSettings, add_lora
 from genrec.models.pretrained import extend_rows
-from genrec.models.prompting import build_prompts, item_tokens, user_tokens
+from genrec.models.prompting import build_prompts, item_tokens, users_asked
 from genrec.models.recommender import DecodingSettings, GenerativeRecommender
 from genrec.models.template_prompts import TemplatePrompts
 from genrec.prompts.encode import ExampleEncoder
@@ -29,7 +29,7 @@ ITEMS = np.array([[4, 5, 10, -1], [0, 7, 21, 3], [14, -1, -1, -1]])  # ragged: 5
 def found(model, data, softmax, asked=None):
     if asked is not None:
         return CandidateLogProbs(data.codes, data.token_map, softmax)(model, asked(HISTORIES), ITEMS)
-    users = user_tokens(data.token_map, range(len(HISTORIES)), data.user_ids)
+    users = users_asked(data.token_map, range(len(HISTORIES)), len(HISTORIES), user_ids=data.user_ids)
     layout = "encoder" if model.config.is_encoder_decoder else "decoder"
     prompts = build_prompts(layout, HISTORIES, item_tokens(data.codes, data.token_map), data.token_map, users)
     return CandidateLogProbs(data.codes, data.token_map, softmax)(model, prompts, ITEMS)
