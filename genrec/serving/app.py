@@ -34,7 +34,11 @@ def create_app(registry: Registry, settings: ServeSettings, metrics: Metrics) ->
     """
     app = fastapi.FastAPI(title="genrec", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.batcher = Batcher(
-        registry.answer, max_batch=settings.max_batch, max_waiting=settings.max_waiting, metrics=metrics
+        registry.answer,
+        max_batch=settings.max_batch,
+        max_rows=settings.max_rows,
+        max_waiting=settings.max_waiting,
+        metrics=metrics,
     )
     app.state.draining = False
     _errors(app)
@@ -80,7 +84,7 @@ def _reading_routes(app: fastapi.FastAPI, registry: Registry, metrics: Metrics) 
         """The served model, in OpenAI's form."""
         model = registry.current
         one = {"id": model.name, "object": "model", "created": int(model.loaded), "owned_by": "genrec"}
-        return {"object": "list", "data": [{**one, "version": model.version}]}
+        return {"object": "list", "data": [{**one, "version": model.version, "digest": model.digest}]}
 
     @app.get("/v1/catalog")
     async def catalog() -> dict[str, Any]:
@@ -114,7 +118,8 @@ def _recommendations(app: fastapi.FastAPI, registry: Registry, settings: ServeSe
             raise Problem(400, "n_beams: expected at least top_k", param="n_beams", code="too_few_beams")
         seconds = min(asked.timeout or settings.timeout_seconds, settings.timeout_seconds)
         queries = [Query(asked, user) for user in asked.users]
-        jobs = [Job(query, query.key, arrived + seconds) for query in queries]
+        rows = registry.current.rows(asked)
+        jobs = [Job(query, query.key, arrived + seconds, rows) for query in queries]
         app.state.batcher.submit(jobs)
         found = await _answers(request, jobs, arrived + seconds)
         data = [_listed(index, answer) for index, (_, answer) in enumerate(found)]
@@ -124,7 +129,10 @@ def _recommendations(app: fastapi.FastAPI, registry: Registry, settings: ServeSe
             "object": "list",
             "created": int(time.time()),
             "model": found[0][0].name,
-            "data": [{**each, "model_version": model.version} for each, (model, _) in zip(data, found, strict=True)],
+            "data": [
+                {**each, "model_version": model.version, "model_digest": model.digest}
+                for each, (model, _) in zip(data, found, strict=True)
+            ],
         }
 
 
@@ -168,6 +176,7 @@ def _listed(index: int, answer: Answer) -> dict[str, Any]:
         "normalize": answer.normalize,
         "catalog_version": answer.catalog_version,
         "catalog": answer.catalog[:12],
+        "catalog_digest": answer.catalog_digest,
     }
 
 
@@ -208,8 +217,9 @@ def _admin_routes(app: fastapi.FastAPI, registry: Registry, settings: ServeSetti
 
     @app.post("/v1/admin/rollback")
     async def rollback() -> dict[str, Any]:
-        """Answer from the model before."""
-        return versions(await asyncio.to_thread(registry.rollback))
+        """Answer from the model before; a server that starts again does so too, if its folder is still there."""
+        model = await asyncio.to_thread(registry.rollback)
+        return {**versions(model), "kept": registry.kept}
 
 
 def versions(model: ServedModel) -> dict[str, Any]:
@@ -218,8 +228,10 @@ def versions(model: ServedModel) -> dict[str, Any]:
     return {
         "model": model.name,
         "model_version": model.version,
+        "model_digest": model.digest,
         "catalog_version": snapshot.version,
         "catalog": snapshot.codes.catalog[:12],
+        "catalog_digest": model.catalog_digest(snapshot),
     }
 
 

@@ -23,11 +23,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Job:
-    """One history to be searched. key: only jobs with equal keys share a batch; deadline: by ``time.monotonic``."""
+    """One history to be searched. key: only jobs with equal keys share a batch; deadline: by ``time.monotonic``.
+
+    rows: what it costs, in identifiers kept per step.
+    """
 
     query: Any
     key: Hashable
     deadline: float
+    rows: int = 1
     future: Future[Any] = field(default_factory=Future)
     arrived: float = field(default_factory=time.monotonic)
 
@@ -36,12 +40,20 @@ class Batcher:
     """Answers jobs in batches, first come, first served by key (internal).
 
     answer: from the queries of a batch, all of one key, to their answers in order; an exception among the answers is
-    that of its query alone. A job whose future was cancelled, or whose deadline has passed, is not searched.
+    that of its query alone. A batch has ``max_batch`` jobs and ``max_rows`` rows at most, or is one job. A job whose
+    future was cancelled, or whose deadline has passed, is not searched.
     """
 
     def __init__(
-        self, answer: Callable[[Sequence[Any]], Sequence[Any]], *, max_batch: int, max_waiting: int, metrics: Metrics
+        self,
+        answer: Callable[[Sequence[Any]], Sequence[Any]],
+        *,
+        max_batch: int,
+        max_rows: int,
+        max_waiting: int,
+        metrics: Metrics,
     ) -> None:
+        self._max_rows = max_rows
         self._answer, self._max_batch, self._max_waiting, self._metrics = answer, max_batch, max_waiting, metrics
         self._jobs: deque[Job] = deque()
         self._ready = threading.Condition()
@@ -91,16 +103,17 @@ class Batcher:
                     return None
                 self._ready.wait()
             batch: list[Job] = []
-            now, left = time.monotonic(), deque[Job]()
+            now, left, rows = time.monotonic(), deque[Job](), 0
             while self._jobs and len(batch) < self._max_batch:
                 job = self._jobs.popleft()
                 if job.future.cancelled() or job.deadline <= now:
                     self._metrics.expired.inc()
                     job.future.cancel()
-                elif batch and job.key != batch[0].key:
+                elif batch and (job.key != batch[0].key or rows + job.rows > self._max_rows):
                     left.append(job)
                 else:
                     batch.append(job)
+                    rows += job.rows
             self._jobs.extendleft(reversed(left))
             self._metrics.waiting.set(len(self._jobs))
         return [job for job in batch if job.future.set_running_or_notify_cancel()]

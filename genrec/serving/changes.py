@@ -18,17 +18,18 @@ from genrec.decoding.catalog_store import CatalogStore
 from genrec.decoding.filters import ItemFilter
 from genrec.decoding.snapshot import CatalogSnapshot
 from genrec.errors import ArtifactError, ConfigError, GenrecError
-from genrec.serving.schemas import FieldChange, FilterChange, ItemsChange
+from genrec.serving.schemas import FieldChange, FilterChange, ItemsChange, ModelChange
 
 log = logging.getLogger(__name__)
 
-KINDS: dict[str, Any] = {"retire": ItemsChange, "filter": FilterChange, "field": FieldChange}
+KINDS: dict[str, Any] = {"retire": ItemsChange, "filter": FilterChange, "field": FieldChange, "model": ModelChange}
 _MANY = 1000  # lines beyond what the state needs, from which on the file is written anew at a start
 
 
 class Changes:
     """An append-only file of changes, a JSON line each, on the disk before a change takes effect (internal).
 
+    Beside changes of the catalog it says, as :attr:`gone_back`, to which earlier model the server has gone back.
     Items are named by id, so the changes hold for every version of a catalog; ids that a version lacks are passed over.
     file: None = kept in memory only. Only one server may have it; it is read, not held, where ``reading``. Raises
     ArtifactError for a line that is no change, and where another server has the file; a last line that was cut off by a
@@ -40,6 +41,7 @@ class Changes:
         self._retired: dict[str, None] = {}
         self._fields: dict[str, dict[str, float | None]] = {}
         self._filters: dict[str, dict[str, Any]] = {}
+        self.gone_back: dict[str, str] | None = None
         if file is None or (reading and not file.exists()):
             return
         if not reading:
@@ -50,7 +52,7 @@ class Changes:
             self._note(change)
         if reading:
             return
-        state = self.state()
+        state = [*self.state(), *([] if self.gone_back is None else [{"kind": "model", **self.gone_back}])]
         if len(whole) > len(state) + _MANY:
             disk.atomic_write_bytes(file, b"".join(_line(change) for change in state))
         else:
@@ -59,7 +61,7 @@ class Changes:
             disk.fsync(file.parent)
 
     def state(self) -> list[dict[str, Any]]:
-        """The changes that all of them come to: a handful of lines, whatever the number of changes."""
+        """The changes of the catalog that all of them come to: a handful of lines, whatever the number of changes."""
         found: list[dict[str, Any]] = [{"kind": "retire", "items": list(self._retired)}] if self._retired else []
         found += [{"kind": "field", "field": name, "values": values} for name, values in self._fields.items()]
         return [*found, *self._filters.values()]
@@ -71,6 +73,18 @@ class Changes:
             self._write(change)
             self._note(change)
             return store.change(lambda now: applied(change, now))
+
+    def go_back(self, model: dict[str, str] | None) -> None:
+        """Note which model answers in place of the one that is at the usual place; None = that one. Raises OSError.
+
+        model: its ``place``, its ``digest`` and, ``instead_of``, the digest of the other.
+        """
+        with self._lock:
+            if model == self.gone_back:
+                return
+            change = {"kind": "model", **(model or {"place": "", "digest": "", "instead_of": ""})}
+            self._write(change)
+            self._note(change)
 
     def replay(self, store: CatalogStore) -> None:
         """Let all changes take effect on another store at once.
@@ -104,6 +118,9 @@ class Changes:
                 self._retired |= dict.fromkeys(change["items"])
             case "field":
                 self._fields.setdefault(change["field"], {}).update(change["values"])
+            case "model":
+                said = {name: value for name, value in change.items() if name != "kind"}
+                self.gone_back = said if said["place"] else None
             case _:
                 self._filters[change["name"]] = change
 

@@ -1,37 +1,59 @@
-"""Which model answers: the one that was loaded last and works; the one before stays ready for a step back."""
+"""Which model answers: the one that was loaded last and works; the one before is kept for a step back."""
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from genrec.errors import GenrecError
+from genrec.errors import ArtifactError, GenrecError
 from genrec.serving.changes import Changes, unknown_ids
+from genrec.serving.digests import at
 from genrec.serving.model import Answer, Query, ServedModel
 from genrec.serving.problems import Problem
 from genrec.serving.telemetry import Metrics
 
 log = logging.getLogger(__name__)
 
-Load = Callable[[int], ServedModel]
+Load = Callable[..., ServedModel]
+"""From a version number, and a place where it is not the usual one, to a model."""
+
+
+@dataclass(eq=False)
+class _Earlier:
+    """The model before. model: None where it would have to be read again from its place."""
+
+    model: ServedModel | None
+    place: Path | None
+    digest: str | None
+    version: int
 
 
 class Registry:
     """The current model, and the ways to change it or its catalog (internal).
 
-    load: from a version number to a model. changes: applied to every model that is loaded. A load that fails leaves the
-    present model where it is; answers under way keep the model they began with.
+    load: see :data:`Load`. here: digest of what is at the usual place now; None = not known. changes: applied to every
+    model that is loaded; they also say whether the server went back to an earlier model before it was started again. A
+    load that fails leaves the present model where it is; answers under way keep the model they began with.
+
+    Two models are held at most, the current one and the one before; while another one is loaded, the current one and
+    that (a batch under way may hold one more until it is answered).
     """
 
-    def __init__(self, load: Load, *, changes: Changes, metrics: Metrics) -> None:
-        self._load, self.changes, self._metrics = load, changes, metrics
+    def __init__(
+        self, load: Load, *, changes: Changes, metrics: Metrics, here: Callable[[], str | None] = lambda: None
+    ) -> None:
+        self._load, self._here, self.changes, self._metrics = load, here, changes, metrics
         self._lock, self._loading = threading.Lock(), threading.Lock()
         self._version = 0
-        self._before: ServedModel | None = None
-        self.current = load(1)
+        self._earlier: _Earlier | None = None
+        self.kept = True
+        self.current = self._first()
         changes.replay(self.current.store)
         self.current.warm_up()
         self._loaded_one()
@@ -64,49 +86,123 @@ class Registry:
     def reload(self) -> ServedModel:
         """Load again what is at the place of the model. Raises Problem 409 where that fails: the present one stays.
 
-        Changes of the catalog go on meanwhile, and the new model has them too.
+        Changes of the catalog go on meanwhile, and the new model has them too. The model before is let go first.
         """
-        if not self._loading.acquire(blocking=False):
-            raise Problem(409, "a model is being loaded", code="loading")
-        try:
-            found = self._load(self._version + 1)
-            self.changes.replay(found.store)
-            found.warm_up()
-        except Exception as error:
-            self._metrics.swaps.labels("failed").inc()
-            log.error("the model was not replaced: %s", error)
-            raise Problem(409, "loading failed: see the log; the present model stays", code="load_failed") from None
-        else:
-            with self._lock:
-                self.changes.replay(found.store)  # what was changed since
-                if self._before is not None:
-                    self._before.close()
-                self._before, self.current = self.current, found
-                self._loaded_one()
+        with self._alone():
+            self._let_go()
+            try:
+                found = self._ready(self._load(self._version + 1))
+                with self._lock:
+                    self.changes.replay(found.store)  # what was changed since
+                    self.changes.go_back(None)
+                    self._replace(found)
+            except Exception as error:
+                self._metrics.swaps.labels("failed").inc()
+                log.error("the model was not replaced: %s", error)
+                raise Problem(409, "loading failed: see the log; the present model stays", code="load_failed") from None
             return found
-        finally:
-            self._loading.release()
 
     def rollback(self) -> ServedModel:
-        """Answer from the model before, with all changes made since. Raises Problem 409 where there is none."""
-        with self._lock:
-            if self._before is None:
-                raise Problem(409, "no earlier model is loaded", code="no_earlier_model")
+        """Answer from the model before, with all changes made since. Raises Problem 409 where there is none.
+
+        :attr:`kept` says whether a server that starts again would do so too.
+        """
+        with self._alone():
+            earlier = self._earlier
+            if earlier is None:
+                raise Problem(409, "no earlier model is known", code="no_earlier_model")
             try:
-                self.changes.replay(self._before.store)
-            except GenrecError as error:
+                found = earlier.model or self._ready(self._again(earlier))
+                with self._lock:
+                    self.changes.replay(found.store)
+                    self.kept = self._keep(earlier)
+                    self._swap(found)
+            except (GenrecError, OSError) as error:
                 log.error("no way back: %s", error)
-                raise Problem(409, "the changes since do not fit the earlier model", code="load_failed") from None
-            self.current, self._before = self._before, self.current
+                message = "the earlier model is not there any more, or does not fit the changes since"
+                raise Problem(409, message, code="load_failed") from None
             self._metrics.swaps.labels("rolled_back").inc()
             self._say()
-            return self.current
+            return found
 
     def close(self) -> None:
         """End the threads of the models."""
-        for model in (self.current, self._before):
+        for model in (self.current, None if self._earlier is None else self._earlier.model):
             if model is not None:
                 model.close()
+
+    def _first(self) -> ServedModel:
+        """What is at the usual place, or the model that the server had gone back to from there."""
+        back = self.changes.gone_back
+        if back is not None and self._here() == back["instead_of"]:
+            earlier = _Earlier(None, Path(back["place"]), back["digest"], 0)
+            try:
+                found = self._again(earlier)
+            except (GenrecError, OSError) as error:
+                log.error(
+                    "the server had gone back to a model that does not load now; the newer one answers: %s", error
+                )
+            else:
+                self._earlier = _Earlier(None, None, back["instead_of"], 0)
+                return found
+        return self._load(1)
+
+    def _again(self, earlier: _Earlier) -> ServedModel:
+        """A model from its place. Raises ArtifactError where another one is there now, and what loading raises."""
+        version = earlier.version or self._version + 1
+        found = self._load(version) if earlier.place is None else self._load(version, earlier.place)
+        if found.digest != earlier.digest:
+            found.close()
+            raise ArtifactError(f"{earlier.place or 'the place of the model'}: another model is there now")
+        return found
+
+    def _ready(self, found: ServedModel) -> ServedModel:
+        """With the changes, and after a first search."""
+        self.changes.replay(found.store)
+        found.warm_up()
+        return found
+
+    def _keep(self, earlier: _Earlier) -> bool:
+        """Note in the journal that this model answers; whether a server that starts again can know."""
+        here = self._here()
+        if earlier.digest is not None and earlier.digest == here:
+            self.changes.go_back(None)  # it is what lies at the usual place
+            return True
+        if here is None or earlier.place is None or earlier.digest is None or at(earlier.place) != earlier.digest:
+            log.warning("the way back is not kept: the folder of the earlier model is not there any more")
+            return False
+        self.changes.go_back({"place": str(earlier.place), "digest": earlier.digest, "instead_of": here})
+        return True
+
+    def _let_go(self) -> None:
+        """Free the model before; the way back to it is then by loading it, as long as it is where it was."""
+        if self._earlier is not None and self._earlier.model is not None:
+            self._earlier.model.close()
+            self._earlier.model = None
+            gc.collect()  # models and their views refer to each other
+        if self._earlier is not None and self._earlier.digest is None:
+            self._earlier = None  # it came from no file
+
+    def _replace(self, found: ServedModel) -> None:
+        self._swap(found)
+        self._version = max(self._version + 1, found.version)
+        self._metrics.swaps.labels("loaded").inc()
+        self._say()
+
+    def _swap(self, found: ServedModel) -> None:
+        before = self.current
+        self.current = found
+        self._earlier = _Earlier(before, before.place, before.digest, before.version)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One model at a time is loaded or gone back to."""
+        if not self._loading.acquire(blocking=False):
+            raise Problem(409, "a model is being loaded", code="loading")
+        try:
+            yield
+        finally:
+            self._loading.release()
 
     def _loaded_one(self) -> None:
         self._version += 1

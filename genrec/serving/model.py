@@ -5,12 +5,9 @@ Axes: N items, U users of a batch.
 
 from __future__ import annotations
 
-import functools
 import logging
-import operator
 import time
 import warnings
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from genrec.data.attributes import Attributes, Condition
 from genrec.data.catalog import ItemCatalog, column_kind
 from genrec.data.histories import Histories
 from genrec.decoding.catalog_store import CatalogStore
@@ -30,7 +26,9 @@ from genrec.decoding.snapshot import CatalogSnapshot
 from genrec.errors import ArtifactError, ConfigError, GenrecError
 from genrec.models.bundle import load_bundle
 from genrec.models.explain import PathStep, explain
+from genrec.serving.digests import CatalogDigest, of_bundle
 from genrec.serving.problems import Problem
+from genrec.serving.rules import Rules
 from genrec.serving.schemas import Input, RecommendationRequest
 from genrec.serving.telemetry import Metrics
 
@@ -40,7 +38,6 @@ if TYPE_CHECKING:
 
 Mask = npt.NDArray[np.bool_]
 NORMALIZE: dict[str | None, Normalize | None] = {None: None, "raw": "vocab", "renormalized": "children"}
-_KEPT_FILTERS = 64
 _BLOCK = 4096
 _LOG = logging.getLogger(__name__)
 
@@ -74,14 +71,15 @@ class Answer:
     normalize: str | None
     catalog_version: int
     catalog: str
+    catalog_digest: str
     paths: list[list[PathStep]] | None = None
 
 
 class ServedModel:
     """A recommender, its catalog in service, and the log of its run if there is one (internal).
 
-    name: what requests call it; version: grows with every load. max_beams: of an exact search. Only one thread may call
-    :meth:`answer`; the store's changes may come from any.
+    name: what requests call it; version: grows with every load. max_beams: of an exact search. digest, place: of the
+    bundle; None = it is in no file. Only one thread may call :meth:`answer`; the store's changes may come from any.
     """
 
     def __init__(
@@ -93,6 +91,8 @@ class ServedModel:
         version: int = 0,
         log: Interactions | None = None,
         max_beams: int = 4096,
+        digest: str | None = None,
+        place: Path | None = None,
     ) -> None:
         self.recommender, self.name, self.version, self.log = recommender, name, version, log
         self.store = CatalogStore(_first_snapshot(recommender, catalog), publish=recommender.swap)
@@ -101,11 +101,12 @@ class ServedModel:
         counts = np.zeros(len(catalog), np.int64) if log is None else np.bincount(log.item, minlength=len(catalog))
         self._popular_first: npt.NDArray[np.int64] = np.argsort(-counts, kind="stable")
         self.max_beams = max_beams
-        self._read, self._attributes = catalog, Attributes(catalog)
+        self._rules = Rules(catalog)
         self._alive: tuple[CatalogSnapshot, ItemFilter] | None = None
         self._kinds: tuple[ItemCatalog, dict[str, str]] | None = None
         self.loaded = time.time()
-        self._filters: OrderedDict[tuple[Any, ...], ItemFilter | None] = OrderedDict()
+        self.digest, self.place = digest, place
+        self._catalog_digest = CatalogDigest()
 
     @classmethod
     def load(
@@ -132,7 +133,24 @@ class ServedModel:
             _LOG.warning("%s: the log is of another catalog and is not used", path)
             log = None
         shown = name or path.resolve().name
-        return cls(bundle.recommender, catalog, name=shown, version=version, log=log, max_beams=max_beams)
+        return cls(
+            bundle.recommender,
+            catalog,
+            name=shown,
+            version=version,
+            log=log,
+            max_beams=max_beams,
+            digest=of_bundle(bundle.manifest),
+            place=path.resolve(),
+        )
+
+    def catalog_digest(self, snapshot: CatalogSnapshot) -> str:
+        """What identifies the content of a version of the catalog, in any process."""
+        return self._catalog_digest.of(snapshot)
+
+    def rows(self, request: RecommendationRequest) -> int:
+        """Identifiers that are kept for each user of a request while it is searched."""
+        return request.n_beams or max(self.recommender.settings.n_beams, request.top_k)
 
     def field_kinds(self) -> dict[str, str]:
         """Field of the catalog → its type, for those who write conditions."""
@@ -153,7 +171,7 @@ class ServedModel:
     def check(self, request: RecommendationRequest) -> None:
         """Raise ConfigError for filters that the catalog does not know."""
         try:
-            self._filter(request, self.store.snapshot)
+            self._rules.of(request, self.store.snapshot)
         except Problem as problem:
             raise ConfigError(problem.message) from None
 
@@ -247,6 +265,7 @@ class ServedModel:
             normalize=lists.normalize,
             catalog_version=snapshot.version,
             catalog=snapshot.codes.catalog,
+            catalog_digest=self.catalog_digest(snapshot),
         )
 
     def _popular(self, asked: _Asked, query: Query, snapshot: CatalogSnapshot) -> Answer:
@@ -261,6 +280,7 @@ class ServedModel:
             normalize=None,
             catalog_version=snapshot.version,
             catalog=snapshot.codes.catalog,
+            catalog_digest=self.catalog_digest(snapshot),
         )
 
     def _best_known(self, asked: _Asked, top_k: int, snapshot: CatalogSnapshot) -> npt.NDArray[np.int64]:
@@ -291,7 +311,7 @@ class ServedModel:
             numbers, skipped = found[found >= 0], int((found < 0).sum())
         if user.query is not None:
             self._check_query(user.query, numbers)
-        return _Asked(place, numbers, user.user, skipped, self._filter(query.request, snapshot), user.query)
+        return _Asked(place, numbers, user.user, skipped, self._rules.of(query.request, snapshot), user.query)
 
     def searches(self) -> list[str]:
         """The kinds of queries that the model was trained on: "search", "search_with_history"."""
@@ -309,49 +329,6 @@ class ServedModel:
             prompts.check_query(query, history.tolist())
         except GenrecError:
             raise Problem(400, "query: blank, or too long for the model", param="query", code="invalid_query") from None
-
-    # --- filters ---------------------------------------------------------------------------------------------
-
-    def _filter(self, request: RecommendationRequest, snapshot: CatalogSnapshot) -> ItemFilter | None:
-        """What the request allows; made once for the requests that say the same of the same version."""
-        allow = None if request.allow is None else tuple(request.allow)
-        key = (snapshot.version, request.filter, tuple(request.where), allow, tuple(request.deny))
-        if key not in self._filters:
-            self._filters[key] = self._made(request, snapshot)
-            while len(self._filters) > _KEPT_FILTERS:
-                self._filters.popitem(last=False)
-        self._filters.move_to_end(key)
-        return self._filters[key]
-
-    def _made(self, request: RecommendationRequest, snapshot: CatalogSnapshot) -> ItemFilter | None:
-        parts: list[ItemFilter] = []
-        if request.filter is not None:
-            parts.append(_said(lambda: snapshot.filters[request.filter or ""], "filter", snapshot.filters.names))
-        for text in request.where:
-            fields = tuple(_catalog(snapshot).fields)
-            parts.append(_said(lambda text=text: self._where(text, snapshot), "where", fields))
-        for ids, negated in ((request.allow, False), (request.deny or None, True)):
-            if ids is not None:
-                numbers = _catalog(snapshot).numbers(ids, missing="negative")
-                listed = ItemFilter.of_items(numbers[numbers >= 0], snapshot.n_items, snapshot.codes.catalog)
-                parts.append(~listed if negated else listed)
-        found = None
-        for part in parts:
-            found = part if found is None else found & part
-        return found
-
-    def _where(self, text: str, snapshot: CatalogSnapshot) -> ItemFilter:
-        """A condition on a field: numbers by their values of the moment, others by the catalog."""
-        catalog = _catalog(snapshot)
-        if self._read is not catalog:
-            self._read, self._attributes = catalog, Attributes(catalog)
-        condition = self._attributes.parsed(text)
-        if condition.field not in snapshot.fields:
-            return ItemFilter.of_mask(self._attributes.where(condition), catalog.fingerprint)
-        if condition.operator != "in":
-            return snapshot.where(condition)
-        values = [Condition(condition.field, "=", value) for value in condition.value]
-        return functools.reduce(operator.or_, [snapshot.where(each) for each in values])
 
     def _count(
         self, asked: _Asked, answer: Answer, request: RecommendationRequest, metrics: Metrics, snapshot: CatalogSnapshot
@@ -396,20 +373,6 @@ def _not_allowed(items: npt.NDArray[np.int32], allowed: ItemFilter | None, snaps
 def _catalog(snapshot: CatalogSnapshot) -> ItemCatalog:
     assert snapshot.catalog is not None, "a served snapshot has its catalog"
     return snapshot.catalog
-
-
-def _said(make: Any, param: str, known: Sequence[str]) -> ItemFilter:
-    """A filter; what is wrong with it without the words of the request."""
-    try:
-        found: ItemFilter = make()
-    except ConfigError:
-        names = ", ".join(known[:20]) or "none"
-        hints = {
-            "filter": f"expected names joined by &, | and ~; names: {names}",
-            "where": f"expected FIELD OPERATOR VALUE that suits the field, as 'price < 20'; fields: {names}",
-        }
-        raise Problem(400, f"{param}: {hints[param]}", param=param, code="invalid_filter") from None
-    return found
 
 
 def _first_snapshot(recommender: GenerativeRecommender, catalog: ItemCatalog) -> CatalogSnapshot:

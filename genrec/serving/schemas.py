@@ -97,6 +97,14 @@ class FieldChange(_Strict):
     values: dict[str, float | None] = Field(min_length=1)
 
 
+class ModelChange(_Strict):
+    """Another model answers than the one at the usual place; empty texts = that one."""
+
+    place: str
+    digest: str
+    instead_of: str
+
+
 def parse_json(body: bytes) -> Any:
     """The JSON of a body. Raises Problem 400 for anything that is none, or that would not survive a round trip."""
     try:

@@ -14,6 +14,7 @@ import uvicorn
 from genrec.serving.app import create_app
 from genrec.serving.changes import Changes
 from genrec.serving.connections import impatient, refuse_while
+from genrec.serving.digests import at as at_place
 from genrec.serving.lifecycle import Registry, Watcher, mark
 from genrec.serving.model import ServedModel
 from genrec.serving.settings import ServeSettings
@@ -44,12 +45,12 @@ def serve(
     metrics, seen = Metrics(), mark(Path(run))
     shown = name or Path(run).resolve().name
 
-    def load(version: int) -> ServedModel:
-        found = Path(run).resolve()
+    def load(version: int, place: Path | None = None) -> ServedModel:
+        found = place or Path(run).resolve()
         return ServedModel.load(found, name=shown, version=version, base=base, max_beams=settings.max_beams)
 
     changes = Changes(journal)
-    registry = Registry(load, changes=changes, metrics=metrics)
+    registry = Registry(load, changes=changes, metrics=metrics, here=lambda: at_place(Path(run)))
     watcher = None if watch_seconds is None else Watcher(registry, Path(run), seconds=watch_seconds, seen=seen)
     app = create_app(registry, settings, metrics)
     config = uvicorn.Config(

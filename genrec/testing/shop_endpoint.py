@@ -94,9 +94,9 @@ def make_text_shop(version: int = 1, tasks: Sequence[str] = ("search", "search_w
     return ServedModel(recommender, catalog, name="text shop", version=version)
 
 
-def save_shop(folder: Path) -> Path:
+def save_shop(folder: Path, seed: int = 0) -> Path:
     """Write the shop as a run folder, with its log; gives the folder."""
-    shop = make_shop()
+    shop = make_shop(seed=seed)
     save_bundle(folder / "bundle", shop.recommender, catalog=shop.store.snapshot.catalog)
     assert shop.log is not None
     shop.log.save(folder / "interactions")
@@ -126,11 +126,13 @@ class ShopClient:
     def __init__(
         self,
         settings: ServeSettings | None = None,
-        load: Callable[[int], ServedModel] = make_shop,
+        load: Callable[..., ServedModel] = make_shop,
         changes: Changes | None = None,
+        here: Callable[[], str | None] = lambda: None,
     ) -> None:
         self.settings, self.metrics = settings or ServeSettings(admin_key="admin-key"), Metrics()
-        self.registry = Registry(load, changes=Changes() if changes is None else changes, metrics=self.metrics)
+        kept = Changes() if changes is None else changes
+        self.registry = Registry(load, changes=kept, metrics=self.metrics, here=here)
         self.app = create_app(self.registry, self.settings, self.metrics)
 
     async def asked(

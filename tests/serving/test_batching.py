@@ -19,8 +19,9 @@ def batcher():
 
     made = []
 
-    def make(answer, max_batch=4, max_waiting=10):
-        made.append(Batcher(answer, max_batch=max_batch, max_waiting=max_waiting, metrics=Metrics()))
+    def make(answer, max_batch=4, max_rows=100, max_waiting=10):
+        limits = {"max_batch": max_batch, "max_rows": max_rows, "max_waiting": max_waiting}
+        made.append(Batcher(answer, **limits, metrics=Metrics()))
         return made[-1]
 
     yield make
@@ -28,10 +29,10 @@ def batcher():
         each.close(10)
 
 
-def job(query, key="a", seconds=60.0):
+def job(query, key="a", seconds=60.0, rows=1):
     from genrec.serving.batching import Job
 
-    return Job(query, key, time.monotonic() + seconds)
+    return Job(query, key, time.monotonic() + seconds, rows)
 
 
 class Held:
@@ -58,6 +59,18 @@ def test_batches_have_one_key_and_keep_the_order_of_arrival(batcher):
     model.let_go.set()
     assert [each.future.result(30) for each in [first, *jobs]] == [2 * n for n in range(10)]
     assert model.batches == [[0], [1, 3, 4, 7], [2, 5, 6, 8], [9]]
+
+
+def test_a_batch_has_a_limit_of_rows_and_a_large_job_goes_alone(batcher):
+    model = Held()
+    queue = batcher(model, max_rows=10)
+    queue.submit([job(0)])
+    assert model.begun.wait(30)
+    jobs = [job(n, rows=rows) for n, rows in ((1, 4), (2, 4), (3, 4), (4, 50), (5, 6))]
+    queue.submit(jobs)
+    model.let_go.set()
+    assert [each.future.result(30) for each in jobs] == [2, 4, 6, 8, 10]
+    assert model.batches == [[0], [1, 2], [3, 5], [4]]
 
 
 def test_what_is_wrong_with_one_is_its_own_answer_and_a_failure_ends_nothing(batcher):

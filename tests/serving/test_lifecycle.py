@@ -1,12 +1,15 @@
 """Models and catalogs that are changed while they answer."""
 
 import json
+import shutil
 import threading
+import weakref
 
 import pytest
 
+from genrec.decoding.filters import ItemFilter
 from genrec.errors import ArtifactError
-from genrec.testing.shop_endpoint import IDS, N, make_shop
+from genrec.testing.shop_endpoint import IDS, N, make_catalog, make_shop, save_shop
 
 METRICS = {
     "genrec_requests_total", "genrec_request_latency_seconds", "genrec_stage_latency_seconds", "genrec_batch_size",
@@ -97,6 +100,173 @@ def test_no_answer_mixes_two_versions_while_they_change(client):
     for each in threads:
         each.join(60)
     assert wrong == []
+
+
+@pytest.fixture
+def started(client, tmp_path):
+    """A server at the link ``current``, over the folders one, two and three, started again with what it has kept."""
+    from genrec.serving.changes import Changes
+    from genrec.serving.digests import at
+    from genrec.serving.model import ServedModel
+
+    for seed, name in enumerate(("one", "two", "three")):
+        save_shop(tmp_path / name, seed=seed)
+    link = tmp_path / "current"
+
+    def point(name):
+        (tmp_path / "next").symlink_to(name)
+        (tmp_path / "next").replace(link)
+
+    def load(version, place=None):
+        return ServedModel.load(place or link.resolve(), name="shop", version=version)
+
+    def start():
+        changes = Changes(tmp_path / "journal")
+        return client(load=load, changes=changes, here=lambda: at(link))
+
+    return point, start
+
+
+def digest(shop):
+    return shop.call("GET", "/version").json["model_digest"]
+
+
+def stopped(shop):
+    shop.registry.changes.close()
+
+
+def test_a_way_back_outlives_the_server(started, tmp_path, caplog):
+    from genrec.serving.digests import at
+
+    point, start = started
+    of = {name: at(tmp_path / name) for name in ("one", "two", "three")}
+    assert len(set(of.values())) == 3
+    point("one")
+    shop = start()
+    assert shop.admin("rollback").status == 409 and digest(shop) == of["one"]
+    point("two")
+    assert shop.admin("reload").json["model_digest"] == of["two"]
+    back = shop.admin("rollback").json
+    assert (back["model_digest"], back["kept"]) == (of["one"], True)
+    stopped(shop)
+    shop = start()
+    assert digest(shop) == of["one"]
+    assert shop.recommend(history=[IDS[1]]).json["data"][0]["model_digest"] == of["one"]
+    forward = shop.admin("rollback").json  # the way back from there leads to the newer one
+    assert (forward["model_digest"], forward["kept"]) == (of["two"], True)
+    stopped(shop)
+    shop = start()
+    assert digest(shop) == of["two"] and shop.admin("rollback").status == 409
+    stopped(shop)
+    shop = start()
+    point("three")
+    shop.admin("reload")
+    assert shop.admin("rollback").json["model_digest"] == of["two"]
+    stopped(shop)
+    point("one")  # a later deployment counts
+    shop = start()
+    assert digest(shop) == of["one"]
+    stopped(shop)
+    point("three")
+    shutil.rmtree(tmp_path / "two")
+    shop = start()  # what it had gone back to is gone
+    assert digest(shop) == of["three"] and "does not load now" in caplog.text
+
+
+def test_a_way_back_to_a_folder_that_was_replaced_is_not_kept(started, tmp_path):
+    point, start = started
+    point("one")
+    shop = start()
+    (tmp_path / "one").rename(tmp_path / "old")
+    (tmp_path / "two").rename(tmp_path / "one")
+    shop.admin("reload")
+    back = shop.admin("rollback")
+    assert back.status == 200 and back.json["kept"] is False
+
+
+def test_two_models_at_most_are_held_and_a_failed_load_leaves_the_way_back(started, tmp_path):
+    point, start = started
+    point("one")
+    shop = start()
+    alive, most, real = weakref.WeakSet([shop.registry.current]), [], shop.registry._load
+
+    def counted(version, place=None):
+        most.append(len(alive))  # and the one that is loaded now
+        found = real(version) if place is None else real(version, place)
+        alive.add(found)
+        return found
+
+    shop.registry._load = counted
+    for name in ("two", "three", "one"):
+        point(name)
+        assert shop.admin("reload").status == 200
+    del name
+    point("two")
+    (tmp_path / "two" / "bundle" / "genrec.json").unlink()
+    assert shop.admin("reload").status == 409
+    assert shop.admin("rollback").status == 200  # "three" is read again
+    assert max(most) == 1 and len(alive) == 2
+
+
+def test_digests_tell_what_lists_alike_in_any_process(client):
+    first, second = client(), client()
+
+    def of(shop):
+        found = shop.recommend(history=[IDS[1]], top_k=2).json["data"][0]
+        told = shop.call("GET", "/v1/catalog").json
+        assert found["catalog_digest"] == told["catalog_digest"] and found["model_digest"] == told["model_digest"]
+        return found["catalog_version"], found["catalog_digest"]
+
+    assert of(first) == of(second)
+    seen = {of(first)[1]}
+    first.admin("retire", {"items": [IDS[3], IDS[4]]})
+    first.admin("fields", {"field": "price", "values": {IDS[5]: 2000}})
+    first.admin("filters", {"name": "dear", "condition": "price > 1000"})
+    for what, body in (
+        ("filters", {"name": "dear", "condition": "price > 1000"}),
+        ("retire", {"items": [IDS[4]]}),
+        ("fields", {"field": "price", "values": {IDS[5]: 2000}}),
+        ("retire", {"items": [IDS[3]]}),
+    ):
+        assert of(second)[1] != of(first)[1]
+        seen.add(of(second)[1])
+        second.admin(what, body)
+    assert len(seen) == 4
+    assert of(first)[1] == of(second)[1] and of(first)[0] != of(second)[0]
+
+
+def test_filters_are_made_again_only_where_what_they_read_has_changed():
+    from genrec.serving.rules import Rules
+    from genrec.serving.schemas import RecommendationRequest
+
+    shop = make_shop()
+    store, rules = shop.store, Rules(make_catalog())
+    store.set_filters({"cheap": "price < 25", "chosen": ItemFilter.of_items(range(30), N)})
+    requests = {
+        "price": {"where": ["price < 20", "kind = tea"]},
+        "kind": {"where": ["kind = tea"]},
+        "named": {"filter": "chosen & ~cheap"},
+        "fixed": {"filter": "chosen"},
+        "deny": {"deny": [IDS[3]], "allow": list(IDS[:9])},
+        "all": {},
+    }
+    asked = {name: RecommendationRequest(history=[], **body) for name, body in requests.items()}
+
+    def remade(change):
+        before = {name: rules.of(request, store.snapshot) for name, request in asked.items()}
+        change()
+        after = {name: rules.of(request, store.snapshot) for name, request in asked.items()}
+        fresh = {name: Rules(make_catalog()).of(request, store.snapshot) for name, request in asked.items()}
+        for name in asked:
+            assert (after[name] is None) == (fresh[name] is None) == (name == "all")
+            assert after[name] is None or (after[name].mask == fresh[name].mask).all()
+        return {name for name in asked if after[name] is not before[name]}
+
+    assert remade(lambda: store.retire([1, 2])) == set()
+    assert remade(lambda: store.update("price", [4], [3.0])) == {"price", "named"}
+    assert remade(lambda: store.set_filters({"other": "price < 3"})) == set()
+    assert remade(lambda: store.set_filters({"chosen": ItemFilter.of_items([1], N)})) == {"named", "fixed"}
+    shop.close()
 
 
 def test_changes_outlive_the_server_that_made_them(client, tmp_path):
