@@ -43,7 +43,7 @@ def save_adapter(folder: Path, model: Any) -> None:
             "an adapter belongs to a pretrained model that can be loaded again, this one was made from a config",
             hint="save model.merge_and_unload() instead",
         )
-    source = _folder_of(name)
+    files = identity_of(name)
     with quiet_peft():
         model.save_pretrained(folder / ADAPTER, save_embedding_layers=False)
     (folder / ADAPTER / "README.md").unlink(missing_ok=True)
@@ -57,7 +57,7 @@ def save_adapter(folder: Path, model: Any) -> None:
     # a model that was loaded with its adapter is in float32, whatever its numbers were rounded to
     held = getattr(model.config, "genrec_base_weights", None) if single else "bfloat16"
     rounded = {"weights": held} if held else {}
-    artifacts.save_json(folder / BASE, {"name": str(name), "files": _identity(source), **rounded})
+    artifacts.save_json(folder / BASE, {"name": str(name), "files": files, **rounded})
 
 
 def load_adapter(folder: Path, token_map: TokenMap, *, base: str | Path | None = None, trainable: bool = False) -> Any:
@@ -86,15 +86,7 @@ def load_base(folder: Path, token_map: TokenMap, *, base: str | Path | None = No
     Raises as :func:`load_adapter` does.
     """
     needed = artifacts.load_json(folder / BASE)
-    name = str(base or needed["name"])
-    source = _folder_of(name)
-    found = _identity(source)
-    if different := sorted(n for n in {*found, *needed["files"]} if found.get(n) != needed["files"].get(n)):
-        raise FingerprintMismatch(
-            f"{name} is not the pretrained model that the adapter in {folder} was trained on: "
-            f"{', '.join(different)} {'differs' if len(different) == 1 else 'differ'}",
-            hint=_GIVE_BASE,
-        )
+    name, source = str(base or needed["name"]), checked_base(folder, base)
     # as it was beside the adapter, in float32: numbers that were rounded to bfloat16 stay so
     model = load_pretrained(PretrainedSettings(str(source), weights=needed.get("weights", "float32"))).float()
     model.config._name_or_path = name
@@ -107,6 +99,23 @@ def load_base(folder: Path, token_map: TokenMap, *, base: str | Path | None = No
     return model
 
 
+def checked_base(folder: Path, base: str | Path | None = None) -> Path:
+    """Where the pretrained model of the adapter in ``folder`` lies, its files being those trained on (internal).
+
+    Raises as :func:`load_adapter` does.
+    """
+    needed = artifacts.load_json(folder / BASE)
+    name = str(base or needed["name"])
+    found = identity_of(name)
+    if different := sorted(n for n in {*found, *needed["files"]} if found.get(n) != needed["files"].get(n)):
+        raise FingerprintMismatch(
+            f"{name} is not the pretrained model that the adapter in {folder} was trained on: "
+            f"{', '.join(different)} {'differs' if len(different) == 1 else 'differ'}",
+            hint=_GIVE_BASE,
+        )
+    return _folder_of(name)
+
+
 def _folder_of(name: str) -> Path:
     """Where a pretrained model lies: the folder itself, or the hub's cache on this machine."""
     if Path(name).is_dir():
@@ -117,7 +126,8 @@ def _folder_of(name: str) -> Path:
         raise ArtifactError(f"the pretrained model {name} is not here", hint=_GIVE_BASE) from error
 
 
-def _identity(folder: Path) -> dict[str, str]:
-    """sha256 of the config and of every file of weights."""
+def identity_of(name: str) -> dict[str, str]:
+    """sha256 of the config and of every file of weights of a pretrained model (internal)."""
+    folder = _folder_of(name)
     files = {folder / "config.json", *(file for pattern in WEIGHTS for file in folder.glob(pattern))}
     return {file.name: known_sha256(file) for file in sorted(files) if file.is_file()}

@@ -54,21 +54,21 @@ class LoraSettings:
             raise ConfigError("r: 0 without train_rows leaves nothing to train")
 
 
-def add_lora(model: PreTrainedModel, token_map: TokenMap, settings: LoraSettings, *, seed: int = 0) -> Any:
+def add_lora(model: PreTrainedModel, token_map: TokenMap | None, settings: LoraSettings, *, seed: int = 0) -> Any:
     """The model with adapters that are trained while its own weights are frozen: a PEFT model around ``model``.
 
     The rows of item and user tokens belong to the adapter (``trainable_token_indices``), trained or not, so that an
     adapter and the pretrained model are all there is to keep. ``model`` is changed in place. The search, the loss and
     ``generate`` see adapters and trained rows. seed: of the adapters' start values; the global random state is left
-    alone. Raises ConfigError for layers that do not exist, and for the embedding or output layer among them.
-    Stability: experimental.
+    alone. token_map: None = the model knows no item tokens, and has adapters alone. Raises ConfigError for layers that
+    do not exist, and for the embedding or output layer among them. Stability: experimental.
     """
     from peft import LoraConfig, TaskType, TrainableTokensConfig, get_peft_model
 
     from genrec.models.trained_rows import place_rows  # PEFT takes seconds to import
 
     tables = _table_names(model)
-    rows = list(range(token_map.first_item_id, token_map.vocab_size))
+    rows = [] if token_map is None else list(range(token_map.first_item_id, token_map.vocab_size))
     task = TaskType.SEQ_2_SEQ_LM if model.config.is_encoder_decoder else TaskType.CAUSAL_LM
     if settings.r == 0:
         config: Any = TrainableTokensConfig(token_indices=rows, target_modules=tables, task_type=task)
@@ -78,7 +78,7 @@ def add_lora(model: PreTrainedModel, token_map: TokenMap, settings: LoraSettings
             lora_alpha=settings.alpha,
             lora_dropout=settings.dropout,
             target_modules=_layers(model, settings, tables),
-            trainable_token_indices=dict.fromkeys(tables, rows),
+            trainable_token_indices=dict.fromkeys(tables, rows) if rows else None,
             task_type=task,
         )
     with torch.random.fork_rng(devices=[]), quiet_peft():

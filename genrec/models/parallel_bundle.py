@@ -2,7 +2,8 @@
 
 bundle/
   genrec.json                     manifest: settings of the model, shapes, fingerprints
-  weights.safetensors             every weight once, float32
+  weights.safetensors             every weight once, float32; of a pretrained model with adapters only what was trained
+  backbone/                       of a pretrained one: its configuration, and with adapters the digests of its files
   codes/ or slots/   catalog/     artifacts of their own; the catalog is optional
   content.safetensors             the item vectors, where the model reads them
   decoding.json
@@ -21,6 +22,7 @@ from genrec import artifacts, recipes
 from genrec.errors import ArtifactError, FingerprintMismatch
 from genrec.item_tokenizers.codes import ItemCodes
 from genrec.item_tokenizers.slots import ItemSlots
+from genrec.models.parallel_backbone import load_transformer, save_transformer
 from genrec.models.parallel_inputs import ItemShape, ParallelItems
 from genrec.models.parallel_model import ParallelModel
 from genrec.models.parallel_recommender import ParallelDecoding, ParallelRecommender
@@ -63,7 +65,8 @@ def save_parallel(
         meta=meta,
         overwrite=overwrite,
     ) as draft:
-        weights = {name: value.detach().cpu().numpy() for name, value in _weights(model).items()}
+        weights = {name: value.detach().float().cpu().numpy() for name, value in _weights(model).items()}
+        save_transformer(draft.dir, model.settings, model.body.transformer)
         artifacts.save_arrays(draft.dir / "weights.safetensors", weights)
         items.identifiers.save(draft.dir / ("codes" if isinstance(items.identifiers, ItemCodes) else "slots"))
         if items.content is not None:
@@ -73,17 +76,23 @@ def save_parallel(
         artifacts.save_json(draft.dir / "decoding.json", asdict(recommender.settings))
 
 
-def load_parallel(path: str | Path, *, device: str | torch.device = "cpu") -> ParallelRecommender:
+def load_parallel(
+    path: str | Path, *, device: str | torch.device = "cpu", base: str | Path | None = None
+) -> ParallelRecommender:
     """Read a bundle of :func:`save_parallel`, with its catalog if it has one (experimental).
 
-    Raises ArtifactError for a damaged folder, FingerprintMismatch if its parts do not belong together.
+    base: folder of the pretrained model of adapters, where it is not at the place it was trained at. Raises
+    ArtifactError for a damaged folder or a missing pretrained model, FingerprintMismatch if the parts do not belong
+    together.
     """
 
     def read(manifest: artifacts.Manifest) -> ParallelRecommender:
         folder, meta = manifest.path, manifest.meta
         settings = recipes.from_dict(ParallelSettings, meta["model"])
-        model = ParallelModel(settings, ItemShape(**meta["shape"]), seed=0)
-        _assign(model, artifacts.load_arrays(folder / "weights.safetensors"), folder)
+        weights = artifacts.load_arrays(folder / "weights.safetensors")
+        transformer = load_transformer(folder, settings, len(weights.get("body.text", ())), base)
+        model = ParallelModel(settings, ItemShape(**meta["shape"]), seed=0, transformer=transformer)
+        _assign(model, weights, folder)
         kind = ItemCodes if settings.target == "codes" else ItemSlots
         identifiers = kind.load(folder / ("codes" if kind is ItemCodes else "slots"), catalog=manifest.catalog)
         file = folder / "content.safetensors"
@@ -105,9 +114,15 @@ def load_parallel(path: str | Path, *, device: str | torch.device = "cpu") -> Pa
 
 
 def _weights(model: ParallelModel) -> dict[str, torch.Tensor]:
-    """Parameters, tied ones once, and the scaling of an autoencoder's inputs."""
+    """Parameters, tied ones once, without those of a pretrained model's own; the scaling of an autoencoder's inputs."""
     scaling = {name: value for name, value in model.named_buffers() if name.startswith("parts.autoencoder.")}
-    return {**dict(model.named_parameters()), **scaling}
+    own = model.settings.lora is not None
+    weights = {
+        name: value
+        for name, value in model.named_parameters()
+        if not own or value.requires_grad or not name.startswith("body.transformer.")
+    }
+    return {**weights, **scaling}
 
 
 @torch.no_grad()

@@ -197,30 +197,32 @@ class Arrangement:
 
     ::
 
-        start x n_start | item 0 x per_item | item 1 x per_item | … | queries after a items x n_queries | …
+        text x n_text | start x n_start | item 0 x per_item | … | queries after a items x n_queries | …
 
-    The queries after a items see the start and these items, nothing later, so one sequence asks for the next item at
-    every place of a history. ``counted``: every position has a number of its own; otherwise the parts of an item
-    share one, and the queries after a items have that of the item to come. (SETRec's code lets the numbers of queries
-    jump to their place in the sequence, which depends on padding.) Padding is on the right and plays no part.
+    Text is causal. The queries after a items see the text, the start and these items, nothing later, so one sequence
+    asks for the next item at every place of a history. ``counted``: every position has a number of its own; otherwise
+    the parts of an item share one, and the queries after a items have that of the item to come. (SETRec's code lets the
+    numbers of queries jump to their place in the sequence, which depends on padding.) Padding is on the right and plays
+    no part.
     """
 
     n_start: int
     per_item: int
     n_queries: int
     counted: bool
+    n_text: int = 0
 
     def of(self, lengths_B: Tensor, n_items: int, after_BQ: Tensor) -> Sequence:
         """lengths_B: items of each history, of ``n_items`` columns. after_BQ: items before each place to predict at."""
         device, n_rows = lengths_B.device, len(lengths_B)
         column = torch.arange(n_items, device=device).repeat_interleave(self.per_item)
-        start = torch.full((self.n_start,), -1, device=device)
-        item_T = torch.cat([start, column])
+        text = torch.arange(-1 - self.n_text, -1, device=device)
+        item_T = torch.cat([text, torch.full((self.n_start,), -1, device=device), column])
         places_BT = item_T.expand(n_rows, -1)
         ahead_BT = after_BQ.repeat_interleave(self.n_queries, dim=1)
-        numbers_T = torch.arange(len(item_T), device=device) if self.counted else item_T + 1
+        numbers_T = torch.arange(len(item_T), device=device) if self.counted else item_T + 1 + self.n_text
         return Sequence(
-            position_BT=torch.cat([numbers_T.expand(n_rows, -1), ahead_BT + 1], dim=1),
+            position_BT=torch.cat([numbers_T.expand(n_rows, -1), ahead_BT + 1 + self.n_text], dim=1),
             rank_BT=torch.cat([2 * places_BT, 2 * ahead_BT - 1], dim=1),
             real_BT=torch.cat([places_BT < lengths_B[:, None], torch.ones_like(ahead_BT, dtype=torch.bool)], dim=1),
             query_T=torch.arange(len(item_T) + ahead_BT.shape[1], device=device) >= len(item_T),
@@ -230,7 +232,9 @@ class Arrangement:
         """Where the states of every place to predict at stand, int64 ``[B, Q, R]``: its queries, or the last item."""
         n_places = after_BQ.shape[1]
         if self.n_queries:
-            first = self.n_start + n_items * self.per_item
+            first = self.n_text + self.n_start + n_items * self.per_item
             at = first + torch.arange(n_places * self.n_queries, device=after_BQ.device)
             return at.view(1, n_places, self.n_queries).expand(len(after_BQ), -1, -1)
-        return (after_BQ * self.per_item)[:, :, None] + torch.arange(self.per_item, device=after_BQ.device)
+        return (self.n_text + after_BQ * self.per_item)[:, :, None] + torch.arange(
+            self.per_item, device=after_BQ.device
+        )

@@ -7,7 +7,7 @@ Q places to predict at, M places of all rows together.
 from __future__ import annotations
 
 import copy
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from genrec.errors import ConfigError
 from genrec.item_tokenizers.sets_training import SlotAutoencoder, make_model
+from genrec.models.parallel_backbone import transformer_of
 from genrec.models.parallel_body import ParallelBody
 from genrec.models.parallel_inputs import ItemShape, ParallelItems, PartTables
 from genrec.models.parallel_settings import ParallelSettings
@@ -29,9 +30,9 @@ class CodeParts(nn.Module):
     Parts that share a vocabulary share E. slot_j, learned, tells which part it is (RecGPT's positions do).
     """
 
-    def __init__(self, settings: ParallelSettings, shape: ItemShape) -> None:
+    def __init__(self, settings: ParallelSettings, shape: ItemShape, width: int) -> None:
         super().__init__()
-        width, sizes = settings.width, shape.sizes[:1] if shape.shared else shape.sizes
+        sizes = shape.sizes[:1] if shape.shared else shape.sizes
         first = torch.tensor([0, *sizes[:-1]]).cumsum(0) if not shape.shared else torch.zeros(shape.n_parts).long()
         self.register_buffer("first", first, persistent=False)
         self.codes = nn.Embedding(sum(sizes), width)
@@ -59,10 +60,10 @@ class VectorParts(nn.Module):
     too (zeros for items without content).
     """
 
-    def __init__(self, settings: ParallelSettings, shape: ItemShape) -> None:
+    def __init__(self, settings: ParallelSettings, shape: ItemShape, width: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(shape.n_parts, settings.width, shape.dim))
-        self.bias = nn.Parameter(torch.zeros(shape.n_parts, settings.width))
+        self.weight = nn.Parameter(torch.empty(shape.n_parts, width, shape.dim))
+        self.bias = nn.Parameter(torch.zeros(shape.n_parts, width))
         joint = settings.joint
         self.autoencoder = None if joint is None else make_model(shape.content, joint, seed=0)
 
@@ -85,11 +86,11 @@ class CodeScores(nn.Module):
     with the codes' embeddings divided by it.
     """
 
-    def __init__(self, settings: ParallelSettings, shape: ItemShape) -> None:
+    def __init__(self, settings: ParallelSettings, shape: ItemShape, width: int) -> None:
         super().__init__()
         self.sizes, self.shared, self.temperature = shape.sizes, shape.shared, settings.temperature
         n_rows = shape.sizes[0] if shape.shared else sum(shape.sizes)
-        self.weight = nn.Parameter(torch.empty(n_rows, settings.width)) if settings.temperature is None else None
+        self.weight = nn.Parameter(torch.empty(n_rows, width)) if settings.temperature is None else None
 
     def forward(self, states_MnD: Tensor, codes: nn.Embedding) -> list[Tensor]:
         """float32 ``[M, K]`` for each part."""
@@ -121,21 +122,29 @@ class ParallelModel(nn.Module):
 
     Nothing here is of one catalog: what items are comes with every call (:class:`PartTables`), so a model whose item
     tokenizer can encode other items recommends them too. Published methods: :func:`preset
-    <genrec.models.parallel_settings.preset>`; text around the items (SETRec's instruction) is one learned start vector,
-    as no language model is behind it, and RecGPT's learned positions are rotary ones with a learned vector for
-    each part. Weights are drawn by the seed; the global random state is left as it was.
+    <genrec.models.parallel_settings.preset>`; RecGPT's learned positions are rotary ones with a learned vector for each
+    part. Weights that are not pretrained are drawn by the seed; the global random state is left as it was.
+    transformer: of :mod:`genrec.models.parallel_backbone`, and the rows of its instruction; None = as the settings say.
     """
 
-    def __init__(self, settings: ParallelSettings, shape: ItemShape, *, seed: int) -> None:
+    def __init__(
+        self,
+        settings: ParallelSettings,
+        shape: ItemShape,
+        *,
+        seed: int,
+        transformer: tuple[Any, Tensor] | None = None,
+    ) -> None:
         super().__init__()
         self.settings, self.shape = settings, shape
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derive(seed, "parallel"))
-            self.body = ParallelBody(settings, shape.n_parts, seed=seed)
+            self.body = ParallelBody(settings, shape.n_parts, *(transformer or transformer_of(settings, seed=seed)))
+            width = self.body.width
             kind = VectorParts if settings.target == "vectors" else CodeParts
-            self.parts: CodeParts | VectorParts = kind(settings, shape)
-            self.heads = Heads(shape.n_parts, settings.width) if settings.readout == "heads" else None
-            self.scores = CodeScores(settings, shape) if settings.target == "codes" else None
+            self.parts: CodeParts | VectorParts = kind(settings, shape, width)
+            self.heads = Heads(shape.n_parts, width) if settings.readout == "heads" else None
+            self.scores = CodeScores(settings, shape, width) if settings.target == "codes" else None
             for name, weight in self.named_parameters():
                 if name in ("body.start", "body.queries", "parts.codes.weight", "parts.slots", "scores.weight"):
                     nn.init.normal_(weight, std=STD)

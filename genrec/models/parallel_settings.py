@@ -10,16 +10,23 @@ from typing import Any, Literal
 
 from genrec.errors import ConfigError
 from genrec.item_tokenizers.sets import SetRecSettings
-from genrec.models.backbone import BackboneSettings, DecoderSettings, T5Settings
+from genrec.models.adapters import LoraSettings
+from genrec.models.backbone import DecoderSettings, T5Settings
+from genrec.models.pretrained import PretrainedSettings
 
 Method = Literal["setrec", "recgpt", "rpg"]
+ParallelBackbone = DecoderSettings | T5Settings | PretrainedSettings
+NO_POSITIONS = "readout: positions needs a decoder-only backbone"
 
 
 @dataclass(frozen=True)
 class ParallelSettings:
     """A model that predicts all parts of the next item's identifier at once; see :func:`preset` for published ones.
 
-    backbone: the transformer, with random weights.
+    backbone: the transformer: with random weights, or a pretrained language model, of which the layers are used and not
+        the rows of its tokens. lora: train adapters on a pretrained one instead of its own weights (``train_rows``
+        plays no part: there are no rows). instruction: text that a pretrained one reads before the history; its rows
+        are copied, and are trained like the start vector that follows them.
     target: ``codes`` = a distribution over the codes of every part; ``vectors`` = a vector for every part, compared
         with those of all items.
     item: ``slots`` = one position for each part; ``pooled`` = one position, the mean of the parts.
@@ -35,7 +42,9 @@ class ParallelSettings:
     """
 
     kind: Literal["parallel"] = "parallel"
-    backbone: BackboneSettings = field(default_factory=DecoderSettings)
+    backbone: ParallelBackbone = field(default_factory=DecoderSettings)
+    lora: LoraSettings | None = None
+    instruction: str = ""
     target: Literal["codes", "vectors"] = "codes"
     item: Literal["slots", "pooled"] = "slots"
     readout: Literal["queries", "heads", "positions"] = "queries"
@@ -52,10 +61,19 @@ class ParallelSettings:
         ):
             if getattr(self, name) not in values:
                 raise ConfigError(f"{name}: expected one of {', '.join(values)}, got {getattr(self, name)!r}")
-        vectors = self.target == "vectors"
+        vectors, text_model = self.target == "vectors", isinstance(self.backbone, PretrainedSettings)
+        drawn = not text_model or getattr(self.backbone, "random_weights", False)
+        held = getattr(self.backbone, "weights", "float32")
         for wrong, message in (
             (self.readout == "positions" and self.item == "pooled", "readout: positions needs item: slots"),
-            (self.readout == "positions" and self.encodes, "readout: positions needs a decoder-only backbone"),
+            (self.readout == "positions" and isinstance(self.backbone, T5Settings), NO_POSITIONS),
+            (self.lora is not None and drawn, "lora: only for a pretrained backbone with its own weights"),
+            (self.lora is not None and self.lora.r == 0, "lora.r: expected above 0, as there are no rows to train"),
+            (self.lora is None and held != "float32", "backbone.weights: trained whole, so in float32; or add lora"),
+            (
+                bool(self.instruction) and not text_model,
+                "instruction: only for a pretrained backbone",
+            ),
             (self.temperature is not None and not self.temperature > 0, "temperature: expected above 0, or none"),
             (self.temperature is not None and vectors, "temperature: only for target: codes"),
             (self.content and vectors, "content: only for target: codes; the slots of target: vectors have it"),
@@ -67,25 +85,14 @@ class ParallelSettings:
                 raise ConfigError(f"{message}; got {self}")
 
     @property
-    def encodes(self) -> bool:
-        """Whether an encoder reads the history and a decoder the queries (T5)."""
-        return isinstance(self.backbone, T5Settings)
-
-    @property
     def together(self) -> bool:
         """Whether a decoder-only model lets the parts of an item see each other: the hybrid mask of RecGPT."""
         return self.readout == "positions"
 
     @property
-    def width(self) -> int:
-        """Width D of the transformer."""
-        backbone = self.backbone
-        return backbone.d_model if isinstance(backbone, T5Settings) else backbone.hidden_size
-
-    @property
     def dropout(self) -> float:
-        """Of the input embeddings, in training; a T5 drops them itself."""
-        return 0.0 if isinstance(self.backbone, T5Settings) else self.backbone.dropout
+        """Of the input embeddings, in training; a T5 drops them itself, a pretrained decoder does not."""
+        return self.backbone.dropout if isinstance(self.backbone, DecoderSettings) else 0.0
 
 
 _METHODS: dict[str, dict[str, Any]] = {
@@ -95,8 +102,8 @@ _METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-def preset(method: Method, backbone: BackboneSettings | None = None, **changes: Any) -> ParallelSettings:
-    """The settings of a published method, on a transformer of ours with random weights (experimental).
+def preset(method: Method, backbone: ParallelBackbone | None = None, **changes: Any) -> ParallelSettings:
+    """The settings of a published method, on a small decoder with random weights unless told otherwise (experimental).
 
     ``setrec`` (Lin et al. 2025, 2502.10833): set identifiers, learned queries, the softmax over the catalog.
     ``recgpt`` (Jiang et al. 2025, 2506.06270): independent FSQ codes with the unquantized vectors beside them, hybrid

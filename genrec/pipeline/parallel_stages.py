@@ -28,12 +28,14 @@ from genrec.item_tokenizers.base import TokenizerSource
 from genrec.item_tokenizers.codes import ItemCodes
 from genrec.item_tokenizers.sets import SetRec
 from genrec.item_tokenizers.slots import ItemSlots
+from genrec.models.adapters import LoraSettings
 from genrec.models.backbone import DecoderSettings, T5Settings
 from genrec.models.parallel_bundle import load_parallel, save_parallel
 from genrec.models.parallel_inputs import ParallelItems
 from genrec.models.parallel_model import ParallelModel
 from genrec.models.parallel_recommender import ParallelDecoding, ParallelRecommender
-from genrec.models.parallel_settings import Method, preset
+from genrec.models.parallel_settings import Method, ParallelSettings, preset
+from genrec.models.pretrained import PretrainedSettings, pretrained_digests
 from genrec.pipeline.data_stages import sasrec_vectors
 from genrec.pipeline.recipe import seeded
 from genrec.pipeline.runner import same_catalog
@@ -51,14 +53,17 @@ class ParallelRecipe:
     """A parallel model from item vectors to figures; ready files: ``train/parallel/*.yaml`` (experimental).
 
     method: see :func:`~genrec.models.parallel_settings.preset`. tokenizer: the recipe of an item tokenizer that gives
-    slots for ``setrec``, codes of one length for the others. model: the transformer. joint: ``setrec``'s autoencoder
-    goes on learning with the model. collaborative: of ``setrec``: ``sasrec`` = the item table of the run's SASRec,
+    slots for ``setrec``, codes of one length for the others. model, lora, instruction: the transformer, see
+    :class:`~genrec.models.parallel_settings.ParallelSettings`. joint: ``setrec``'s autoencoder goes on learning with
+    the model. collaborative: of ``setrec``: ``sasrec`` = the item table of the run's SASRec,
     ``svd`` = of the training histories, made here, as wide as ``collaborative_dim``.
     """
 
     method: Method
     tokenizer: dict[str, Any]
-    model: DecoderSettings | T5Settings = field(default_factory=DecoderSettings)
+    model: DecoderSettings | T5Settings | PretrainedSettings = field(default_factory=DecoderSettings)
+    lora: LoraSettings | None = None
+    instruction: str = ""
     train: TrainSettings = field(default_factory=TrainSettings)
     evaluate: EvalSettings = field(default_factory=EvalSettings)
     joint: bool = False
@@ -69,6 +74,11 @@ class ParallelRecipe:
     def __post_init__(self) -> None:
         if self.joint and self.method != "setrec":
             raise ConfigError(f"joint: only for method: setrec, got {self.method!r}")
+        self.settings()
+
+    def settings(self, **changes: Any) -> ParallelSettings:
+        """Of the model. Raises ConfigError where they do not fit together."""
+        return preset(self.method, self.model, lora=self.lora, instruction=self.instruction, **changes)
 
 
 def tokenize_parallel(run: Path, out: Path, recipe: ParallelRecipe) -> ParallelItems:
@@ -157,17 +167,22 @@ def _collaborative(run: Path, cut: Split, recipe: ParallelRecipe) -> ItemEmbeddi
 
 def _model(out: Path, items: ParallelItems, recipe: ParallelRecipe) -> ParallelModel:
     if not recipe.joint:
-        return ParallelModel.of(preset(recipe.method, recipe.model), items, seed=recipe.seed)
+        return ParallelModel.of(recipe.settings(), items, seed=recipe.seed)
     tokenizer = SetRec.load(out / "item_tokenizer")
-    settings = preset(recipe.method, recipe.model, joint=tokenizer.settings)
+    settings = recipe.settings(joint=tokenizer.settings)
     return ParallelModel.of(settings, items, seed=recipe.seed, autoencoder=tokenizer.autoencoder())
 
 
 def _key(run: Path, recipe: ParallelRecipe, *names: str) -> str:
     """Hash of the parts of the recipe and of what is read from the run folder."""
     chosen = {name: value for name, value in recipes.to_json(recipe).items() if name in names}
+    for name in ("lora", "instruction"):  # of a drawn model: what was trained before there were pretrained ones stays
+        if not chosen.get(name):
+            chosen.pop(name, None)
     if "train" in chosen:
         chosen["train"] = decisive(chosen["train"])
     digests = [artifacts.read(run / name, verify=False).digest for name in ("split", "embeddings")]
+    if "model" in names and isinstance(recipe.model, PretrainedSettings):
+        digests += sorted(f"{name} {digest}" for name, digest in pretrained_digests(recipe.model).items())
     parts = [TRAIN_VERSION, recipe.method, chosen, digests]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -26,12 +26,13 @@ def identity_of(model: Any, data: TrainingData) -> dict[str, Any]:
         "codes": data.codes.fingerprint,
         **data_digests(data.histories, data.tied, data.valid),
         "users": _users_digest(data),
-        **_of_parts(model),
+        **frozen_parts(model),
     }
 
 
-def _of_parts(model: Any) -> dict[str, Any]:
-    """What a checkpoint, which holds trained weights alone, is of: adapter settings and the values that are frozen.
+def frozen_parts(model: Any) -> dict[str, Any]:
+    """What a checkpoint, which holds trained weights alone, is of: adapter settings and the values that are frozen
+    (internal).
 
     Nothing for a model that is trained whole.
     """

@@ -30,7 +30,7 @@ from genrec.models.parallel_recommender import ParallelDecoding, ParallelRecomme
 from genrec.training.callbacks import Evaluate
 from genrec.training.dataset import Plan, Samples, prefix_samples, window_samples
 from genrec.training.finetune import Job, TrainResult, run_job
-from genrec.training.identity import data_digests, shapes_digest
+from genrec.training.identity import data_digests, frozen_parts, shapes_digest
 from genrec.training.precision import attention_kernel
 from genrec.training.settings import TrainSettings
 
@@ -85,7 +85,7 @@ def train_parallel(
         raise ConfigError("fsdp: parallel models are not sharded", hint="leave it out")
     if evaluate is None and settings.eval_every and data.valid is not None and len(data.valid):
         evaluate = _validator(data, settings)
-    encodes = model.settings.encodes
+    encodes = model.body.encodes
     samples = (prefix_samples if encodes else window_samples)(data.histories, settings.max_items)
     loss = ParallelLoss(model, data.items, settings.label_smoothing)
     lengths_N = np.full(data.items.n_items, model.body.arrangement.per_item, dtype=np.int64)
@@ -97,6 +97,7 @@ def train_parallel(
             "model": shapes_digest(model),
             "parallel": repr(model.settings),
             "items": data.items.fingerprint,
+            **(frozen_parts(model.body.transformer) if model.settings.lora else {}),
             **data_digests(data.histories, data.tied, data.valid),
         },
     )

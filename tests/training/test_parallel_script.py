@@ -15,6 +15,7 @@ from genrec.errors import ConfigError
 from genrec.models.parallel_bundle import load_parallel
 from genrec.pipeline.parallel_stages import ParallelRecipe, evaluate_stage, tokenize_parallel, train_stage
 from genrec.recipes import load
+from genrec.testing.text_models import tiny_text_model
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -74,6 +75,27 @@ def test_stages(method, more, run_folder, tmp_path):
     assert (again.recommend([[1, 2]]).items == first.recommend([[1, 2]]).items).all()
     assert again.catalog is not None and json.loads(before)["recipe"]["method"] == method
     assert len(tokenize_parallel(run_folder, tmp_path, recipe).identifiers) == 60
+
+
+@pytest.mark.slow
+def test_on_a_language_model(run_folder, tmp_path):
+    base, words = tiny_text_model("qwen2")
+    base.save_pretrained(tmp_path / "qwen")
+    words.save_pretrained(tmp_path / "qwen")
+    changes = [f"model.path={tmp_path / 'qwen'}", "model.weights=float32", "train.accumulation_steps=2"]
+    small = [change for change in SMALL if not change.startswith("model=")]
+    ready = ROOT / "train" / "parallel" / "setrec-qwen.yaml"
+    recipe = load(ready, ParallelRecipe, [*small, *OF["setrec"], *changes]).value
+    first = train_stage(run_folder, tmp_path / "out", recipe)
+    report = evaluate_stage(run_folder, tmp_path / "out", recipe, first)
+    assert report.name == "setrec" and first.model.body.text is not None
+    before = (tmp_path / "out" / "bundle" / "genrec.json").read_bytes()
+    again = train_stage(run_folder, tmp_path / "out", recipe)
+    assert before == (tmp_path / "out" / "bundle" / "genrec.json").read_bytes()
+    assert (again.recommend([[1, 2]]).items == first.recommend([[1, 2]]).items).all()
+    tiny_text_model("qwen2", seed=1)[0].save_pretrained(tmp_path / "qwen")  # another model: trained again
+    train_stage(run_folder, tmp_path / "out", recipe)
+    assert before != (tmp_path / "out" / "bundle" / "genrec.json").read_bytes()
 
 
 def test_what_is_missing_is_said(run_folder, tmp_path):

@@ -13,11 +13,14 @@ from genrec.errors import ConfigError, DataError, FingerprintMismatch
 from genrec.item_tokenizers.base import TokenizerSource
 from genrec.item_tokenizers.fsq import Fsq, FsqSettings
 from genrec.item_tokenizers.slots import ItemSlots
+from genrec.models.adapters import LoraSettings
 from genrec.models.parallel_inputs import ParallelItems
 from genrec.models.parallel_model import ParallelModel
 from genrec.models.parallel_recommender import ParallelDecoding, ParallelRecommender, unseen_catalog
 from genrec.models.parallel_settings import preset
+from genrec.models.pretrained import PretrainedSettings
 from genrec.testing.parallel_cases import CASES, DECODER, N_ITEMS, NAMES, parallel_model, shared_structure
+from genrec.testing.text_models import tiny_text_model
 from genrec.training.dataset import Plan, prefix_samples, window_samples
 from genrec.training.module import trainable
 from genrec.training.parallel_training import (
@@ -38,7 +41,7 @@ SHORT = TrainSettings(
 
 
 def batch_of(model, histories=HISTORIES):
-    encodes = model.settings.encodes
+    encodes = model.body.encodes
     samples = (prefix_samples if encodes else window_samples)(histories, 20)
     collator = ParallelCollator(model.shape, encodes)
     return {**collator(samples), "scale": 1 / collator.n_targets(samples)}
@@ -72,7 +75,7 @@ def test_loss_is_the_mean_cross_entropy_of_all_parts(name, eps):
     model, items = parallel_model(name, scale=3)
     tables, total, count = items.tables(model.settings), 0.0, 0
     for history in HISTORIES:
-        for place in range(int(model.settings.encodes), len(history)):
+        for place in range(int(model.body.encodes), len(history)):
             grid, length = torch.tensor(history[:place][None].astype(np.int64)), torch.tensor([place])
             states = model.states(model.parts(tables, grid), length, length[:, None])[0, 0]
             for part in range(3):
@@ -264,3 +267,38 @@ def test_what_does_not_fit_together(tmp_path):
         train_parallel(model, ParallelData(HISTORIES, parallel_model("setrec")[1]), SHORT, tmp_path)
     with pytest.raises(ConfigError, match="batch_size"):
         ParallelDecoding(batch_size=0)
+
+
+def test_adapters_of_a_pretrained_model_learn_and_its_own_weights_stay(tmp_path):
+    kind, (base, words) = "qwen2", tiny_text_model("qwen2")
+    base.save_pretrained(tmp_path / kind)
+    words.save_pretrained(tmp_path / kind)
+    items = parallel_model("setrec")[1]
+    backbone, lora = PretrainedSettings(str(tmp_path / kind)), LoraSettings(r=2, alpha=4, dropout=0.1)
+    model = ParallelModel.of(preset("setrec", backbone, lora=lora, instruction="red wool scarf"), items, seed=0)
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    train, valid = walks()
+
+    def run(folder, **changes):
+        fresh = ParallelModel.of(model.settings, items, seed=0)
+        settings = dataclasses.replace(SHORT, max_steps=6, **changes)
+        return fresh, train_parallel(fresh, ParallelData(train, items, valid), settings, tmp_path / folder)
+
+    whole, result = run("whole")
+    assert result.complete
+    own = base.state_dict()
+    for name, weight in whole.named_parameters():
+        moved = not torch.equal(weight, before[name])
+        assert moved == weight.requires_grad, name
+        if name.endswith("q_proj.base_layer.weight"):
+            assert torch.equal(weight, own["model." + name.split("model.")[-1].replace("base_layer.", "")])
+    run("parts", save_every=3, max_seconds=1e-9)
+    parts, result = run("parts")
+    assert result.complete
+    for (name, one), two in zip(whole.named_parameters(), parts.parameters(), strict=True):
+        assert torch.equal(one, two), name
+    tiny_text_model("qwen2", seed=1)[0].save_pretrained(tmp_path / kind)  # another model at the same place
+    run_again = ParallelModel.of(model.settings, items, seed=0)
+    with pytest.raises(ConfigError, match="frozen"):
+        settings = dataclasses.replace(SHORT, max_steps=6)
+        train_parallel(run_again, ParallelData(train, items, valid), settings, tmp_path / "parts")
