@@ -134,6 +134,25 @@ def resume_failures(options: Options, n_trials: int = 30) -> Measured:
     return Measured(len(found["failures"]), spread=found, budget="kill -9 at a random moment of 24 steps, seed 0")
 
 
+def continual(options: Options, key: str) -> Measured:
+    """New items of Beauty, appended and then taught: one number of :mod:`training_continual`."""
+    import torch
+    import training_continual
+
+    if options.data is None or not (options.data / BEAUTY).is_dir():
+        return Measured(None, note=NO_DATA)
+    if "continual" not in options.cache:
+        torch.set_num_threads(1)
+        options.cache["continual"] = training_continual.measured(options.data)
+    found = options.cache["continual"]
+    old = found["old.after"] / found["old.before"] - 1
+    rest = {name: value for name, value in found.items() if name != "budget"}
+    return Measured(
+        old if key == "change" else found[key], spread=rest, budget=found["budget"],
+        note=f"{found['n_new']} items held out of training; item-exact, seen excluded, 20 beams, ties neutral, seed 0",
+    )  # fmt: skip
+
+
 FIGURES = [
     Figure(
         "tokens_ratio_to_plain_trainer", "ratio", lambda o: tokens_ratio(o, "plain Trainer"), target=">= 2",
@@ -148,4 +167,10 @@ FIGURES = [
     Figure("adapter_megabytes", "MB", adapter_megabytes, baseline="the whole model, in spread"),
     Figure("merge_logit_difference", "logit", merge_logit_difference, target="<= 1e-4"),
     Figure("resume_failures", "of 30", resume_failures, target="0"),
+    Figure("append_moved_identifiers", "items", lambda o: continual(o, "moved"), target="0"),
+    Figure("new_items_recall10_before", "recall@10", lambda o: continual(o, "new.before")),
+    Figure(
+        "new_items_recall10_after", "recall@10", lambda o: continual(o, "new.after"), baseline="before, in spread"
+    ),
+    Figure("old_items_recall10_change", "relative", lambda o: continual(o, "change"), target=">= -0.02"),
 ]  # fmt: skip

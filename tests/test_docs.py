@@ -12,6 +12,7 @@ import contextlib
 import csv
 import importlib.util
 import io
+import json
 import re
 import runpy
 import shlex
@@ -47,6 +48,8 @@ OWN = [
     "train.warmup_steps=1", "train.eval_every=0", "evaluate.n_beams=10", "evaluate.n_bootstrap=10",
     "model={kind: decoder, hidden_size: 16, n_layers: 1, n_heads: 2, d_ff: 32}", "baselines=[popularity]",
 ]  # fmt: skip
+
+ADAPT = ["continual.steps=1", "tolerance=1.0", "evaluate.n_beams=5", "evaluate.n_bootstrap=0"]
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -95,6 +98,16 @@ def write_large_tables(folder: Path, shop: SyntheticData) -> None:
     )
 
 
+def write_new_items(folder: Path, shop: SyntheticData) -> None:
+    """What docs/continual.md adds to the demo's shop, and events on it."""
+    titles, ids = shop.catalog.text("title"), shop.catalog.ids
+    with (folder / "new.jsonl").open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps({"item_id": f"new-{n}", "title": titles[n]}) + "\n" for n in range(3))
+    for name in ("learn", "measure"):
+        events = [f"{name}-{n},{item},{t}" for n in range(3) for t, item in enumerate((ids[n], ids[n + 9], f"new-{n}"))]
+        (folder / f"{name}.csv").write_text("\n".join(["user_id,item_id,timestamp", *events]) + "\n")
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from genrec.data.export import export_neutral
@@ -106,6 +119,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         export_neutral(folder / "data" / name, shop.catalog, shop.interactions)
     write_own_files(folder / "data" / "shop", shop)
     write_large_tables(folder, shop)
+    write_new_items(folder, shop)
     (folder / "train").symlink_to(ROOT / "train")
     (folder / "tokenizers").symlink_to(ROOT / "tokenizers")
     (folder / "tiny.yaml").write_text(TINY)
@@ -214,6 +228,8 @@ def check_command(command: str, place: Path) -> Path:
         assert launched(words) in known, command
     elif words[:2] == ["python", "train/parallel.py"] or words[:2] == ["python", "train/preference.py"]:
         run_script([*words, "--set", "train.max_steps=1", "--set", "train.eval_every=0"], place)
+    elif words[:2] == ["python", "train/continual.py"]:
+        run_script([*words, *(w for c in ADAPT for w in ("--set", c))], place)
     elif words[:2] == ["python", "train/finetune.py"]:
         run_script(words, place)
     else:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from genrec import seeding
@@ -146,3 +146,16 @@ def _layers(model: PreTrainedModel, settings: LoraSettings, tables: list[str]) -
                 f"target_modules: the model has no linear layer {name!r}; it has {', '.join(sorted(linear))}"
             )
     return sorted(asked)
+
+
+def item_rows(model: Any, token_map: TokenMap) -> list[Tensor]:
+    """The trained rows of item and user tokens, ``[R, D]`` views from ``token_map.first_item_id`` on (internal).
+
+    Of the input table, and of the output table where it is another one; of adapters only where the rows are trained.
+    """
+    if is_adapted(model):
+        found = {id(w): w for name, w in model.named_parameters() if "trainable_tokens_delta" in name}
+        return [weight.data for weight in found.values() if weight.requires_grad]
+    tables = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
+    first, last = token_map.first_item_id, token_map.vocab_size
+    return [table.data[first:last] for table in {id(table): table for table in tables}.values()]

@@ -109,7 +109,7 @@ def preference_stage(paths: PreferencePaths, recipe: PreferenceRecipe) -> Bundle
         catalog=cut.catalog,
         user_index=found.user_index,
     )
-    model, train = _model(old, paths), _train_settings(recipe, found)
+    model, train = trainable_model(old, paths.base), settings_of_model(recipe.train, recipe.seed, found)
     checkpoints = paths.out / "checkpoints" / key[:16]
     result = prefer(
         model,
@@ -154,22 +154,22 @@ def compare_stage(paths: PreferencePaths, recipe: PreferenceRecipe, after: Bundl
     return reports[0], reports[1]
 
 
-def _model(old: Bundle, paths: PreferencePaths) -> Any:
-    """The model to train: whole, or the adapter of the bundle around its pretrained model."""
+def trainable_model(old: Bundle, base: Path | None) -> Any:
+    """The model to train: whole, or the adapter of the bundle around its pretrained model (internal)."""
     folder = old.manifest.path / "model"
     if not holds_adapter(folder):
         return old.recommender.model
-    return load_adapter(folder, old.recommender.token_map, base=paths.base, trainable=True)
+    return load_adapter(folder, old.recommender.token_map, base=base, trainable=True)
 
 
-def _train_settings(recipe: PreferenceRecipe, found: GenerativeRecommender) -> TrainSettings:
-    """Those of the recipe, with what the model was trained with."""
+def settings_of_model(train: TrainSettings, seed: int, found: GenerativeRecommender) -> TrainSettings:
+    """Those of a recipe, with what the model was trained with (internal); ConfigError where they say otherwise."""
     of_model = {"softmax": found.settings.loss, "max_items": found.settings.max_items}
     for name, value in of_model.items():
-        given = getattr(recipe.train, name)
+        given = getattr(train, name)
         if given not in (value, getattr(TrainSettings(), name)):
             raise ConfigError(f"train.{name}: the model was trained with {value!r}, got {given!r}", hint="leave it out")
-    return dataclasses.replace(seeded(recipe.train, recipe.seed), **of_model)  # type: ignore[arg-type]
+    return dataclasses.replace(seeded(train, seed), **of_model)  # type: ignore[arg-type]
 
 
 def _allowed(old: Bundle) -> ItemFilter | None:

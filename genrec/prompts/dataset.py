@@ -80,7 +80,7 @@ class AlignmentPlan:
             self._order = (epoch, order)
         size = WINDOW * self._batch_size
         chosen = self._order[1][window * size : (window + 1) * size]
-        self._rows = TokenRows.of([self._encoded(epoch, int(i)) for i in chosen])
+        self._rows = TokenRows.of([self.encoded(epoch, int(i)) for i in chosen])
         seed = derive(self._seed, "window", window)
         self._batches = length_batches(self._lengths(), self._batch_size, seed=seed, epoch=epoch)
         self._at = (epoch, window)
@@ -88,7 +88,8 @@ class AlignmentPlan:
     def _lengths(self) -> Int64:
         return self._rows.prompt_lengths if self.encoder.layout == "encoder" else self._rows.lengths
 
-    def _encoded(self, epoch: int, i: int) -> Encoded:
+    def encoded(self, epoch: int, i: int) -> Encoded:
+        """Sample ``i`` of an epoch, or what replaces it."""
         for attempt in range(ATTEMPTS):
             found = example_of(self.mixture, self.encoder, epoch, i, attempt)
             if found is not None:

@@ -124,13 +124,13 @@ def _job(model: Any, data: TrainingData, tasks: Tasks, settings: TrainSettings, 
     start = getattr(model.config, "decoder_start_token_id", None) or 0
     collator = AlignmentCollator(data.codes, data.token_map, encoder.layout, start)
     loss = AlignmentLoss(data.token_map, settings.softmax, settings.label_smoothing, data.codes)
-    identity = {**identity_of(model, data), "tasks": _digest(mixture, encoder)}
+    identity = {**identity_of(model, data), "tasks": mixture_digest(mixture, encoder)}
     # the trainer counts, cuts and hands over samples, whatever they are
     return Job(TrainingModule(model, loss), cast(Any, plan), cast(Any, collator), identity)
 
 
-def _digest(mixture: TaskMixture, encoder: ExampleEncoder) -> str:
-    """32 hex digits of everything that the examples depend on, beside histories and identifiers."""
+def mixture_digest(mixture: TaskMixture, encoder: ExampleEncoder) -> str:
+    """32 hex digits of everything that the examples depend on, beside histories and identifiers (internal)."""
     fields, settings = mixture.settings.fields, recipes.to_json(mixture.settings)
     names = (fields.title, fields.description, fields.brand, fields.categories)
     texts = {name: mixture.data.catalog.fields.get(name) for name in names}

@@ -135,3 +135,42 @@ def start_new_rows(
             found_KD, any_K = text_rows(old_OD, column_N, size, list(texts) * (len(column_N) // n_texts))
             part_KD = table_VD[start : start + size]
             part_KD[any_K] = found_KD[any_K].to(table_VD)
+
+
+@torch.no_grad()
+def warm_start(
+    rows_RD: Tensor, token_map: TokenMap, codes: ItemCodes, trained_N: npt.NDArray[np.bool_], *, seed: int
+) -> npt.NDArray[np.int64]:
+    """Give the tokens of new items whose rows nothing has trained the values of trained ones, in place (internal).
+
+        for each level, its codes that no trained item has and another item has:
+            a level with a codebook:  the row of the trained code whose vector is nearest
+            without:                  drawn with mean and covariance of the trained codes' rows (:func:`drawn_rows`)
+
+    rows_RD: rows of the item tokens, from ``token_map.first_item_id`` on. trained_N: the items that training saw.
+    Levels with one vocabulary are one level. A level of which nothing is trained stays as it is. Returns the places in
+    ``rows_RD`` that were changed.
+    """
+    changed = []
+    codes_NL = codes.as_int()
+    shared = token_map.shared_vocabulary
+    for level, size in enumerate(token_map.level_sizes[:1] if shared else token_map.level_sizes):
+        column_NC = codes_NL if shared else codes_NL[:, level : level + 1]
+        has_K, known_K = (_used(column_NC[rows], size) for rows in (np.ones(len(codes_NL), np.bool_), trained_N))
+        cold, known = np.flatnonzero(has_K & ~known_K), np.flatnonzero(known_K)
+        if not len(cold) or not len(known):
+            continue
+        first = token_map.level_offset[level] - token_map.first_item_id
+        if level < len(codes.codebooks):
+            book_KC = codes.codebooks[level].astype(np.float64)
+            far = (book_KC[known] ** 2).sum(1) - 2 * book_KC[cold] @ book_KC[known].T  # but for a constant of the row
+            rows_RD[first + cold] = rows_RD[first + known[far.argmin(axis=1)]]
+        else:
+            old_OD = rows_RD[first + known].detach()
+            rows_RD[first + cold] = drawn_rows(old_OD, len(cold), seed=seed, name=f"level {level}").to(rows_RD)
+        changed.append(first + cold)
+    return np.concatenate(changed) if changed else np.zeros(0, np.int64)
+
+
+def _used(codes: npt.NDArray[np.integer], size: int) -> npt.NDArray[np.bool_]:
+    return np.bincount(codes[codes >= 0], minlength=size) > 0
