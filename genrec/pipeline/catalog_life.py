@@ -178,6 +178,9 @@ def _write_bundle(old: Path, new: Path, catalog: ItemCatalog, codes: ItemCodes, 
             artifacts.save_json(draft.dir / "model" / "config.json", {**config, **trained})
         for name in ("token_map.json", "decoding.json"):
             shutil.copy(old / name, draft.dir / name)
+        for name in ("prompt", "users"):  # how the model is asked, where it is by more than histories
+            if (old / name).is_dir():
+                shutil.copytree(old / name, draft.dir / name)
         codes.save(draft.dir / "codes")
         index.save(draft.dir / "index")
         catalog.save(draft.dir / "catalog")
