@@ -40,8 +40,9 @@ def test_small_form(suite, tmp_path):
     }
     artifacts.save_json(tmp_path / "recipe.json", recipe)
     names = [figure.name for figure in suite.FIGURES]
+    kinds = ("setrec", "fsq", "product", "sequential")
     assert names.pop() == "recgpt_zero_shot_office_recall10"
-    assert names == [f"{name}_beauty_neutral_recall10" for name in ("setrec", "fsq", "product")]
+    assert names == [f"{kind}_{end}" for end in ("beauty_neutral_recall10", "games_warm_recall10") for kind in kinds]
     for method, changes in SMALL.items():
         found = suite.measured(tmp_path, tmp_path / method, suite.recipe_of(method, tmp_path, changes))
         assert 0 <= found.value <= 1 and method in found.note and "1 epochs" in found.budget
