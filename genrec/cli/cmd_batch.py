@@ -35,6 +35,8 @@ def batch(
         None, "--journal", help="What a server has changed counts here too.", show_default="RUN.changes.jsonl"
     ),
     base: str | None = typer.Option(None, "--base", help="The pretrained model of an adapter, where it has moved."),
+    engine: str = typer.Option("local", "--engine", metavar="[local|ray]", help="ray: several processes (extra ray)."),
+    workers: int = typer.Option(2, "--workers", min=1, help="Processes of --engine ray."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Start over where the folder holds another job."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON instead of text."),
 ) -> None:
@@ -52,6 +54,8 @@ def batch(
     from genrec.serving.schemas import RecommendationRequest
     from genrec.serving.settings import journal_of
 
+    if engine not in ("local", "ray"):
+        raise ConfigError(f"--engine: expected local or ray, got {engine!r}")
     if n_beams is not None and n_beams < top_k:
         raise ConfigError(f"--n-beams {n_beams}: expected at least --top-k {top_k}")
     denied = [] if deny is None else [line.strip() for line in deny.read_text("utf-8").splitlines() if line.strip()]
@@ -86,6 +90,7 @@ def batch(
         journal=journal or journal_of(run),
         base=base,
         overwrite=overwrite,
+        ray_workers=workers if engine == "ray" else None,
         progress=progress,
     )
     if bar is not None:

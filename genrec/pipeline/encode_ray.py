@@ -15,16 +15,23 @@ from genrec.errors import DataError, require
 from genrec.pipeline.encode_shards import ShardEncoder
 
 
-def run_ray(folder: Path, todo: Sequence[int], done: Callable[[int], object], workers: int) -> None:
+def run_ray(
+    folder: Path,
+    todo: Sequence[int],
+    done: Callable[[int], object],
+    workers: int,
+    worker: Callable[[str], Any] = ShardEncoder,
+) -> None:
     """Do the shards ``todo`` of the plan in ``folder`` with ``workers`` processes (internal).
 
     Ray Data moves the numbers of the shards; each worker reads, encodes and writes whole shards itself, so what a dead
     worker leaves undone is given to another and nothing can arrive twice. Inputs and ``folder`` must be the same files
     for every worker. Uses the cluster that the program is connected to; where it is connected to none, one is
-    started for these workers on this machine (see :func:`local_cluster`).
+    started for these workers on this machine (see :func:`local_cluster`). worker: the class of a worker, made from the
+    name of ``folder``, called as :meth:`ShardEncoder.__call__`.
     Raises MissingExtra without ray, and the first error of a worker, as the local engine does.
     """
-    ShardEncoder(str(folder))  # what is wrong with it is said here, and not by a worker
+    worker(str(folder))  # what is wrong with it is said here, and not by a worker
     with local_environment():
         ray = require("ray", "ray")
         data: Any = require("ray.data", "ray")
@@ -33,7 +40,7 @@ def run_ray(folder: Path, todo: Sequence[int], done: Callable[[int], object], wo
             context.enable_progress_bars = False
             context.print_on_execution_start = False
             made = data.from_items([{"shard": number} for number in todo], override_num_blocks=len(todo)).map_batches(
-                ShardEncoder,
+                worker,
                 fn_constructor_kwargs={"folder": str(folder)},
                 batch_size=1,
                 compute=data.ActorPoolStrategy(size=min(workers, len(todo))),

@@ -176,6 +176,19 @@ def _meta(file: Path) -> dict[str, Any]:
     return found
 
 
+def each_shard(do: Callable[[int], int], batch: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    """What a worker of Ray answers for the shards of a batch, see :meth:`ShardEncoder.__call__` (internal)."""
+    numbers = [int(number) for number in batch["shard"]]
+    rows, told = np.zeros(len(numbers), dtype=np.int64), [["", ""] for _ in numbers]
+    for n, number in enumerate(numbers):
+        try:
+            rows[n] = do(number)
+        except GenrecError as error:
+            told[n] = [str(error), error.hint or ""]
+    errors, hints = (np.array(texts, dtype=str) for texts in zip(*told, strict=True))
+    return {"shard": np.array(numbers), "rows": rows, "error": errors, "hint": hints}
+
+
 class ShardEncoder:
     """Reads a row group, encodes it piece by piece, writes its shard: what every engine calls (internal).
 
@@ -201,15 +214,7 @@ class ShardEncoder:
 
         An error of the data is handed on as text: between processes an exception would lose its type.
         """
-        numbers = [int(number) for number in batch["shard"]]
-        rows, told = np.zeros(len(numbers), dtype=np.int64), [["", ""] for _ in numbers]
-        for n, number in enumerate(numbers):
-            try:
-                rows[n] = self.do(number)
-            except GenrecError as error:
-                told[n] = [str(error), error.hint or ""]
-        errors, hints = (np.array(texts, dtype=str) for texts in zip(*told, strict=True))
-        return {"shard": np.array(numbers), "rows": rows, "error": errors, "hint": hints}
+        return each_shard(self.do, batch)
 
     def do(self, number: int) -> int:
         """Encode shard ``number``; returns its rows. DataError naming file, row group and row."""

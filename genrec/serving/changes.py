@@ -60,6 +60,14 @@ class Changes:
                 out.truncate(sum(len(_line(change)) for change in whole))
             disk.fsync(file.parent)
 
+    @classmethod
+    def of(cls, state: list[dict[str, Any]]) -> Changes:
+        """What :meth:`state` gave, in memory."""
+        found = cls()
+        for change in state:
+            found._note(change)
+        return found
+
     def state(self) -> list[dict[str, Any]]:
         """The changes of the catalog that all of them come to: a handful of lines, whatever the number of changes."""
         found: list[dict[str, Any]] = [{"kind": "retire", "items": list(self._retired)}] if self._retired else []

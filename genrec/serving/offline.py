@@ -12,15 +12,13 @@ from genrec import artifacts, disk
 from genrec.embeddings.parquet_rows import RowGroup, column_types, row_groups
 from genrec.errors import ConfigError, DataError
 from genrec.models.bundle import bundle_folder
+from genrec.pipeline.encode_ray import run_ray
 from genrec.pipeline.encode_shards import check_same_files, file_states
 from genrec.serving.changes import Changes
-from genrec.serving.model import Answer, Query, ServedModel
-from genrec.serving.problems import Problem
-from genrec.serving.schemas import Input, RecommendationRequest
-from genrec.serving.telemetry import Metrics
+from genrec.serving.model import ServedModel
+from genrec.serving.offline_shards import PLAN, ShardRecommender
+from genrec.serving.schemas import RecommendationRequest
 
-PLAN = "plan.json"
-AT_ONCE = 1024  # users searched together; the recommender splits them by the lengths of their prompts
 Progress = Callable[[int, int], None]
 
 
@@ -44,6 +42,7 @@ def recommend_all(
     journal: Path | None = None,
     base: str | None = None,
     overwrite: bool = False,
+    ray_workers: int | None = None,
     progress: Progress | None = None,
 ) -> BatchResult:
     """Write a list for every row of ``users`` to ``out``, one parquet file per row group, complete or not there.
@@ -54,6 +53,8 @@ def recommend_all(
     there was one, ``items`` (list of ids, best first), ``scores``, ``source``, ``skipped_items``.
 
     journal: changes that a server has made, which count here too (see :class:`genrec.serving.changes.Changes`).
+    ray_workers: None = in this process; else in so many workers of Ray, on the cluster that the program is connected
+    to or one on this machine. All of them must see the same folders under the same names.
 
     A shard that is there is not made again; another request, model or input in the same folder is refused, unless
     ``overwrite`` starts over. Answers equal those of the endpoint. Raises DataError naming file, row group and row for
@@ -63,10 +64,11 @@ def recommend_all(
     groups = row_groups(users)
     columns = _columns(groups)
     manifest = artifacts.read(bundle_folder(run), kind="bundle", verify=False)
-    asked = request.model_dump(exclude={"history", "user", "inputs", "timeout", "model"})
+    asked = request.model_dump(exclude={"history", "user", "query", "inputs", "timeout", "model", "explain"})
     changes = Changes(journal, reading=True)
     model = ServedModel.load(run, base=base)
     changes.replay(model.store)
+    model.check(request)
     plan = {
         "kind": "batch",
         "request": asked,
@@ -75,22 +77,40 @@ def recommend_all(
         "changes": changes.state(),
         "columns": columns,
         "files": file_states(groups),
+        "run": str(run.resolve()),
+        "base": base,
+        "groups": [[str(group.file.resolve()), group.number, group.n_rows] for group in groups],
     }
-    model.check(request)
+    if ray_workers is not None:
+        model.close()  # each worker has its own
+        del model
     disk.make_folders(out)
     with disk.claimed(out, "genrec batch"):
         _begin(out, json.loads(json.dumps(plan)), overwrite)
         files = [out / f"{number:08d}.parquet" for number in range(len(groups))]
         missing = [number for number, file in enumerate(files) if not file.exists()]
-        total, done = sum(group.n_rows for group in groups), 0
-        for number, group in enumerate(groups):
-            if number in missing:
-                _write(files[number], _answered(model, group, columns, request))
-            done += group.n_rows
+        total = sum(group.n_rows for group in groups)
+        done = total - sum(groups[number].n_rows for number in missing)
+
+        def told(rows: int) -> None:
+            nonlocal done
+            done += rows
             if progress is not None:
                 progress(done, total)
-    model.close()
-    return _result(files, len(groups) - len(missing))
+
+        told(0)
+        if ray_workers is None:
+            recommend = ShardRecommender(str(out), model)
+            for number in missing:
+                told(recommend.do(number))
+            model.close()
+        elif missing:
+            run_ray(out, missing, told, ray_workers, ShardRecommender)
+        artifacts.sweep(out)
+    found = _result(files, len(groups) - len(missing))
+    if found.users != total:
+        raise DataError(f"{out}: expected {total} lists, got {found.users}", hint="start over with --overwrite")
+    return found
 
 
 def _columns(groups: Sequence[RowGroup]) -> list[str]:
@@ -122,6 +142,7 @@ def _begin(out: Path, plan: dict[str, Any], overwrite: bool) -> None:
             if before.get(name) != plan[name]:
                 what = "other changes of the catalog" if name == "changes" else f"another {name}"
                 raise ConfigError(f"{out}: begun with {what}", hint="give another folder, or --overwrite")
+        artifacts.atomic_write_bytes(place, json.dumps(plan, indent=1).encode())  # folders may have moved
         return
     shards = list(out.glob("[0-9]" * 8 + ".parquet"))
     if shards and not (place.exists() and artifacts.load_json(place).get("kind") == "batch"):
@@ -131,64 +152,6 @@ def _begin(out: Path, plan: dict[str, Any], overwrite: bool) -> None:
     for shard in shards:
         shard.unlink()
     artifacts.atomic_write_bytes(place, json.dumps(plan, indent=1).encode())
-
-
-def _answered(
-    model: ServedModel, group: RowGroup, columns: list[str], request: RecommendationRequest
-) -> dict[str, list[Any]]:
-    """The columns of a shard."""
-    metrics, first = Metrics(), 0
-    out: dict[str, list[Any]] = {name: [] for name in ("row", "items", "scores", "source", "skipped_items")}
-    names: list[str | None] = []
-    for piece in group.pieces(columns):
-        rows = piece.to_pylist()
-        for start in range(0, len(rows), AT_ONCE):
-            part = rows[start : start + AT_ONCE]
-            users = [_user(row, f"{group}, row {first + start + n}") for n, row in enumerate(part)]
-            answers = model.answer([Query(request, user) for user in users], metrics)
-            for n, (user, answer) in enumerate(zip(users, answers, strict=True)):
-                _append(out, first + start + n, answer, str(group))
-                names.append(user.user)
-        first += len(rows)
-    return {**({"user": names} if "user" in columns else {}), **out}
-
-
-def _user(row: dict[str, Any], where: str) -> Input:
-    history, user = row.get("history"), row.get("user")
-    if history is None and user is None:
-        raise DataError(f"{where}: expected a history or a user", hint="an empty list is a user without a history")
-    if history is not None and any(item is None for item in history):
-        raise DataError(f"{where}: an item id of the history is missing")
-    ids = None if history is None else [str(item) for item in history]
-    return Input(history=ids, user=None if user is None else str(user), query=None)
-
-
-def _append(out: dict[str, list[Any]], row: int, answer: Answer | Exception, group: str) -> None:
-    if isinstance(answer, Problem):
-        raise DataError(f"{group}, row {row}: {answer.message}")
-    if isinstance(answer, Exception):
-        raise answer
-    values = (row, answer.ids, answer.scores, answer.source, answer.skipped)
-    for name, value in zip(("row", "items", "scores", "source", "skipped_items"), values, strict=True):
-        out[name].append(value)
-
-
-def _write(file: Path, columns: dict[str, list[Any]]) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as parquet
-
-    kinds = {
-        "row": pa.int64(),
-        "user": pa.string(),
-        "items": pa.list_(pa.string()),
-        "scores": pa.list_(pa.float32()),
-        "source": pa.string(),
-        "skipped_items": pa.int32(),
-    }
-    table = pa.table({name: pa.array(values, kinds[name]) for name, values in columns.items()})
-    sink = pa.BufferOutputStream()
-    parquet.write_table(table, sink, compression="zstd", write_page_checksum=True, row_group_size=max(len(table), 1))
-    artifacts.atomic_write_bytes(file, sink.getvalue())
 
 
 def _result(files: list[Path], reused: int) -> BatchResult:
