@@ -30,6 +30,7 @@ EXTRAS = {
     "fast": ("numba", "compiled search on a CPU"),
     "pieces": ("sentencepiece", "learned pieces of identifiers, features of ranking models"),
     "serve": ("fastapi", "the endpoint, genrec serve"),
+    "vllm": ("vllm", "the endpoint inside vLLM on a GPU"),
     "ray": ("ray", "several processes for genrec encode"),
     "dev": ("pytest", "the tests"),
 }

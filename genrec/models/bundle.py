@@ -30,6 +30,7 @@ from genrec.item_tokenizers.codes import ItemCodes, check_catalog
 from genrec.models.adapter_files import holds_adapter, load_adapter, save_adapter
 from genrec.models.adapters import is_adapted, quiet_peft
 from genrec.models.backbone import layout_of
+from genrec.models.engine_scorer import Engine, skeleton
 from genrec.models.recommender import DecodingSettings, GenerativeRecommender
 from genrec.models.template_prompts import TemplatePrompts
 from genrec.vocab.text_vocabulary import TextVocabulary
@@ -140,13 +141,14 @@ def load_bundle(
     dtype: torch.dtype | None = None,
     user_ids: Sequence[str] | None = None,
     base: str | Path | None = None,
+    engine: Engine | None = None,
 ) -> Bundle:
     """Read a bundle, or the bundle of a run folder; nothing is looked up on a hub.
 
     An adapter is merged into its pretrained model: a search costs what that of a whole model does. dtype: None = as
-    stored. base: folder of the pretrained model, where it is not at the place it was trained at. Raises ArtifactError
-    for a damaged folder or a missing pretrained model, FingerprintMismatch if the parts do not belong together.
-    Stability: stable.
+    stored. base: folder of the pretrained model, where it is not at the place it was trained at. engine: where the
+    model runs, with numbers of type ``dtype``; its weights are not read then. Raises ArtifactError for a damaged folder
+    or a missing pretrained model, FingerprintMismatch if the parts do not belong together. Stability: stable.
     """
 
     def read(manifest: artifacts.Manifest) -> Bundle:
@@ -158,7 +160,10 @@ def load_bundle(
                 f"token_map.json has {token_map.fingerprint[:8]}"
             )
         codes = ItemCodes.load(folder / "codes", catalog=manifest.catalog)
-        model = load_model(folder / "model", token_map, dtype, base).to(device)
+        if engine is None:
+            model = load_model(folder / "model", token_map, dtype, base).to(device)
+        else:
+            model = skeleton(folder / "model", dtype)
         prompts = None
         if manifest.schema == WITH_PROMPT:
             words = TextVocabulary.load(folder / "model", token_map)
@@ -172,6 +177,7 @@ def load_bundle(
             user_ids=user_ids,
             prompts=prompts,
             user_index=UserIndex.load(folder / "users") if token_map.user_levels else None,
+            engine=engine,
         )
         return Bundle(recommender, manifest)
 

@@ -156,7 +156,7 @@ def _walked(
     view: GenerativeRecommender, prompts: Prompts, walk: Walk, limits: _Limits, normalize: Normalize
 ) -> list[list[PathStep]]:
     """The paths of the leaves of a walk of one row."""
-    scorer = view._scorer
+    scorer = view._over_index()
     state = scorer.start(prompts, normalize)
     levels: list[_Level] = []
     for level, step in enumerate(walk.steps):

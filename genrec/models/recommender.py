@@ -35,6 +35,7 @@ from genrec.decoding.snapshot import CatalogSnapshot
 from genrec.errors import ConfigError, DataError, FingerprintMismatch
 from genrec.item_tokenizers.codes import ItemCodes
 from genrec.models.backbone import evaluating, layout_of, scorer_of
+from genrec.models.engine_scorer import Engine, EngineScorer
 from genrec.models.prompting import build_prompts, item_tokens, users_asked
 from genrec.vocab.token_map import TokenMap
 from genrec.vocab.user_index import UserIndex, check_users
@@ -84,8 +85,9 @@ class GenerativeRecommender:
     model: T5, Llama, Qwen2 or Qwen3. index: built from ``codes``. user_ids: the ids behind user numbers,
     needed if the vocabulary has user tokens and users are given as numbers. user_index: the codes of users, where the
     vocabulary has tokens for them; others are asked about as ``<unk_user>``. prompts: how a model is asked that was
-    trained with words around histories; None = with the histories alone. Raises FingerprintMismatch if
-    model, vocabulary, codes and index do not belong together. Stability: stable.
+    trained with words around histories; None = with the histories alone. engine: where the model runs; of
+    ``model`` only the config counts then. Raises FingerprintMismatch if model, vocabulary, codes and index do not
+    belong together. Stability: stable.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class GenerativeRecommender:
         user_ids: Sequence[str] | None = None,
         prompts: TemplatePrompts | None = None,
         user_index: UserIndex | None = None,
+        engine: Engine | None = None,
     ) -> None:
         if index.codes != codes.fingerprint:
             raise FingerprintMismatch(
@@ -128,7 +131,7 @@ class GenerativeRecommender:
         self.user_ids, self.user_index = user_ids, user_index
         self.prompts = prompts
         self._tokens_NM = item_tokens(codes, token_map)
-        self._scorer: Scorer = scorer_of(model, token_map)
+        self._scorer: Scorer = scorer_of(model, token_map) if engine is None else EngineScorer(engine, token_map)
         self._device_index: DeviceIndex | None = None
         self._rank_filters: WeakKeyDictionary[ItemFilter, RankFilter] = WeakKeyDictionary()
         self._live_filters: WeakKeyDictionary[ItemFilter, RankFilter] = WeakKeyDictionary()  # without retired items
@@ -243,18 +246,28 @@ class GenerativeRecommender:
         if options is not None and top_k != DEFAULT_TOP_K:
             raise ConfigError(f"top_k: {top_k} beside options, which say {options.top_k}", hint="say it in the options")
         wanted = options or SearchOptions(top_k=top_k)
-        n_beams = wanted.n_beams or max(self.settings.n_beams, wanted.top_k or 0)
-        normalize = self._normalize(wanted.normalize)
+        n_beams = self._n_beams(wanted)
+        self._normalize(wanted.normalize)
         if n_beams < (wanted.top_k or 0) and not wanted.exact and wanted.diversity is None:
             warnings.warn(
                 f"n_beams={n_beams} finds {n_beams} identifiers: lists may be shorter than top_k={wanted.top_k} "
                 f"(give {wanted.top_k} or more, or leave n_beams out)",
                 stacklevel=2,
             )
-        rows = self._histories(histories)
+        return self.lists(self._histories(histories), wanted, users, queries)
+
+    def lists(
+        self,
+        rows: Histories,
+        wanted: SearchOptions,
+        users: npt.ArrayLike | Sequence[str] | None = None,
+        queries: Sequence[str | None] | None = None,
+    ) -> Recommendations:
+        """:meth:`recommend` of this version, without its warnings (internal)."""
+        normalize = self._softmax(wanted.normalize)
         filters = self._named(wanted.filter, len(rows))
         margin = CERTIFICATE_MARGIN if self.model.dtype == torch.float32 else HALF_MARGIN
-        search = Search(self._scorer, self._on_device(), wanted, n_beams, normalize, margin)
+        search = Search(self._over_index(), self._on_device(), wanted, self._n_beams(wanted), normalize, margin)
         found: list[Recommendations] = []
         order: list[npt.NDArray[np.int64]] = []
         with evaluating(self.model):
@@ -288,11 +301,13 @@ class GenerativeRecommender:
         wanted = options or SearchOptions(top_k=DEFAULT_TOP_K)
         if wanted.exact or wanted.diversity is not None:
             raise ConfigError("sample: exact and diversity are for recommend", hint="leave them out (--max-per too)")
+        if isinstance(self._scorer, EngineScorer) and temperature != 1:
+            raise ConfigError(f"sample: expected temperature 1 of a model in an engine, got {temperature}")
         rows = self._histories(histories)
         seeds = check_seed(seed, len(rows))
         filters = self._named(wanted.filter, len(rows))
-        n_beams = wanted.n_beams or max(self.settings.n_beams, wanted.top_k or 0)
-        search = Search(self._scorer, self._on_device(), wanted, n_beams, self._normalize(wanted.normalize))
+        normalize = self._normalize(wanted.normalize)
+        search = Search(self._over_index(), self._on_device(), wanted, self._n_beams(wanted), normalize)
         found: list[Samples] = []
         order: list[npt.NDArray[np.int64]] = []
         with evaluating(self.model):
@@ -335,20 +350,29 @@ class GenerativeRecommender:
         with evaluating(self.model):
             for batch, prompts in self._batches(rows, users):
                 some = asked if asked is None or asked.ndim == 1 else asked[batch]
-                out[batch] = score_items(self._scorer, self._on_device(), prompts, some, normalize=how)
+                out[batch] = score_items(self._over_index(), self._on_device(), prompts, some, normalize=how)
         if asked is None:
             out[:, gone] = -np.inf
         return out
 
+    def _n_beams(self, wanted: SearchOptions) -> int:
+        return wanted.n_beams or max(self.settings.n_beams, wanted.top_k or 0)
+
+    def _softmax(self, asked: Normalize | None) -> Normalize:
+        return check_normalize(asked or self.settings.normalize or self.settings.loss)
+
     def _normalize(self, asked: Normalize | None) -> Normalize:
-        chosen = asked or self.settings.normalize or self.settings.loss
+        chosen = self._softmax(asked)
         if chosen != self.settings.loss:
             warnings.warn(
                 f"decoding with normalize={chosen!r} a model trained with the softmax over "
                 f"{self.settings.loss!r}: scores and ranks differ from those it was trained for",
                 stacklevel=3,
             )
-        return check_normalize(chosen)
+        return chosen
+
+    def _over_index(self) -> Scorer:
+        return self._scorer.over(self.index) if isinstance(self._scorer, EngineScorer) else self._scorer
 
     def _rank_filters_of(self, filters: Sequence[ItemFilter | None]) -> list[RankFilter | None]:
         """The filter of every row over the ranks of the index; kept as long as the caller keeps his."""

@@ -39,6 +39,7 @@ def create_app(registry: Registry, settings: ServeSettings, metrics: Metrics) ->
         max_rows=settings.max_rows,
         max_waiting=settings.max_waiting,
         metrics=metrics,
+        searches=settings.searches,
     )
     app.state.draining = False
     _errors(app)
@@ -156,6 +157,8 @@ async def _answers(request: Request, jobs: list[Job], deadline: float) -> list[t
         raise Problem(400, "the request does not fit the model", code="invalid_request") from None
     finally:
         gone.cancel()
+        for job in jobs:
+            job.gone.set()
         for each in futures:
             if not each.cancel() and not each.cancelled():
                 each.exception()  # seen: another one of the request was raised

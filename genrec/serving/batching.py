@@ -1,7 +1,8 @@
-"""Requests that arrive together are searched together: one thread owns the model, the others wait in a bounded queue.
+"""Requests that arrive together are searched together: a thread owns the model, the others wait in a bounded queue.
 
 While the model works, requests gather; then the oldest one and those that ask in the same way form the next batch. So
-nothing waits for a batch to fill, and a batch grows with the load.
+nothing waits for a batch to fill, and a batch grows with the load. A model in an engine is asked by several threads:
+the engine itself works on all that it is asked at once.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
+from genrec.serving.patience import Patience, with_patience
 from genrec.serving.problems import Problem
 from genrec.serving.telemetry import Metrics
 
@@ -25,7 +27,7 @@ log = logging.getLogger(__name__)
 class Job:
     """One history to be searched. key: only jobs with equal keys share a batch; deadline: by ``time.monotonic``.
 
-    rows: what it costs, in identifiers kept per step.
+    rows: what it costs, in identifiers kept per step. gone: set when nobody waits for the answer any more.
     """
 
     query: Any
@@ -33,6 +35,7 @@ class Job:
     deadline: float
     rows: int = 1
     future: Future[Any] = field(default_factory=Future)
+    gone: threading.Event = field(default_factory=threading.Event)
     arrived: float = field(default_factory=time.monotonic)
 
 
@@ -41,7 +44,8 @@ class Batcher:
 
     answer: from the queries of a batch, all of one key, to their answers in order; an exception among the answers is
     that of its query alone. A batch has ``max_batch`` jobs and ``max_rows`` rows at most, or is one job. A job whose
-    future was cancelled, or whose deadline has passed, is not searched.
+    future was cancelled, or whose deadline has passed, is not searched. searches: batches at a time, each in a thread
+    of its own.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class Batcher:
         max_rows: int,
         max_waiting: int,
         metrics: Metrics,
+        searches: int = 1,
     ) -> None:
         self._max_rows = max_rows
         self._answer, self._max_batch, self._max_waiting, self._metrics = answer, max_batch, max_waiting, metrics
@@ -59,8 +64,11 @@ class Batcher:
         self._ready = threading.Condition()
         self._closing = False
         self._seconds = 0.05  # of a job, a moving mean
-        self._thread = threading.Thread(target=self._work, name="genrec-search", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._work, name="genrec-search", daemon=True) for _ in range(searches)
+        ]
+        for each in self._threads:
+            each.start()
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Queue all of them or none. Raises Problem 429 where too many wait, 503 where the server ends."""
@@ -71,18 +79,20 @@ class Batcher:
                 self._drop_dead()
             if len(self._jobs) + len(jobs) > self._max_waiting:
                 self._metrics.shed.inc(len(jobs))
-                wait = len(self._jobs) * self._seconds
+                wait = len(self._jobs) * self._seconds / len(self._threads)
                 raise Problem(429, "too many requests wait", code="overloaded", retry_after=wait)
             self._jobs.extend(jobs)
             self._metrics.waiting.set(len(self._jobs))
-            self._ready.notify()
+            self._ready.notify(len(jobs))
 
     def close(self, timeout: float | None = None) -> None:
-        """Answer what waits, then end the thread."""
+        """Answer what waits, then end the threads."""
         with self._ready:
             self._closing = True
             self._ready.notify_all()
-        self._thread.join(timeout)
+        until = None if timeout is None else time.monotonic() + timeout
+        for each in self._threads:
+            each.join(None if until is None else max(0.0, until - time.monotonic()))
 
     def _drop_dead(self) -> None:
         """Free the places of those whom nobody waits for."""
@@ -121,17 +131,21 @@ class Batcher:
     def _run(self, batch: list[Job]) -> None:
         started = time.monotonic()
         self._metrics.batch.observe(len(batch))
-        self._metrics.running.set(len(batch))
+        self._metrics.running.inc(len(batch))
         for job in batch:
             self._metrics.stages.labels("queue").observe(started - job.arrived)
         answers: Sequence[Any]
+        waits = Patience(max(job.deadline for job in batch), lambda: not all(job.gone.is_set() for job in batch))
         try:
-            answers = self._answer([job.query for job in batch])
+            with with_patience(waits):
+                answers = self._answer([job.query for job in batch])
+        except Problem as problem:
+            answers = [problem] * len(batch)
         except Exception as error:
             log.exception("a batch of %d failed", len(batch))
             answers = [error] * len(batch)
         self._seconds += 0.1 * ((time.monotonic() - started) / len(batch) - self._seconds)
-        self._metrics.running.set(0)
+        self._metrics.running.dec(len(batch))
         for job, answer in zip(batch, answers, strict=True):
             if isinstance(answer, Exception):
                 job.future.set_exception(answer)

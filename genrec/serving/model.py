@@ -5,9 +5,10 @@ Axes: N items, U users of a batch.
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import threading
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,7 +34,11 @@ from genrec.serving.schemas import Input, RecommendationRequest
 from genrec.serving.telemetry import Metrics
 
 if TYPE_CHECKING:
+    import torch
+
+    from genrec.artifacts import Manifest
     from genrec.data.interactions import Interactions
+    from genrec.models.engine_scorer import Engine
     from genrec.models.recommender import GenerativeRecommender
 
 Mask = npt.NDArray[np.bool_]
@@ -79,7 +84,8 @@ class ServedModel:
     """A recommender, its catalog in service, and the log of its run if there is one (internal).
 
     name: what requests call it; version: grows with every load. max_beams: of an exact search. digest, place: of the
-    bundle; None = it is in no file. Only one thread may call :meth:`answer`; the store's changes may come from any.
+    bundle, weights: name of its weights; None = it is in no file. Several threads may call :meth:`answer` where the
+    model runs in an engine, otherwise one; the store's changes may come from any.
     """
 
     def __init__(
@@ -93,7 +99,9 @@ class ServedModel:
         max_beams: int = 4096,
         digest: str | None = None,
         place: Path | None = None,
+        weights: str | None = None,
     ) -> None:
+        self.weights, self._lock = weights, threading.RLock()
         self.recommender, self.name, self.version, self.log = recommender, name, version, log
         self.store = CatalogStore(_first_snapshot(recommender, catalog), publish=recommender.swap)
         self._users = {} if log is None else {user: row for row, user in enumerate(log.user_ids)}
@@ -117,12 +125,17 @@ class ServedModel:
         version: int = 0,
         base: str | None = None,
         max_beams: int = 4096,
+        engine: Engine | None = None,
+        dtype: torch.dtype | None = None,
     ) -> ServedModel:
-        """A run folder or a bundle. Raises what :func:`load_bundle` raises, ArtifactError where there is no catalog."""
+        """A run folder or a bundle. engine, dtype: where the model runs, see :func:`load_bundle`.
+
+        Raises what :func:`load_bundle` raises, ArtifactError where there is no catalog.
+        """
         from genrec import artifacts
         from genrec.data.interactions import Interactions
 
-        bundle = load_bundle(path, base=base)
+        bundle = load_bundle(path, base=base, engine=engine, dtype=dtype)
         catalog = bundle.catalog
         if catalog is None and artifacts.exists(path / "catalog"):
             catalog = ItemCatalog.load(path / "catalog")
@@ -142,11 +155,13 @@ class ServedModel:
             max_beams=max_beams,
             digest=of_bundle(bundle.manifest),
             place=path.resolve(),
+            weights=weights_of(bundle.manifest),
         )
 
     def catalog_digest(self, snapshot: CatalogSnapshot) -> str:
         """What identifies the content of a version of the catalog, in any process."""
-        return self._catalog_digest.of(snapshot)
+        with self._lock:
+            return self._catalog_digest.of(snapshot)
 
     def rows(self, request: RecommendationRequest) -> int:
         """Identifiers that are kept for each user of a request while it is searched."""
@@ -184,21 +199,23 @@ class ServedModel:
         assert snapshot is not None, "the store has published one"
         out: list[Answer | Exception | None] = [None] * len(queries)
         asked: list[_Asked] = []
-        for place, query in enumerate(queries):
-            try:
-                asked.append(self._asked(place, query, snapshot))
-            except Exception as error:  # whatever is wrong with one user, the others have their lists
-                out[place] = error
+        with self._lock:
+            for place, query in enumerate(queries):
+                try:
+                    asked.append(self._asked(place, query, snapshot))
+                except Exception as error:  # whatever is wrong with one user, the others have their lists
+                    out[place] = error
         started = time.monotonic()
         found = self._search(
             view, [each for each in asked if len(each.history) or each.query is not None], queries[0].request
         )
         metrics.stages.labels("search").observe(time.monotonic() - started)
         started = time.monotonic()
-        for each in asked:
-            answer = found.get(each.place) or self._popular(each, queries[each.place], snapshot)
-            out[each.place] = answer
-            self._count(each, answer, queries[each.place].request, metrics, snapshot)
+        with self._lock:
+            for each in asked:
+                answer = found.get(each.place) or self._popular(each, queries[each.place], snapshot)
+                out[each.place] = answer
+                self._count(each, answer, queries[each.place].request, metrics, snapshot)
         metrics.stages.labels("map").observe(time.monotonic() - started)
         assert all(each is not None for each in out)
         return [each for each in out if each is not None]
@@ -219,14 +236,9 @@ class ServedModel:
             exact=request.exact,
             max_beams=self.max_beams,
         )
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="decoding with normalize")  # it was asked for
-            lists = view.recommend(
-                Histories.from_lists([each.history for each in asked]),
-                options,
-                users=[each.user or "" for each in asked],
-                queries=[each.query for each in asked] if any(each.query is not None for each in asked) else None,
-            )
+        histories = Histories.from_lists([each.history for each in asked])
+        queries = [each.query for each in asked] if any(each.query is not None for each in asked) else None
+        lists = view.lists(histories, options, users=[each.user or "" for each in asked], queries=queries)
         found = {each.place: self._listed(each, lists, row, snapshot) for row, each in enumerate(asked)}
         if request.explain:
             for each, items in zip(asked, lists.items, strict=True):
@@ -368,6 +380,15 @@ def _may_be_listed(items: npt.NDArray[np.integer[Any]], allowed: ItemFilter | No
 def _not_allowed(items: npt.NDArray[np.int32], allowed: ItemFilter | None, snapshot: CatalogSnapshot) -> int:
     """How many of these items should not have been listed: looked up anew, so that a bug of the search would show."""
     return int((~_may_be_listed(items, allowed, snapshot)).sum())
+
+
+def weights_of(manifest: Manifest) -> str:
+    """A name for the weights of a bundle (internal): equal where an engine that has one has the other."""
+    weights = (".safetensors", "base.json")
+    files = sorted(
+        (n, str(each)) for n, each in manifest.files.items() if n.startswith("model/") and n.endswith(weights)
+    )
+    return hashlib.sha256(repr(files).encode()).hexdigest()
 
 
 def _catalog(snapshot: CatalogSnapshot) -> ItemCatalog:

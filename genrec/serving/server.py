@@ -9,14 +9,19 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 import uvicorn
 
+from genrec import artifacts
+from genrec.errors import FingerprintMismatch
+from genrec.models.bundle import bundle_folder
+from genrec.models.engine_scorer import Engine
 from genrec.serving.app import create_app
 from genrec.serving.changes import Changes
 from genrec.serving.connections import impatient, refuse_while
 from genrec.serving.digests import at as at_place
-from genrec.serving.lifecycle import Registry, Watcher, mark
-from genrec.serving.model import ServedModel
+from genrec.serving.lifecycle import Load, Registry, Watcher, mark
+from genrec.serving.model import ServedModel, weights_of
 from genrec.serving.settings import ServeSettings
 from genrec.serving.telemetry import Metrics
 
@@ -35,20 +40,19 @@ def serve(
     watch_seconds: float | None = None,
     base: str | None = None,
     name: str | None = None,
+    engine: Engine | None = None,
     ready: Callable[[str], None] = lambda url: None,
 ) -> None:
     """Serve a run folder until SIGTERM or SIGINT; requests under way are answered first. Stability: experimental.
 
     journal: where changes of the catalog are kept. watch_seconds: how often to look whether ``run`` leads to another
-    model; None = never. ready: called with the address when requests can be answered. Raises what loading raises.
+    model; None = never. engine: where the model runs; None = in this process. ready: called with the address when
+    requests can be answered. Raises what loading raises.
     """
     metrics, seen = Metrics(), mark(Path(run))
-    shown = name or Path(run).resolve().name
-
-    def load(version: int, place: Path | None = None) -> ServedModel:
-        found = place or Path(run).resolve()
-        return ServedModel.load(found, name=shown, version=version, base=base, max_beams=settings.max_beams)
-
+    # an engine elsewhere does not say its numbers: a certificate must hold for rounded ones
+    dtype = None if engine is None else torch.bfloat16
+    load = loading(Path(run), settings, name=name, base=base, engine=engine, dtype=dtype)
     changes = Changes(journal)
     registry = Registry(load, changes=changes, metrics=metrics, here=lambda: at_place(Path(run)))
     watcher = None if watch_seconds is None else Watcher(registry, Path(run), seconds=watch_seconds, seen=seen)
@@ -82,6 +86,40 @@ def serve(
         app.state.batcher.close(timeout=settings.drain_seconds)
         registry.close()
         changes.close()
+
+
+def loading(
+    run: Path,
+    settings: ServeSettings,
+    *,
+    name: str | None = None,
+    base: str | None = None,
+    engine: Engine | None = None,
+    dtype: torch.dtype | None = None,
+) -> Load:
+    """What loads the model at a place, whatever is there at the time (internal).
+
+    In an engine the weights are those that are there now: a bundle with others raises FingerprintMismatch.
+    """
+    shown = name or run.resolve().name
+    held = None if engine is None else weights_of(artifacts.read(bundle_folder(run.resolve()), verify=False))
+
+    def load(version: int, place: Path | None = None) -> ServedModel:
+        found = ServedModel.load(
+            place or run.resolve(),
+            name=shown,
+            version=version,
+            base=base,
+            max_beams=settings.max_beams,
+            engine=engine,
+            dtype=dtype,
+        )
+        if held is not None and found.weights != held:
+            found.close()
+            raise FingerprintMismatch(f"{place or run} has other weights than the engine", hint="start it again")
+        return found
+
+    return load
 
 
 class _Server(uvicorn.Server):

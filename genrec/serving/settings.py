@@ -18,7 +18,8 @@ class ServeSettings:
     None = those routes are off. max_body_bytes: of a request. max_inputs: histories in one request. max_history,
     max_listed: ids of one history, of one ``allow`` or ``deny``. max_top_k, max_beams: of a request. max_waiting:
     histories that wait for the model; a request beyond is answered 429. max_batch: histories searched at once;
-    max_rows: as many of them as have so many beams in all, which bounds the memory of a batch.
+    max_rows: as many of them as have so many beams in all, which bounds the memory of a batch. searches: batches
+    searched side by side; more than one for a model in an engine only, which works on all at once.
     timeout_seconds: from a request's arrival to its answer, if it asks for no shorter time; 504 after that.
     header_seconds, body_seconds: for headers and body to arrive. drain_seconds: for requests under way when the server
     is told to stop.
@@ -39,6 +40,7 @@ class ServeSettings:
     max_waiting: int = 256
     max_batch: int = 32
     max_rows: int = 4096
+    searches: int = 1
     timeout_seconds: float = 10.0
     header_seconds: float = 10.0
     body_seconds: float = 10.0

@@ -19,6 +19,7 @@ from genrec.decoding.index import CatalogIndex
 from genrec.item_tokenizers.codes import ItemCodes
 from genrec.models.backbone import DecoderSettings, build
 from genrec.models.bundle import save_bundle
+from genrec.models.engine_scorer import Engine
 from genrec.models.recommender import DecodingSettings, GenerativeRecommender
 from genrec.models.template_prompts import TemplatePrompts
 from genrec.prompts.encode import ExampleEncoder
@@ -46,20 +47,27 @@ def make_catalog() -> ItemCatalog:
     )
 
 
-def make_shop(version: int = 1, seed: int = 0, with_log: bool = True) -> ServedModel:
-    """A random model over 40 items, of which four pairs share an identifier; users u0 to u9 have a log."""
+def make_shop(
+    version: int = 1, seed: int = 0, with_log: bool = True, engine: Callable[[Any], Engine] | None = None
+) -> ServedModel:
+    """A random model over 40 items, of which four pairs share an identifier; users u0 to u9 have a log.
+
+    engine: makes one from the model, which is asked then; None = the model is searched here.
+    """
     catalog = make_catalog()
     rows = np.array([[n // 12, n % 12 // 3, n % 3] for n in range(N)])
     rows[[5, 9, 20, 33]] = rows[[4, 8, 19, 32]]
     codes = ItemCodes.from_int(rows, (4, 4, 3), catalog.fingerprint)
     token_map = TokenMap.of(codes)
     settings = DecoderSettings(hidden_size=16, n_layers=1, n_heads=2, d_ff=24)
+    model = build(settings, token_map, seed=seed).eval()
     recommender = GenerativeRecommender(
-        build(settings, token_map, seed=seed).eval(),
+        model,
         token_map,
         codes,
         CatalogIndex.build(codes),
         DecodingSettings(n_beams=60, loss="level"),
+        engine=None if engine is None else engine(model),
     )
     log = None
     if with_log:
