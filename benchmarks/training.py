@@ -149,7 +149,8 @@ def continual(options: Options, key: str) -> Measured:
     rest = {name: value for name, value in found.items() if name != "budget"}
     return Measured(
         old if key == "change" else found[key], spread=rest, budget=found["budget"],
-        note=f"{found['n_new']} items held out of training; item-exact, seen excluded, 20 beams, ties neutral, seed 0",
+        note=f"{found['n_new']} items held out of training; 3,000 users each; item-exact, seen excluded, 20 beams, "
+        "ties neutral, seed 0",
     )  # fmt: skip
 
 

@@ -32,7 +32,7 @@ from genrec.seeding import rng
 BEAUTY, SHARE, SEED = "amazon-beauty-2014", 0.1, 0
 MODEL = "model={kind: decoder, hidden_size: 128, n_layers: 3, n_heads: 4, d_ff: 344, dropout: 0.2}"
 EPOCHS = 10
-RULE = ["evaluate.n_beams=20", "evaluate.ks=[10]", "evaluate.n_bootstrap=0"]
+RULE = ["users=3000", "evaluate.n_beams=20", "evaluate.ks=[10]", "evaluate.n_bootstrap=0"]
 
 
 def held_out(everything: Path) -> Split:

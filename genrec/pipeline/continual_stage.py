@@ -41,19 +41,22 @@ class ContinualRecipe:
 
     continual: what is learned. train: ``softmax`` and ``max_items`` are those of the bundle, whatever stands here.
     tolerance: the new model is kept if its recall@10 on the validation users of the run, who ask for old items, is at
-    most this share below that of the model before. evaluate: of all measurements.
-    Raises ConfigError for a tolerance out of range.
+    most this share below that of the model before. users: each question is put to at most so many users, drawn by the
+    seed (None = to all). evaluate: of all measurements. Raises ConfigError for values out of range.
     """
 
     continual: ContinualSettings = field(default_factory=ContinualSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     tolerance: float = 0.02
+    users: int | None = None
     evaluate: EvalSettings = field(default_factory=EvalSettings)
     seed: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.tolerance <= 1:
             raise ConfigError(f"tolerance: expected a share from 0 to 1, got {self.tolerance}")
+        if self.users is not None and self.users < 1:
+            raise ConfigError(f"users: expected a positive integer, or none, got {self.users}")
 
 
 @dataclass(frozen=True)
@@ -144,7 +147,8 @@ def _measured(
 ) -> dict[str, EvalReport]:
     recommender.user_ids = read.user_ids
     reports = {}
-    for name, queries in read.asked.items():
+    for name, everybody in read.asked.items():
+        queries = everybody if recipe.users is None else everybody.sample(recipe.users, recipe.seed)
         reports[name] = evaluate(
             recommender,
             queries,
@@ -217,7 +221,7 @@ def _key(paths: ContinualPaths, recipe: ContinualRecipe, *, measured: bool) -> s
     chosen["train"] = decisive(chosen["train"])
     files = [paths.log, paths.ask] if measured else [paths.log]
     if not measured:
-        del chosen["evaluate"], chosen["tolerance"]
+        del chosen["evaluate"], chosen["tolerance"], chosen["users"]
     read = [bundle_folder(paths.version), paths.version / "embeddings", paths.run / "split"]
     digests = [artifacts.read(each, verify=False).digest for each in read]
     digests += ["" if each is None else file_digest(each) for each in files]

@@ -20,6 +20,7 @@ from genrec.data.synthetic import tiny
 from genrec.decoding.index import CatalogIndex
 from genrec.embeddings.text import LsaSettings
 from genrec.errors import ArtifactError, ConfigError, DataError, FingerprintMismatch
+from genrec.evaluation.report import EvalReport
 from genrec.item_tokenizers.codes import ItemCodes
 from genrec.models.adapters import LoraSettings, add_lora
 from genrec.models.backbone import DecoderSettings
@@ -112,6 +113,8 @@ def test_a_version_gets_a_new_bundle_and_keeps_its_own(version, tmp_path):
 def test_no_steps_leave_every_bit_of_the_model(version, tmp_path):
     outcome = continual_stage(paths_of(version, tmp_path), recipe_of("continual.steps=0", "tolerance=0"))
     assert outcome.kept and outcome.figures["new.before"] == outcome.figures["new.after"]
+    fewer = continual_stage(paths_of(version, tmp_path), recipe_of("continual.steps=0", "users=7"))
+    assert fewer.kept and len(EvalReport.load(tmp_path / "eval" / "old-after")) == 7
     old, new = (load_bundle(each).recommender for each in (version, tmp_path))
     for name, weight in new.model.named_parameters():
         assert torch.equal(weight, dict(old.model.named_parameters())[name]), name
@@ -186,8 +189,9 @@ def test_who_is_asked_and_what_is_refused(version, tmp_path):
         stage(other, replace(RECIPE, data=DataSettings(synthetic=tiny(1))))
     with pytest.raises(FingerprintMismatch, match="does not begin"):
         continual_stage(paths_of(version, tmp_path / "x", run=other), recipe_of())
-    with pytest.raises(ConfigError, match="tolerance"):
-        recipe_of("tolerance=2")
+    for change in ("tolerance=2", "users=0"):
+        with pytest.raises(ConfigError, match=change.split("=")[0]):
+            recipe_of(change)
 
 
 @pytest.mark.slow
