@@ -14,4 +14,5 @@ def test_the_counts_of_the_endpoint(bench):
     found = suite.swaps(options, n_swaps=10)
     assert found["answers"] > 0 and found["failed"] == found["mixed"] == 0
     rush = suite.overload(options, n_requests=100)
-    assert rush.value == 0 and sum(rush.spread["statuses"].values()) == 100
+    assert sum(rush["statuses"].values()) == 100 and rush["rss_mb"][1] > 0
+    assert suite.overload_5xx(options).value == 0

@@ -1,4 +1,5 @@
 import math
+from copy import deepcopy
 
 import pytest
 import torch
@@ -120,3 +121,14 @@ def test_dropout_reaches_embedding_attention_and_feed_forward_and_keeps_the_mean
 def test_impossible_settings_are_refused(make, field):
     with pytest.raises(ConfigError, match=f"{field}: expected"):
         make()
+
+
+def test_a_model_is_in_evaluation_mode_for_a_while(both_kinds):
+    model = deepcopy(both_kinds["t5"].model)
+    inner = model.encoder.block[0]
+    for outer, within in ((False, False), (True, True), (False, True)):
+        model.train(outer)
+        inner.train(within)
+        with evaluating(model):
+            assert not any(module.training for module in model.modules())
+        assert all(module.training == outer for module in model.modules())
