@@ -27,7 +27,7 @@ def served():
 
     at = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(
-        hello, log_config=None, lifespan="off", http=impatient(0.4, 0.6), ws="none", timeout_keep_alive=1,
+        hello, log_config=None, lifespan="off", http=impatient(0.8, 1.2), ws="none", timeout_keep_alive=2,
         timeout_graceful_shutdown=10,
     )  # fmt: skip
     server = _Server(config, None)
@@ -59,7 +59,18 @@ def answer(connection):
     return b"".join(parts)
 
 
-def cut_after(connection, pieces, gap=0.05, limit=5.0):
+def answers(connection, n):
+    """Whether so many good answers come on a connection that stays open."""
+    read = b""
+    while read.count(b"\r\n\r\nok") < n:
+        part = connection.recv(4096)
+        if not part:
+            return False
+        read += part
+    return read.count(b"HTTP/1.1 200") == n
+
+
+def cut_after(connection, pieces, gap=0.05, limit=8.0):
     """Seconds until the server cuts a client that sends these bytes one by one, over and over; None = it does not."""
     started = time.monotonic()
     connection.setblocking(False)
@@ -82,10 +93,10 @@ def test_headers_that_dribble_are_cut(served):
     port, _ = served
     with connected(port) as one:
         seconds = cut_after(one, [b"GET / HTTP/1.1\r\n", *[b"x"] * 1000])
-        assert seconds is not None and 0.3 < seconds < 3
+        assert seconds is not None and 0.6 < seconds < 4
     with connected(port) as silent:  # nothing at all
         started = time.monotonic()
-        assert answer(silent) in (b"", b"(reset)") and time.monotonic() - started < 3
+        assert answer(silent) in (b"", b"(reset)") and time.monotonic() - started < 4
 
 
 def test_a_connection_may_be_used_again_and_then_dribbles_in_vain(served):
@@ -93,19 +104,18 @@ def test_a_connection_may_be_used_again_and_then_dribbles_in_vain(served):
     with connected(port) as one:
         for _ in range(3):
             one.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
-            assert one.recv(4096).startswith(b"HTTP/1.1 200")
-            time.sleep(0.3)  # three of them take longer than the headers of one may
+            assert answers(one, 1)
+            time.sleep(0.4)  # three of them take longer than the headers of one may
         seconds = cut_after(one, [b"GET / HTTP/1.1\r\n", *[b"x"] * 1000])
-        assert seconds is not None and seconds < 4
+        assert seconds is not None and seconds < 6
     with connected(port) as one:  # two requests at once: the second is not cut while the first is answered
         one.sendall(b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n" * 2)
-        time.sleep(1.6)
-        assert one.recv(4096).count(b"HTTP/1.1 200") == 2
+        assert answers(one, 2)
     with connected(port) as one:  # a body that is not read does not hold the connection
         one.sendall(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 100000\r\n\r\n")
-        assert one.recv(4096).startswith(b"HTTP/1.1 200")
+        assert answers(one, 1)
         seconds = cut_after(one, [b"x"])
-        assert seconds is not None and seconds < 4
+        assert seconds is not None and seconds < 6
 
 
 def test_who_comes_while_the_server_stops_is_told_at_once(served):
