@@ -66,6 +66,11 @@ def serve(
     max_waiting: int = typer.Option(256, "--max-waiting", help="Users that may wait.", rich_help_panel=ADVANCED),
     max_beams: int = typer.Option(500, "--max-beams", help="Beams of a request.", rich_help_panel=ADVANCED),
     one_process: bool = typer.Option(False, "--one-process", help="Don't start the model again after a crash."),
+    spare: bool = typer.Option(
+        False,
+        "--spare",
+        help="Keep a process ready that takes over after a crash in the time it takes to load the model.",
+    ),
     fd: int | None = typer.Option(None, "--fd", hidden=True, help="A socket to serve on."),
 ) -> None:
     """Serve a trained run over HTTP: histories of item ids in, ranked item ids out.
@@ -105,7 +110,7 @@ def serve(
         from genrec.serving.supervisor import listen, supervise
 
         at = listen(settings)
-        raise typer.Exit(supervise([sys.executable, "-m", "genrec.cli.main", *sys.argv[1:]], at))
+        raise typer.Exit(supervise([sys.executable, "-m", "genrec.cli.main", *sys.argv[1:]], at, spare=spare))
     remote = None if url is None else (url, engine_model)
     _serve_here(run, settings, fd, journal, watch, threads, base, name, remote)
 
