@@ -160,7 +160,9 @@ def main() -> int:
         with args.json.open("a") as out:
             out.writelines(json.dumps(row) + "\n" for row in found)
     if args.commit:
-        merged = committed(args.name) | {r["figure"]: r for r in found if r["source"] == "measured"}
+        merged = committed(args.name) | {
+            r["figure"]: r for r in found if r["source"] == "measured" and r["value"] is not None
+        }
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"{args.name}.json").write_text(json.dumps(list(merged.values()), indent=1) + "\n")
     return 0

