@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
+from transformers.utils import cached_file
+from transformers.utils.hub import extract_commit_hash
 
 from genrec import seeding
 from genrec.errors import ArtifactError, ConfigError, require
@@ -121,6 +123,17 @@ def pretrained_digests(settings: PretrainedSettings) -> dict[str, str]:
     return {name: known_sha256(folder / name) for name in pretrained_files(settings)}
 
 
+def hub_commit(settings: PretrainedSettings) -> dict[str, str]:
+    """Which commit of a model of the hub this machine has (internal); nothing for a folder, or where it has none."""
+    if Path(settings.path).is_dir():
+        return {}
+    found = cached_file(
+        settings.path, "config.json", local_files_only=True, _raise_exceptions_for_missing_entries=False
+    )
+    commit = extract_commit_hash(found, None)
+    return {} if commit is None else {"commit": commit}
+
+
 def known_sha256(file: Path) -> str:
     """sha256 of a file, read once while it stays as it is: it may have gigabytes (internal)."""
     found = file.stat()
@@ -152,8 +165,10 @@ def extend_rows(
     """Give a model rows for the item tokens, in the input table and the output table, in place.
 
     The tables grow once, to a multiple of 64 rows that the config records (``vocab_size``, ``genrec_rows_multiple``),
-    and never shrink: models with more rows than tokens keep what is there. Old rows keep their values. The config names
-    the vocabulary (``genrec_vocabulary``), to which the model is bound from now on.
+    and never shrink: models with more rows than tokens keep what is there. Old rows keep their values. Rows behind the
+    last token stand for nothing: the config says where they begin (``genrec_vocab_size``), and the generation config
+    keeps plain ``generate`` from them (``suppress_tokens``). The config names the vocabulary (``genrec_vocabulary``),
+    to which the model is bound from now on.
 
     init: how item tokens start, see :func:`genrec.vocab.new_rows.start_new_rows`: ``mean``, normal with the mean and
     covariance of the old rows; ``codebooks``, through a linear map that gives the codebooks that mean and covariance;
@@ -190,9 +205,15 @@ def grow_tables(model: PreTrainedModel, token_map: TokenMap) -> None:
             table[before:] = old_OD.double().mean(0).to(table)
     model.config.genrec_rows_multiple = ROWS_MULTIPLE
     model.config.genrec_vocabulary = token_map.fingerprint
-    for config in (model.config, getattr(model, "generation_config", None)):
+    own, generation = model.config, getattr(model, "generation_config", None)
+    for config in (own, generation):
         if config is not None and getattr(config, "pad_token_id", None) is None:
             config.pad_token_id = token_map.pad_id
+    # rows behind the last token, which no text stands for: recorded, and never written by plain `generate`
+    own.genrec_vocab_size = token_map.vocab_size
+    spare = range(token_map.vocab_size, len(model.get_input_embeddings().weight))
+    if generation is not None and spare:
+        generation.suppress_tokens = sorted({*(generation.suppress_tokens or ()), *spare})
 
 
 def tables_of(model: PreTrainedModel) -> list[torch.Tensor]:

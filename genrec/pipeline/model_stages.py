@@ -25,7 +25,14 @@ from genrec.item_tokenizers.codes import ItemCodes
 from genrec.models.adapters import add_lora, base_of
 from genrec.models.backbone import build
 from genrec.models.bundle import load_bundle, save_bundle
-from genrec.models.pretrained import PretrainedSettings, RowInit, extend_rows, load_pretrained, pretrained_digests
+from genrec.models.pretrained import (
+    PretrainedSettings,
+    RowInit,
+    extend_rows,
+    hub_commit,
+    load_pretrained,
+    pretrained_digests,
+)
 from genrec.models.recommender import DecodingSettings, GenerativeRecommender
 from genrec.models.template_prompts import TemplatePrompts
 from genrec.models.whole_catalog import WholeCatalog
@@ -219,7 +226,8 @@ def training_key(folder: Path, recipe: PipelineRecipe) -> str:
     digests = [artifacts.read(folder / name, verify=False).digest for name in read]
     own: list[Any] = [recipe.seed, recipe.token_init, recipe.n_user_tokens]
     if isinstance(recipe.model, PretrainedSettings):
-        own += [recipe.lora and recipes.to_json(recipe.lora), pretrained_digests(recipe.model)]
+        which = pretrained_digests(recipe.model) or hub_commit(recipe.model)
+        own += [recipe.lora and recipes.to_json(recipe.lora), which]
         own += alignment.key_parts(recipe)
     parts = [TRAIN_VERSION, train_part, recipes.to_json(recipe.model), *own, digests]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -32,7 +32,7 @@ from genrec.training.settings import TrainSettings, decisive
 
 log = logging.getLogger(__name__)
 
-PREFERENCE_VERSION = 1
+PREFERENCE_VERSION = 2
 """Raise it when the code trains differently."""
 
 
@@ -106,6 +106,7 @@ def preference_stage(paths: PreferencePaths, recipe: PreferenceRecipe) -> Bundle
         found.token_map,
         cut.queries("valid"),
         user_ids=user_ids,
+        tied=cut.train_ties(),
         catalog=cut.catalog,
         user_index=found.user_index,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 
 import numpy as np
@@ -13,8 +14,12 @@ from genrec.prompts.encode import Encoded, ExampleEncoder, TokenRows
 from genrec.prompts.mixture import TaskMixture
 from genrec.seeding import derive, rng
 
+logger = logging.getLogger(__name__)
+
 WINDOW = 64
 """Batches whose examples are encoded together and sorted by length; a resumed run encodes one window anew."""
+TOLD = 8
+"""Examples that a message names."""
 ATTEMPTS = 100
 """Rows tried for one sample before the data are called unusable."""
 
@@ -49,14 +54,17 @@ class AlignmentPlan:
     The samples of an epoch come in a random order, in windows of 64 batches; inside a window, batches hold examples of
     like length (see :func:`genrec.data.batching.length_batches`). A row that has nothing to say, or whose example is
     longer than ``max_tokens`` even with one history item, is replaced by another row of its task and counted in
-    ``replaced`` (by task). Raises DataError when that goes on 100 times for one sample.
+    ``replaced`` (by task); those that were too long are in ``too_long`` too, with a warning.
+    Raises DataError when that goes on 100 times for one sample.
     """
 
     def __init__(self, mixture: TaskMixture, encoder: ExampleEncoder, *, batch_size: int, seed: int) -> None:
         self.mixture, self.encoder, self._batch_size, self._seed = mixture, encoder, batch_size, seed
         self.steps_per_epoch = -(-len(mixture) // batch_size)
         self.replaced: Counter[str] = Counter()
+        self.too_long: Counter[str] = Counter()
         self._at: tuple[int, int] | None = None
+        self._said = False
         self._order: tuple[int, Int64] = (-1, np.zeros(0, np.int64))
         self._rows, self._batches = TokenRows.of([]), list[Int64]()
 
@@ -66,6 +74,17 @@ class AlignmentPlan:
         window, place = divmod(nth, WINDOW)
         self._enter(epoch, window)
         return self._rows.take(self._batches[place])
+
+    def told(self, step: int) -> str:
+        """The batch of step ``step`` in words, for who looks for what is wrong with it."""
+        self.batch(step)
+        epoch, nth = divmod(step, self.steps_per_epoch)
+        window, place = divmod(nth, WINDOW)
+        first = window * WINDOW * self._batch_size
+        numbers = np.sort(self._order[1][first + self._batches[place]])
+        named = [f"{i} ({self.mixture.tasks[self.mixture.task_of(int(i))].name})" for i in numbers[:TOLD].tolist()]
+        more = f" and {len(numbers) - TOLD} more" if len(numbers) > TOLD else ""
+        return f"examples {', '.join(named)}{more} of epoch {epoch} (of the mixture)"
 
     def padding_share(self) -> float:
         """Share of the input token cells that are padding, in [0, 1): of the first window of the first epoch."""
@@ -81,9 +100,20 @@ class AlignmentPlan:
         size = WINDOW * self._batch_size
         chosen = self._order[1][window * size : (window + 1) * size]
         self._rows = TokenRows.of([self.encoded(epoch, int(i)) for i in chosen])
+        self._say_replaced(len(chosen))
         seed = derive(self._seed, "window", window)
         self._batches = length_batches(self._lengths(), self._batch_size, seed=seed, epoch=epoch)
         self._at = (epoch, window)
+
+    def _say_replaced(self, n_examples: int) -> None:
+        """Warn, once, of examples that are left out for their length."""
+        if found := {name: n for name, n in self.too_long.items() if n and not self._said}:
+            self._said = True
+            logger.warning(
+                "of the first %d examples, other rows took the place of %s: they were longer than max_tokens (%d) even "
+                "with one item of history; raise max_tokens or lower max_text to keep them",
+                *(n_examples, ", ".join(f"{n} of {name}" for name, n in found.items()), self.encoder.max_tokens),
+            )
 
     def _lengths(self) -> Int64:
         return self._rows.prompt_lengths if self.encoder.layout == "encoder" else self._rows.lengths
@@ -94,7 +124,9 @@ class AlignmentPlan:
             found = example_of(self.mixture, self.encoder, epoch, i, attempt)
             if found is not None:
                 return found
-            self.replaced[self.mixture.tasks[self.mixture.task_of(i)].name] += 1
+            name = self.mixture.tasks[self.mixture.task_of(i)].name
+            self.replaced[name] += 1
+            self.too_long[name] += self.mixture.example(epoch, i, attempt=attempt) is not None
         name = self.mixture.tasks[self.mixture.task_of(i)].name
         raise DataError(
             f"task {name!r}: {ATTEMPTS} rows in a row gave no example of at most {self.encoder.max_tokens} tokens",

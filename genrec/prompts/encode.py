@@ -114,9 +114,12 @@ class ExampleEncoder:
         """Ids of a prompt, as a model is asked: wrapped, with start (decoder) or end (encoder)."""
         decoder = self.layout == "decoder"
         whole = (*self.wrapper.before, *segments, *self.wrapper.after)
-        start = () if not decoder or self._bos is None else (self._bos,)
-        ids = (*start, *(token for part in self.parts(whole) for token in part[1]))
-        return ids if decoder else (*ids, self._eos)
+        ids = tuple(token for part in self.parts(whole) for token in part[1])
+        if not decoder:
+            return (*ids, self._eos)
+        # many chat formats write the start token themselves
+        begun = bool(whole) and whole[0].role == "chat" and ids[:1] == (self._bos,)
+        return ids if self._bos is None or begun else (self._bos, *ids)
 
     def fits(self, encoded: Encoded) -> bool:
         """Whether an example is within ``max_tokens``."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,10 @@ from genrec.errors import ConfigError
 from genrec.prompts.sandbox import compile_text, run
 from genrec.prompts.segments import OPEN, Piece, Segment, Slots
 from genrec.prompts.template import read_template
+
+DATE = datetime.datetime(2024, 7, 26)
+"""What chat formats are told that ask for today's date; those of Llama 3 name it where they are told none."""
+_TODAY = re.compile(r"""strftime_now\(\s*(["'])([^"']*)\1\s*\)""")
 
 
 @dataclass(frozen=True)
@@ -47,15 +53,24 @@ class Wrapper:
     def of_chat(cls, tokenizer: Any) -> Wrapper:
         """The chat format of a Hugging Face text tokenizer: the prompt is what the user says, the target the answer.
 
-        Raises ConfigError for a tokenizer without one.
+        A format that tells the date tells the same one always (:data:`DATE`): a model is asked with the words that it
+        was trained with, and a training goes on the next day. Raises ConfigError for a tokenizer without one.
         """
         if not getattr(tokenizer, "chat_template", None):
             raise ConfigError(
                 "the text tokenizer has no chat template", hint="use a wrapper of the folder prompts/wrappers"
             )
         turn = [{"role": "user", "content": OPEN}]
-        text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        dated = _with_date(tokenizer.chat_template)
+        text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True, **dated)
         before, mark, after = text.partition(OPEN)
         if not mark or OPEN in after:
             raise ConfigError("the chat template of the text tokenizer does not print what the user says exactly once")
         return cls(*((Segment("chat", part),) if part else () for part in (before, after)))
+
+
+def _with_date(template: Any) -> dict[str, str]:
+    """The chat format with the date in the place of today's, where it asks for that; else nothing."""
+    if not isinstance(template, str) or "strftime_now" not in template:
+        return {}
+    return {"chat_template": _TODAY.sub(lambda asked: repr(DATE.strftime(asked[2])), template)}

@@ -69,11 +69,14 @@ class Loop(TrainerCallback):  # type: ignore[misc]
         self.trainer, self.module, self.settings = trainer, module, trainer.settings
         self.steps_per_epoch, self.evaluate, self.request = steps_per_epoch, evaluate, request
         self.bar: ProgressBar | None = None
+        self.shown: dict[str, str] = {}
+        self.since = time.monotonic(), 0  # the last line of the log: when, and tokens until then
         self.saved = self.asked = self.took = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Start the bar, in one process."""
         self.saved = time.monotonic()
+        self.since = self.saved, self.trainer.n_tokens
         if state.is_world_process_zero:
             self.bar = ProgressBar(total=state.max_steps, initial=state.global_step, desc="train", unit="step")
 
@@ -101,6 +104,7 @@ class Loop(TrainerCallback):  # type: ignore[misc]
         many = settings.save_every > 0 and step % settings.save_every == 0
         control.should_save = control.should_training_stop or many or old
         if self.bar is not None:
+            self.bar.set_postfix({**self.shown, "tokens/s": f"{self._tokens_per_second():,.0f}"}, refresh=False)
             self.bar.update(1)
         self.asked = time.monotonic()
 
@@ -121,9 +125,15 @@ class Loop(TrainerCallback):  # type: ignore[misc]
         interrupted, late, old = wishes.bool().tolist()
         return "interrupted" if interrupted else "out_of_time" if late else "running", old
 
+    def _tokens_per_second(self) -> float:
+        """Since the last line of the log."""
+        then, tokens = self.since
+        return (self.trainer.n_tokens - tokens) / max(time.monotonic() - then, 1e-9)
+
     def _log(self, step: int) -> None:
         """One entry of the log, with the validation if there is one; keeps the best weights."""
         state, counters = self.trainer.train_state, self.trainer.train_state.counters
+        speed = self._tokens_per_second()
         metrics = self._metrics()
         self.trainer.clock.stamp(counters)
         loss = self._mean_over_processes(counters.losses / max(counters.n_losses, 1))
@@ -132,14 +142,17 @@ class Loop(TrainerCallback):  # type: ignore[misc]
             "epoch": step / self.steps_per_epoch,
             "seconds": round(counters.seconds, 3),
             "cpu_seconds": round(counters.cpu_seconds, 3),
+            "tokens_per_second": round(speed, 1),
             "loss": loss,
             **metrics,
         }
         counters.log.append(entry)
         counters.losses, counters.n_losses = 0.0, 0
         logger.info("%s", "  ".join(f"{k} {v:.4g}" for k, v in entry.items()))
-        if self.bar is not None:
-            self.bar.set_postfix({"loss": f"{loss:.3f}", **{k: f"{v:.4f}" for k, v in metrics.items()}})
+        # to the trackers of report_to; the Trainer's own log would call the share of all steps an epoch
+        self.trainer.callback_handler.on_log(self.trainer.args, self.trainer.state, self.trainer.control, dict(entry))
+        self.shown = {"loss": f"{loss:.3f}", **{k: f"{v:.4f}" for k, v in metrics.items()}}
+        self.since = time.monotonic(), self.trainer.n_tokens
         if metrics:
             counters.waited += 1
             value = metrics[self.settings.metric]

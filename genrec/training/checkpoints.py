@@ -18,7 +18,7 @@ from genrec.errors import ArtifactError, ConfigError
 logger = logging.getLogger(__name__)
 
 KIND = "checkpoint"
-SCHEMA = 1
+SCHEMA = 2
 _PRECISION = (
     "bf16 unset means what the machine has; set bf16 (train.bf16) explicitly to go on in the precision it began with. "
     "In a run folder another train.bf16 is another training, which starts again: go on on a machine like the first"

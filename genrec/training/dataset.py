@@ -24,6 +24,7 @@ from genrec.vocab.token_map import TokenMap
 from genrec.vocab.user_index import UserIndex, check_users, user_tokens
 
 Int64 = npt.NDArray[np.int64]
+TOLD = 8  # users that a message names
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,6 +185,13 @@ class Plan:
         epoch, nth = divmod(step, self.steps_per_epoch)
         self._enter(epoch)
         return self._current.take(self._batches[nth])
+
+    def told(self, step: int) -> str:
+        """The batch of step ``step`` in words, for who looks for what is wrong with it."""
+        batch = self.batch(step)
+        users = np.unique(batch.rows[batch.rows >= 0]).tolist()
+        more = f" and {len(users) - TOLD} more" if len(users) > TOLD else ""
+        return f"{len(batch)} samples of users {', '.join(map(str, users[:TOLD]))}{more} (rows of the histories)"
 
     def padding_share(self) -> float:
         """Share of the token cells of the first epoch's batches that are padding, in [0, 1)."""

@@ -48,7 +48,8 @@ class TrainResult:
         averaged, else the last weights).
     status: ``finished``, ``early_stopped``; ``interrupted`` (a signal) and ``out_of_time`` (``max_seconds``)
         mean that the next call goes on from here.
-    log: one dict per validation (and at the end): step, epoch, seconds, cpu_seconds, loss, recall@10, ndcg@10.
+    log: one dict per validation (and at the end): step, epoch, seconds, cpu_seconds, tokens_per_second, loss,
+        recall@10, ndcg@10. Tokens that carry a loss, of all processes, per wall second since the line before.
     best, best_step: the best value of ``metric`` and its step; None and 0 without validation.
     steps: optimiser steps so far. seconds, cpu_seconds: wall and process time of all calls together.
     padding_share: padding among the token cells of the first epoch, in [0, 1).
@@ -231,11 +232,22 @@ def _run(trainer: SafeTrainer, folder: Path, resume: bool) -> None:
         trainer.train()
         return
     logger.info("going on from step %d of %d", found.meta["step"], trainer.args.max_steps)
+    _compare_processes(int(found.meta.get("processes", trainer.args.world_size)), trainer.args.world_size)
     if found.meta["status"] in ("finished", "early_stopped"):
         trainer._load_from_checkpoint(str(found.path))
         trainer.state.global_step = found.meta["step"]
         return
     trainer.train(resume_from_checkpoint=str(found.path))
+
+
+def _compare_processes(before: int, now: int) -> None:
+    """Say that a training goes on in another number of processes: the batches do not depend on it, dropout does."""
+    if before != now:
+        logger.warning(
+            "the checkpoint was written by %d %s, and it is gone on from with %d: the same batches with the same loss, "
+            "but other draws of dropout, and sums in another order; start as before for the same bits",
+            *(before, "process" if before == 1 else "processes", now),
+        )
 
 
 def _result(trainer: SafeTrainer, job: Job) -> TrainResult:

@@ -44,7 +44,7 @@ class PreferenceResult:
 
     training: as of :func:`genrec.training.finetune.finetune`; its log has the figures of
     :mod:`genrec.training.preference_figures`. start: the same figures of the model that training started from; empty
-    without validation.
+    without validation, and in all processes but the first.
     """
 
     training: TrainResult
@@ -80,8 +80,9 @@ def prefer(
     _check(settings, method)
     bind(model, data)
     module = PreferenceModule(model, data, method, settings, allowed=allowed, prompts=prompts)
-    samples = query_samples(data.histories, settings.max_items, None if allowed is None else allowed.mask)
-    plan = QueryPlan(samples, data, settings, method.n_updates)
+    mask = None if allowed is None else allowed.mask
+    samples = query_samples(data.histories, settings.max_items, mask)
+    plan = QueryPlan(samples, data, settings, method.n_updates, mask)
     identity = {
         **identity_of(model, data),
         "method": asdict(method),
@@ -97,7 +98,8 @@ def prefer(
     # the trainer counts, cuts and hands over queries, as it does samples
     job = Job(module, cast(Any, plan), cast(Any, QueryCollator()), identity)
     result = run_job(job, settings, out_dir, resume=resume, evaluate=watch)
-    return PreferenceResult(result, watch.start if watch is not None else {})
+    # the other processes have measured nothing, and are not to begin now
+    return PreferenceResult(result, watch.start if watch is not None and result.main_process else {})
 
 
 class PreferenceModule(nn.Module):

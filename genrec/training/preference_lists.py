@@ -6,7 +6,7 @@ Axes: U users, E events, B queries of a batch, C items of a list, N items.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -64,12 +64,7 @@ def query_samples(histories: Histories, max_items: int, allowed: npt.NDArray[np.
     allowed: bool ``[N]``. Raises DataError where nothing is left.
     """
     samples = prefix_samples(histories, max_items)
-    items, rows = histories.items.astype(np.int64), histories.rows()
-    new = np.zeros(len(items), dtype=np.bool_)
-    new[np.unique(rows * (int(items.max(initial=0)) + 1) + items, return_index=True)[1]] = True
-    if allowed is not None:
-        new &= allowed[items]
-    samples = samples.take(np.flatnonzero(new[samples.ends - 1]))
+    samples = samples.take(np.flatnonzero(_askable(histories, allowed)[samples.ends - 1]))
     if not len(samples):
         raise DataError(
             "training data: expected a history with an item that is allowed and was not had before, got none",
@@ -78,24 +73,59 @@ def query_samples(histories: Histories, max_items: int, allowed: npt.NDArray[np.
     return samples
 
 
+def _askable(histories: Histories, allowed: npt.NDArray[np.bool_] | None) -> npt.NDArray[np.bool_]:
+    """Events whose item the user had not had before and a list may hold, bool ``[E]``."""
+    items, rows = histories.items.astype(np.int64), histories.rows()
+    new = np.zeros(len(items), dtype=np.bool_)
+    new[np.unique(rows * (int(items.max(initial=0)) + 1) + items, return_index=True)[1]] = True
+    return new if allowed is None else new & allowed[items]
+
+
 class QueryPlan:
     """The queries of every step, a pure function of data, settings and step (internal).
 
-    ``n_updates`` steps in a row have the same queries; only the first of them asks for new lists.
+    ``n_updates`` steps in a row have the same queries; only the first of them asks for new lists. Ties of the data
+    (``data.tied``) are drawn anew every epoch, as in fine-tuning; a query whose target could not be asked for in that
+    order, since the user had it before or it is not ``allowed``, has the user's events in the order of the data.
     """
 
-    def __init__(self, samples: Samples, data: TrainingData, settings: TrainSettings, n_updates: int) -> None:
+    def __init__(
+        self,
+        samples: Samples,
+        data: TrainingData,
+        settings: TrainSettings,
+        n_updates: int,
+        allowed: npt.NDArray[np.bool_] | None = None,
+    ) -> None:
         lengths_N = data.token_map.real(item_tokens(data.codes, data.token_map)).sum(axis=1)
-        self._plan = Plan(samples, lengths_N, settings, target_apart=True)
+        self._plan = Plan(samples, lengths_N, settings, tied=data.tied, target_apart=True)
+        self._tied, self._allowed = data.tied is not None, allowed
         self._histories, self._seed, self._n_updates = data.histories, settings.seed, n_updates
+        self._targets = samples.ends - 1
+        self._order: tuple[Int32 | None, Int32] = (None, samples.items)
         self.steps_per_epoch = self._plan.steps_per_epoch * n_updates
 
     def batch(self, step: int) -> Queries:
         """The queries of step ``step`` (0-based, counted over all epochs)."""
         block, again = divmod(step, self._n_updates)
         samples = self._plan.batch(block)
+        if self._tied:
+            samples = replace(samples, items=self._ordered(samples.items))
         seeds = derive(self._seed, "rollouts", block) % 2**62 + np.arange(len(samples), dtype=np.int64)
         return queries_of(self._histories, samples, seeds, fresh=not again)
+
+    def told(self, step: int) -> str:
+        """The batch of step ``step`` in words."""
+        return self._plan.told(step // self._n_updates)
+
+    def _ordered(self, drawn: Int32) -> Int32:
+        """The events in the order of this epoch, of users for whom it fits."""
+        if self._order[0] is not drawn:  # one array an epoch
+            askable, row = _askable(Histories(self._histories.offsets, drawn), self._allowed), self._histories.rows()
+            fits = np.ones(len(self._histories), np.bool_)
+            fits[row[self._targets[~askable[self._targets]]]] = False
+            self._order = (drawn, np.where(fits[row], drawn, self._histories.items))
+        return self._order[1]
 
     def padding_share(self) -> float:
         """Padding among the tokens of the histories of the first epoch, in [0, 1)."""

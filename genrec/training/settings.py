@@ -10,7 +10,7 @@ from typing import Any, Literal
 from genrec.errors import ConfigError
 from genrec.schedules import warmup_cosine
 
-MAY_CHANGE = ("max_seconds", "save_every", "save_seconds", "n_workers", "gradient_checkpointing")
+MAY_CHANGE = ("max_seconds", "save_every", "save_seconds", "n_workers", "gradient_checkpointing", "report_to")
 """Settings that may change between an interrupted call and the one that goes on."""
 _LATER = {"packing": False, "accumulation_steps": 1, "fsdp": False, "sam_rho": 0.0, "user_drop": 0.1}
 """Settings that came later: with these values a training is what it was before."""
@@ -62,6 +62,7 @@ class TrainSettings:
         when training stops.
     max_seconds: wall seconds of this call, then save and return; the next call goes on from there. None = none.
     n_workers: processes that build batches.
+    report_to: trackers that get every line of the log too, as transformers names them: tensorboard, wandb, trackio, …
 
     Raises ConfigError for a value out of range.
     """
@@ -98,9 +99,11 @@ class TrainSettings:
     max_steps: int = 0
     max_seconds: float | None = None
     n_workers: int = 0
+    report_to: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))
+        object.__setattr__(self, "report_to", tuple(self.report_to))
         for name in ("epochs", "batch_size", "accumulation_steps", "max_items", "eval_beams"):
             _check(getattr(self, name) >= 1, name, "at least 1", self)
         for name in ("warmup_steps", "eval_every", "patience", "save_every", "max_steps", "n_workers"):

@@ -1,13 +1,12 @@
 """A Hugging Face Trainer whose batches, checkpoints and stopping are ours.
 
-What is kept: the loop, the devices, data parallelism, autocast, and reading optimiser and random state back. The
+What is kept: the loop, the devices, data parallelism and autocast. The
 data loader counts optimiser steps over all epochs as one pass, so that skipping to step s is all a resume needs.
 """
 
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
+from genrec import artifacts
 from genrec.errors import GenrecError
 from genrec.seeding import derive
 from genrec.training import checkpoints
@@ -29,9 +29,11 @@ from genrec.training.dataset import Plan, Samples
 from genrec.training.module import trainable
 from genrec.training.precision import has_bf16
 from genrec.training.progress import Clock, TrainState, assign, load_weights, save_weights
+from genrec.training.reporting import reporters
 from genrec.training.sam import ascended
 from genrec.training.settings import TrainSettings
 from genrec.training.sharding import gathered, gathered_state, like, whole
+from genrec.training.state_files import load_optimizer, random_file, random_state, save_optimizer, set_random_state
 
 if TYPE_CHECKING:
     from genrec.training.callbacks import Loop
@@ -136,7 +138,7 @@ class SafeTrainer(Trainer):  # type: ignore[misc]
         settings: TrainSettings,
         optimizers: tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR],
     ) -> None:
-        super().__init__(model=module, args=args, optimizers=optimizers)
+        super().__init__(model=module, args=args, optimizers=optimizers, callbacks=reporters(settings.report_to))
         self.remove_callback(PrinterCallback)
         # several visible devices in one process would mean nn.DataParallel, which cannot split our batches
         args._n_gpu = min(args.n_gpu, 1)
@@ -147,6 +149,8 @@ class SafeTrainer(Trainer):  # type: ignore[misc]
         self.train_state = TrainState()
         self.clock = Clock(self.train_state.counters)
         self.recipe: Mapping[str, Any] = {}
+        self.n_tokens = 0
+        """Tokens that carried a loss in this call, of all processes; counted in the first."""
 
     # --- batches and steps ---------------------------------------------------------------------------------
 
@@ -172,6 +176,9 @@ class SafeTrainer(Trainer):  # type: ignore[misc]
         loss: Tensor = model(**inputs)
         return loss
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Nothing: at the end the Trainer would tell the trackers figures that take a step for a sample."""
+
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Forward and backward of every part, gradient clipping; raises TrainingDiverged before a bad step is taken.
 
@@ -193,6 +200,8 @@ class SafeTrainer(Trainer):  # type: ignore[misc]
             raise self._diverged(value, size)
         self.train_state.counters.losses += value
         self.train_state.counters.n_losses += 1
+        if scale := parts[0]["scale"]:  # of the first process never 0
+            self.n_tokens += round(self.args.world_size / scale)
         return loss
 
     def _losses_of(self, model: nn.Module, parts: list[dict[str, Any]], *, sync: bool = True) -> Tensor:
@@ -206,8 +215,10 @@ class SafeTrainer(Trainer):  # type: ignore[misc]
 
     def _diverged(self, loss: float, norm: float) -> TrainingDiverged:
         step = self.state.global_step + 1
+        told = getattr(self.batches and self.batches.plan, "told", None)
+        batch = f" on {told(step - 1)}" if told else ""
         return TrainingDiverged(
-            f"step {step}: loss {loss}, gradient norm {norm}; the weights of step {step - 1} were not changed",
+            f"step {step}{batch}: loss {loss}, gradient norm {norm}; the weights of step {step - 1} were not changed",
             hint="start again, in another folder, with a lower learning_rate or more warmup_steps; the checkpoints in "
             f"{self.args.output_dir}, if any, are complete",
         )
@@ -223,30 +234,43 @@ class SafeTrainer(Trainer):  # type: ignore[misc]
 
                 def write(folder: Path) -> None:
                     save_weights(weights, folder / WEIGHTS)
-                    self._save_optimizer_and_scheduler(str(folder))
+                    save_optimizer(self.optimizer.state_dict(), self.lr_scheduler.state_dict(), folder)
                     self.state.save_to_json(str(folder / "trainer_state.json"))
                     self.train_state.save(folder, average)
                     if held := getattr(self.model, "held", None):
                         save_weights(held, folder / HELD)
-                    for name, content in random_states.items():
-                        (folder / name).write_bytes(content)
+                    for rank, state in enumerate(random_states):
+                        artifacts.save_json(folder / random_file(rank), state)
 
-                meta = {"step": self.state.global_step, "status": self.train_state.counters.status}
+                meta = {
+                    "step": self.state.global_step,
+                    "status": self.train_state.counters.status,
+                    "processes": self.args.world_size,
+                }
                 folder = Path(self.args.output_dir)
                 checkpoints.save(folder, self.state.global_step, write, recipe=self.recipe, meta=meta)
         if self.args.world_size > 1:
             dist.barrier()
 
-    def _random_states(self) -> dict[str, bytes]:
-        """File name → content of the random state of every process."""
-        with tempfile.TemporaryDirectory() as folder:
-            self._save_rng_state(folder)
-            own = {file.name: file.read_bytes() for file in Path(folder).iterdir()}
-        if self.args.world_size == 1:
-            return own
-        parts: list[dict[str, bytes]] = [{} for _ in range(self.args.world_size)]
-        dist.all_gather_object(parts, own)
-        return {name: content for part in parts for name, content in part.items()}
+    def _random_states(self) -> list[dict[str, Any]]:
+        """The random state of every process."""
+        parts = [random_state()]
+        if self.args.world_size > 1:
+            parts *= self.args.world_size
+            dist.all_gather_object(parts, parts[0])
+        return parts
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            optimizer, schedule = load_optimizer(Path(checkpoint))
+            self.optimizer.load_state_dict(optimizer)
+            self.lr_scheduler.load_state_dict(schedule)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        # where there are more processes than before, the new ones keep the state they begin with
+        file = Path(checkpoint or "") / random_file(self.args.process_index)
+        if checkpoint is not None and file.exists():
+            set_random_state(artifacts.load_json(file), file)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         assign(self.weights, load_file(Path(resume_from_checkpoint) / WEIGHTS))

@@ -7,7 +7,7 @@ import torch
 from genrec import recipes
 from genrec.errors import ArtifactError, ConfigError, DataError
 from genrec.item_tokenizers.codes import ItemCodes
-from genrec.models.pretrained import PretrainedSettings, extend_rows, load_pretrained, tables_of
+from genrec.models.pretrained import PretrainedSettings, extend_rows, hub_commit, load_pretrained, tables_of
 from genrec.testing.text_models import tiny_text_model
 from genrec.vocab.new_rows import codebook_rows, drawn_rows, text_rows
 from genrec.vocab.text_vocabulary import extend_vocabulary
@@ -53,6 +53,38 @@ def test_tables_grow_once_and_old_rows_stay(kind, spare_rows):
     assert all(torch.equal(a, b) for a, b in zip(again, tables_of(model), strict=True))
     other, *_ = extended(kind, spare_rows=spare_rows, seed=1)
     assert not torch.equal(tables_of(other)[0], after[0])
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_rows_that_stand_for_nothing_are_recorded_and_never_written(kind, tmp_path):
+    model, vocabulary, _ = extended(kind)
+    size, rows = vocabulary.token_map.vocab_size, len(tables_of(model)[-1])
+    assert rows > size
+    with torch.no_grad():  # a step of training may leave them anywhere: nothing says what they are
+        tables_of(model)[-1][size:] = 50 * tables_of(model)[-1][:size].abs().max()
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    assert again.config.genrec_vocab_size == size and again.config.vocab_size == rows
+    prompt = torch.arange(4, 12)[None]
+    for beams in (1, 3):
+        written = again.generate(prompt, max_new_tokens=6, do_sample=False, num_beams=beams)
+        assert written.max() < size
+    again.generation_config.suppress_tokens = None
+    assert again.generate(prompt, max_new_tokens=6, do_sample=False).max() >= size  # the test can fail
+
+
+def test_another_commit_of_a_model_of_the_hub_is_another_model(tmp_path, monkeypatch):
+    assert hub_commit(PretrainedSettings(str(tmp_path))) == {} == hub_commit(PretrainedSettings("nobody/nothing"))
+    commits = ["a" * 40, "b" * 40]
+    folder = tmp_path / "models--some--model"
+    for commit in commits:
+        (folder / "snapshots" / commit).mkdir(parents=True)
+        (folder / "snapshots" / commit / "config.json").write_text("{}")
+    (folder / "refs").mkdir()
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path))
+    for commit in commits:
+        (folder / "refs" / "main").write_text(commit)
+        assert hub_commit(PretrainedSettings("some/model")) == {"commit": commit}
 
 
 @pytest.mark.parametrize("few", [False, True])

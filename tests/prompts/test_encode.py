@@ -18,6 +18,8 @@ from genrec.prompts.segments import Segment
 from genrec.prompts.tasks import TASKS
 from genrec.prompts.template import Rendered
 from genrec.prompts.wrapper import Wrapper
+from genrec.testing.text_models import byte_level_tokenizer
+from genrec.vocab.text_vocabulary import extend_vocabulary
 from genrec.vocab.token_map import TokenMap
 from genrec.vocab.user_index import user_tokens
 
@@ -81,6 +83,20 @@ def test_ragged_identifiers_end_once(shop, vocabulary):
     assert ends_in_words.levels == (0, -1, -1)
 
 
+@pytest.mark.parametrize("own", [False, True])
+def test_a_prompt_has_one_start_token_also_where_the_chat_format_writes_it(shop, own):
+    tokenizer = byte_level_tokenizer(bos=True)  # as Llama 3 has it
+    mark = "{{ bos_token }}" if own else ""
+    tokenizer.chat_template = f"{mark}{{{{ '<|eot_id|>' }}}}{{{{ messages[0].content }}}}{{{{ '<|eot_id|>' }}}}"
+    vocabulary = extend_vocabulary(tokenizer, shop.codes)
+    encode = ExampleEncoder(vocabulary, shop.codes, layout="decoder", wrapper=Wrapper.named("chat", tokenizer))
+    ids = encode.prompt((Segment("text", "<|begin_of_text|> tea"),))
+    start = tokenizer.bos_token_id
+    assert ids[0] == start and ids[1] == tokenizer.convert_tokens_to_ids("<|eot_id|>") and ids.count(start) == 1
+    plain = ExampleEncoder(vocabulary, shop.codes, layout="decoder").prompt((Segment("text", "tea"),))
+    assert plain[0] == start and plain.count(start) == 1
+
+
 def test_marks_of_a_chat_format_are_the_only_special_tokens(shop, vocabulary):
     vocabulary.tokenizer = lambda text, add_special_tokens: {"input_ids": [{"<|user|>": 7, "<|bot|>": 8}[text]]}
     wrapper = Wrapper((Segment("chat", "<|user|>"),), (Segment("chat", "<|bot|>"),))
@@ -107,7 +123,7 @@ def test_the_oldest_items_go_first_and_the_target_stays(shop, vocabulary, layout
     assert shortened or max_tokens == 60
 
 
-def test_what_cannot_fit_is_replaced_and_counted(shop, vocabulary):
+def test_what_cannot_fit_is_replaced_counted_and_told_once(shop, vocabulary, caplog):
     made = mixture(shop, MixedTask("item_from_text", samples=40))
     lengths = [len(encoder(shop, vocabulary)(made.example(0, i)).prompt) + 3 for i in range(40)]
     limit = int(np.median(lengths))
@@ -116,6 +132,11 @@ def test_what_cannot_fit_is_replaced_and_counted(shop, vocabulary):
     assert sum(map(len, batches)) == 40
     assert max(int(batch.lengths.max()) for batch in batches) <= limit
     assert plan.replaced["item_from_text"] >= sum(length > limit for length in lengths) > 0
+    assert plan.too_long == plan.replaced and len(caplog.records) == 1
+    assert f"the first 40 examples, other rows took the place of {plan.too_long['item_from_text']} of" in caplog.text
+    assert "examples " in plan.told(1) and "(item_from_text)" in plan.told(1)
+    AlignmentPlan(made, encoder(shop, vocabulary, max_tokens=max(lengths)), batch_size=8, seed=0).batch(0)
+    assert len(caplog.records) == 1
     with pytest.raises(DataError, match="'item_from_text': 100 rows in a row"):
         AlignmentPlan(made, encoder(shop, vocabulary, max_tokens=8), batch_size=8, seed=0).batch(0)
 

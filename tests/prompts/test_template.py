@@ -11,6 +11,7 @@ from genrec.prompts.segments import Segment, one_line
 from genrec.prompts.tasks import TASKS, load_task
 from genrec.prompts.template import PromptTemplate
 from genrec.prompts.wrapper import Wrapper
+from genrec.testing.text_models import byte_level_tokenizer
 
 HEAD = """---
 task: toy
@@ -190,11 +191,19 @@ def test_wrappers():
         Wrapper.named("chat", tokenizer=object())
 
 
+def test_a_chat_format_that_tells_the_date_is_the_same_tomorrow():
+    words = byte_level_tokenizer()
+    words.chat_template = (
+        "{{ '<|user|>Today is ' }}{{ strftime_now('%d %b %Y') }}. {{ messages[0].content }}{{ '<|bot|>' }}"
+    )
+    assert Wrapper.named("chat", words).before == (Segment("chat", "<|user|>Today is 26 Jul 2024. "),)
+
+
 def test_a_chat_format_is_what_the_text_tokenizer_says():
     class Chat:
         chat_template = "there"
 
-        def apply_chat_template(self, turns, tokenize, add_generation_prompt):
+        def apply_chat_template(self, turns, tokenize, add_generation_prompt, **_):
             assert not tokenize and add_generation_prompt
             return f"<|user|>{turns[0]['content']}<|end|><|bot|>"
 

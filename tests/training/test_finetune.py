@@ -1,15 +1,21 @@
 import dataclasses
 import random
+import re
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from transformers import TrainerCallback
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-from genrec.errors import ConfigError, FingerprintMismatch
+from genrec import artifacts
+from genrec.errors import ConfigError, FingerprintMismatch, MissingExtra
 from genrec.testing.walks import tiny_model, walks
 from genrec.training import callbacks, checkpoints
-from genrec.training.finetune import finetune
+from genrec.training.collate import Collator
+from genrec.training.dataset import Plan, window_samples
+from genrec.training.finetune import _compare_processes, finetune
 from genrec.training.module import trainable
 from genrec.training.progress import TrainState, snapshot
 from genrec.training.settings import TrainSettings
@@ -78,8 +84,8 @@ def test_resumed_training_has_the_bits_of_an_uninterrupted_one(kind, ema, tied, 
     assert_same(weights(whole), weights(again))
     assert (again.steps, again.best, again.best_step) == (whole.steps, whole.best, whole.best_step)
     for one, other in zip(whole.log, again.log, strict=True):
-        assert {k: v for k, v in one.items() if "seconds" not in k} == {
-            k: v for k, v in other.items() if "seconds" not in k
+        assert {k: v for k, v in one.items() if "second" not in k} == {
+            k: v for k, v in other.items() if "second" not in k
         }
 
 
@@ -337,12 +343,60 @@ def test_not_a_number_stops_with_the_step_and_keeps_the_checkpoint(tmp_path):
         return output * float("nan") if len(calls) == 4 else output
 
     hook = model.model.embed_tokens.register_forward_hook(spoil)
-    with pytest.raises(TrainingDiverged, match="step 4: loss nan"):
+    with pytest.raises(TrainingDiverged, match=r"step 4 on (.*): loss nan") as stopped:
         finetune(model, data, settings, tmp_path, evaluate=constant)
     hook.remove()
+    users = set(
+        Plan(window_samples(data.histories, settings.max_items), np.full(24, 3), settings).batch(3).rows.tolist()
+    )
+    named = re.findall(r"\d+ samples of users ([\d, ]+) \(rows", str(stopped.value))[0].split(", ")
+    assert set(map(int, named)) == users
     found = checkpoints._folders(tmp_path)
     assert [p.name for p in found] == ["checkpoint-00000002"]
     assert all(torch.isfinite(w).all() for w in trainable(model).values())
+
+
+def test_the_log_and_its_trackers_are_told_how_many_tokens_a_second(tmp_path, monkeypatch):
+    told = []
+
+    class Tracker(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **_):
+            told.append((state.global_step, logs))
+
+    monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "mine", Tracker)
+    settings = dataclasses.replace(SHORT, report_to=("mine",), max_steps=8)
+    result = run("decoder", tmp_path, settings)
+    assert [(entry["step"], entry) for entry in result.log] == told
+    data = walks()
+    plan = Plan(window_samples(data.histories, settings.max_items), np.full(24, 3), settings)
+    n_tokens = [Collator(data, "decoder").n_targets(plan.batch(n)) for n in range(8)]
+    assert [entry["step"] for entry in result.log] == [4, 8]
+    spent = [sum(n_tokens[4 * n : 4 * n + 4]) / entry["tokens_per_second"] for n, entry in enumerate(result.log)]
+    assert 0 < min(spent) <= max(spent) < sum(spent) <= result.seconds
+    # where the log goes may change in the middle of a training
+    run("decoder", tmp_path, dataclasses.replace(settings, report_to=()))
+    with pytest.raises(ConfigError, match="did you mean 'tensorboard'"):
+        run("decoder", tmp_path, dataclasses.replace(settings, report_to=("tensorbord",)))
+
+
+def test_a_tracker_that_is_not_installed_is_named(tmp_path, monkeypatch):
+    def absent():
+        raise RuntimeError("TrackerCallback requires tracker to be installed")
+
+    monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "trackio", absent)
+    with pytest.raises(MissingExtra, match="'trackio' is not installed") as missing:
+        run("decoder", tmp_path, dataclasses.replace(SHORT, report_to=("trackio",)))
+    assert "pip install trackio" in missing.value.hint
+
+
+def test_another_number_of_processes_is_told(tmp_path, caplog):
+    run("decoder", tmp_path, dataclasses.replace(SHORT, max_seconds=1e-6))
+    meta = artifacts.read(checkpoints._folders(tmp_path)[0]).meta
+    assert meta["processes"] == 1
+    run("decoder", tmp_path, dataclasses.replace(SHORT, max_seconds=1e-6))
+    assert "other draws of dropout" not in caplog.text
+    _compare_processes(meta["processes"], 2)
+    assert "written by 1 process, and it is gone on from with 2" in caplog.text
 
 
 def test_a_bad_gradient_of_a_good_loss_stops_too(tmp_path):
@@ -351,7 +405,7 @@ def test_a_bad_gradient_of_a_good_loss_stops_too(tmp_path):
     weight = model.model.norm.weight
     hook = weight.register_hook(lambda gradient: gradient * float("inf"))
     before = snapshot(trainable(model))
-    with pytest.raises(TrainingDiverged, match=r"step 1: loss 1\.\d+, gradient norm (nan|inf)"):
+    with pytest.raises(TrainingDiverged, match=r"step 1 on 7 samples .*: loss 1\.\d+, gradient norm (nan|inf)"):
         finetune(model, data, SHORT, tmp_path, evaluate=constant)
     hook.remove()
     assert_same(before, snapshot(trainable(model)))

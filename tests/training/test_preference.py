@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from genrec.data.histories import Histories
 from genrec.decoding.filters import ItemFilter
 from genrec.errors import ConfigError, DataError
 from genrec.models.adapters import LoraSettings, add_lora
@@ -65,6 +66,25 @@ def test_a_plan_repeats_its_queries_for_updates_and_is_a_function_of_the_step():
         assert one.fresh == (step % 2 == 0) and (one.targets == other.targets).all()
         assert (one.seeds == other.seeds).all() and (one.targets == plan.batch(step // 2 * 2).targets).all()
     assert not set(plan.batch(0).seeds) & set(plan.batch(2).seeds)
+
+
+@pytest.mark.parametrize("limited", [False, True])
+def test_ties_are_drawn_anew_where_all_queries_can_still_be_asked(limited):
+    rows = [[0, 1, 2, 1, 3], [4, 5, 6, 7], [8, 9, 8, 10, 11]]
+    histories = Histories.from_lists(rows)
+    tied = np.zeros(len(histories.items), np.bool_)
+    tied[[3, 4, 7, 8, 12, 13]] = True  # in any order: 2 1 3, 6 7 with the 5, 10 11 with the second 8
+    data = dataclasses.replace(walks(), histories=histories, user_ids=None, tied=tied, valid=None)
+    allowed = np.arange(N_ITEMS) != 7 if limited else None
+    samples = query_samples(histories, 4, allowed)
+    plan = QueryPlan(samples, data, dataclasses.replace(SHORT, batch_size=4), 1, allowed)
+    orders = set()
+    for step in range(20 * plan.steps_per_epoch):
+        for history, target, row in zip(*(lambda q: (q.histories, q.targets, q.rows))(plan.batch(step)), strict=True):
+            whole = rows[row]
+            assert target in whole and target not in history and (not limited or target != 7)
+            orders.add((int(row), tuple(history.tolist()), int(target)))
+    assert len({order for order in orders if order[0] == 1}) > 2  # more than the one order of the data has
 
 
 @pytest.mark.parametrize("kind", ["decoder", "t5"])
@@ -216,7 +236,7 @@ def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(kind, method, tmp_pa
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
     def told(result):
-        return [{k: v for k, v in entry.items() if "seconds" not in k} for entry in result.training.log]
+        return [{k: v for k, v in entry.items() if "second" not in k} for entry in result.training.log]
 
     assert told(whole) == told(again) and whole.start == again.start
 

@@ -96,4 +96,4 @@ def test_two_processes_write_one_bundle(launcher, run_folder):
     assert done.stdout.count("bundle:") == 1
     assert load_bundle(run_folder / "bundle").recommender.n_items == N_ITEMS
     (newest,) = (run_folder / "checkpoints").glob("*/checkpoint-00000002")
-    assert len(list(newest.glob("rng_state_*"))) == 2  # one of each process
+    assert len(list(newest.glob("random-*"))) == 2  # one of each process
