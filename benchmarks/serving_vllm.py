@@ -33,7 +33,7 @@ HERE = Path(__file__).resolve().parent
 SIZES = (256, 256, 256, 64)
 N_ITEMS, N_HISTORY, CLIENTS = 5_000, 16, 8
 VLLM = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "TORCHDYNAMO_DISABLE": "1"}
-PATIENCE = 900  # seconds for a server to start
+PATIENCE = 3600  # seconds for the servers to start: one to ten minutes each, by what else the machine does
 
 
 def catalogs(folder: Path) -> dict[str, Path]:
@@ -76,12 +76,16 @@ class Server:
         self._name = log
 
     def __enter__(self) -> Server:
+        return self
+
+    def wait(self) -> None:
+        """Until it answers; SystemExit with the end of its log where it does not."""
         until = time.monotonic() + PATIENCE
         while time.monotonic() < until:
             if self._process.poll() is not None:
                 raise SystemExit(f"the server ended: {self._name.read_text()[-3000:]}")
             with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.url}/health", timeout=10):
-                return self
+                return
             time.sleep(1)
         raise SystemExit(f"the server did not start in {PATIENCE} s: {self._name.read_text()[-3000:]}")
 
@@ -259,6 +263,8 @@ def main() -> None:
         # all start at once: that is most of the time
         small, ours, theirs = plugin(runs["small"]), plugin(runs["wide"]), constrained(runs["wide"])
         with small, ours, theirs:
+            for server in (small, ours, theirs):
+                server.wait()
             counts = equal(small, runs["small"], (10, 40)) | equal(ours, runs["wide"], (10, 20))
             print(json.dumps(counts), file=sys.stderr, flush=True)
             seconds = costs(ours, theirs, runs["wide"], 10)

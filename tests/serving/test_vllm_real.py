@@ -20,7 +20,7 @@ import pytest
 from genrec.testing.shop_endpoint import IDS, ShopClient, make_shop, save_shop
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
-STARTS = 900  # seconds that it may take
+STARTS = 1800  # seconds that it may take
 
 
 @pytest.fixture(scope="module")
