@@ -169,14 +169,18 @@ def _serve_here(
         serves()
 
     at = listen(settings) if fd is None else socket.socket(fileno=fd)
-    serve(
-        run,
-        settings,
-        at,
-        journal=journal or journal_of(run),
-        watch_seconds=watch,
-        base=base,
-        name=name,
-        engine=engine,
-        ready=ready,
-    )
+    try:
+        serve(
+            run,
+            settings,
+            at,
+            journal=journal or journal_of(run),
+            watch_seconds=watch,
+            base=base,
+            name=name,
+            engine=engine,
+            ready=ready,
+        )
+    finally:
+        if engine is not None:
+            engine.close()

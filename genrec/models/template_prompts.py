@@ -184,6 +184,7 @@ class TemplatePrompts:
         template, wording = (self.template, self.wording) if query is None else self._search(items)
         given = {"history": items, "user": user, "query": query}
         inputs = {name: value for name, value in given.items() if name in template.header.inputs}
+        encoder = encoder if query is None else encoder.forgetting()
         return encoder.prompt(template.prompt(inputs, wording, max_text=self.max_text))
 
 

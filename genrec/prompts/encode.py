@@ -90,8 +90,8 @@ class ExampleEncoder:
         self._tokens_NM, self._lengths_N = _item_tokens(token_map, codes)
         self._users_UM = users_UM
         self._eos, self._bos = token_map.eos_id, token_map.bos_id
-        self._ragged = token_map.ragged
-        self._text_ids = lru_cache(maxsize=1 << 16)(lambda text: tuple(vocabulary.encode_text(text)))
+        self._ragged, self._remembers = token_map.ragged, True
+        self._known_ids = lru_cache(maxsize=1 << 16)(lambda text: tuple(vocabulary.encode_text(text)))
 
     def __call__(self, example: Rendered) -> Encoded:
         """The ids, however long."""
@@ -108,6 +108,12 @@ class ExampleEncoder:
         """The same for other users."""
         other = copy.copy(self)
         other._users_UM = users_UM
+        return other
+
+    def forgetting(self) -> ExampleEncoder:
+        """The same for texts that strangers write: it keeps none of them."""
+        other = copy.copy(self)
+        other._remembers = False
         return other
 
     def prompt(self, segments: Sequence[Segment]) -> tuple[int, ...]:
@@ -136,6 +142,12 @@ class ExampleEncoder:
             else:
                 found += [((one,), self._ids(one)) for one in run]
         return found
+
+    def _text_ids(self, text: str) -> tuple[int, ...]:
+        """Ids of a text, remembered."""
+        if self._remembers:
+            return self._known_ids(text)
+        return tuple(self.vocabulary.encode_text(text))
 
     def _ids(self, segment: Segment) -> tuple[int, ...]:
         """Ids of an item, a user or marks of a chat format."""

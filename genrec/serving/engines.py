@@ -47,6 +47,8 @@ def answers_of(asks: Sequence[Ask], values: Sequence[Sequence[float]]) -> list[F
     Raises Problem 503 for values that are no log-probabilities, as of an engine that returns logits.
     """
     whole = np.array([value for each in values for value in each], dtype=np.float32)
+    if np.isnan(whole).any():
+        raise failed("NaN instead of a log-probability: the weights or their numbers are not finite")
     if len(whole) and float(whole.max()) > 1e-3:
         raise failed(f"a log-probability of {float(whole.max()):.3g}: expected --logprobs-mode raw_logprobs")
     return np.split(whole, np.cumsum([len(ask.ids) for ask in asks])[:-1]) if asks else []

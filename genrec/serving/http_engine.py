@@ -2,32 +2,60 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
+import socket
 import ssl
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from genrec.errors import ConfigError
 from genrec.models.engine_scorer import Ask, Float32
 from genrec.serving.engines import MAX_IDS, Read, answers_of, by_id, failed, reads_of
 from genrec.serving.patience import patience, waited_for
 from genrec.serving.problems import Problem
+from genrec.serving.settings import can_be_shown
 
 TRIES = 3
 PROMPTS_AT_ONCE = 64
 """Prompts of one call."""
+IDLE_SECONDS = 2.0
+"""How long a connection is kept without a call: vLLM closes it after five."""
 _AGAIN = (429, 502, 503, 504)
+
+
+@dataclass(eq=False)
+class _Wait:
+    """What somebody waits for: until when, and the connections on which it is under way."""
+
+    until: float
+    lines: set[http.client.HTTPConnection] = field(default_factory=set)
+    over: bool = False
+
+    @property
+    def left(self) -> float:
+        """Seconds; 0 where nobody waits any more."""
+        return 0.0 if self.over else max(0.0, self.until - time.monotonic())
+
+    def end(self) -> None:
+        """Nobody waits: what is under way ends at once, however slowly the server sends."""
+        self.over = True
+        for line in list(self.lines):
+            with contextlib.suppress(OSError):
+                # not the method of a TLS socket, which another thread may be reading
+                socket.socket.shutdown(line.sock, socket.SHUT_RDWR)
 
 
 class HttpEngine:
     """An :class:`~genrec.models.engine_scorer.Engine` behind a URL (internal).
 
     The ids of a call hold for all its prompts, so prompts whose ids together are few enough share a call. Calls that
-    meet a busy or absent server are made again, three times in all, until nobody waits.
+    meet a busy or absent server are made again, three times in all, until nobody waits; then those under way are ended.
 
     url: of the server, ``http://HOST:PORT``, with or without ``/v1``. model: what the server calls it (an adapter has a
     name of its own); None = the first it lists. key: shown as ``Authorization: Bearer KEY``. connections: calls at a
@@ -35,25 +63,25 @@ class HttpEngine:
     """
 
     def __init__(self, url: str, *, model: str | None = None, key: str | None = None, connections: int = 16) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
-            raise ConfigError(f"--url: expected http://HOST:PORT or https://…, got {url!r}")
+        parts, host = _address(url)
+        if key is not None and not can_be_shown(key):
+            raise ConfigError("GENREC_ENGINE_KEY: expected printable ASCII characters without spaces")
         self._tls = ssl.create_default_context() if parts.scheme == "https" else None
-        self._at = (parts.hostname, parts.port)
+        self._at = (host, parts.port)
         self._path = parts.path.rstrip("/").removesuffix("/v1") + "/v1"
         self._headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
         self._pool = ThreadPoolExecutor(connections, thread_name_prefix="genrec-engine")
-        self._idle: list[http.client.HTTPConnection] = []
+        self._idle: list[tuple[float, http.client.HTTPConnection]] = []  # and since when
         self.model, self._max_len = self._served(url, model)
 
     def logprobs(self, asks: Sequence[Ask]) -> list[Float32]:
         """See the protocol. Raises Problem: 400 for a prompt that is too long, 503 where the server fails, 504."""
-        reads, until = reads_of(asks, self._max_len), patience().deadline
+        reads, wait = reads_of(asks, self._max_len), _Wait(patience().deadline)
         values: list[list[float]] = [[] for _ in reads]
         calls: list[tuple[list[int], Future[list[list[float]]]]] = []
         try:
             for places in _groups(reads):
-                calls.append((places, self._pool.submit(self._read, [reads[place] for place in places], until)))
+                calls.append((places, self._pool.submit(self._read, [reads[place] for place in places], wait)))
             for places, call in calls:
                 rows = waited_for(call)
                 for place, row in zip(places, rows, strict=True):
@@ -61,19 +89,19 @@ class HttpEngine:
         finally:
             for _, call in calls:
                 call.cancel()
+            wait.end()
         return answers_of(asks, values)
 
     def close(self) -> None:
         """End the threads and the connections."""
         self._pool.shutdown(cancel_futures=True)
-        while self._idle:
-            self._idle.pop().close()
+        self._drop_idle()
 
     def _served(self, url: str, model: str | None) -> tuple[str, int]:
         try:
-            listed = self._call("GET", "/models", None, time.monotonic() + 10)["data"]
+            listed = self._call("GET", "/models", None, _Wait(time.monotonic() + 10))["data"]
             known = {each["id"]: each.get("max_model_len") for each in listed}
-        except (Problem, KeyError, TypeError, AttributeError) as error:
+        except (Problem, KeyError, TypeError, ValueError, AttributeError) as error:
             hint = "start it with: vllm serve FOLDER (genrec export RUN FOLDER --merge); its key is GENREC_ENGINE_KEY"
             self.close()
             raise ConfigError(f"--url: no vLLM server answers at {url}", hint=hint) from error
@@ -84,7 +112,7 @@ class HttpEngine:
         lengths = [each for each in known.values() if each]  # an adapter has none of its own
         return name, int(known[name] or min(lengths, default=2**31))
 
-    def _read(self, reads: Sequence[Read], until: float) -> list[list[float]]:
+    def _read(self, reads: Sequence[Read], wait: _Wait) -> list[list[float]]:
         ids = sorted({each for read in reads for each in read.ids})
         body = {
             "model": self.model,
@@ -95,7 +123,7 @@ class HttpEngine:
             "logprob_token_ids": ids,
             "return_tokens_as_token_ids": True,
         }
-        found = self._call("POST", "/completions", body, until)
+        found = self._call("POST", "/completions", body, wait)
         try:
             choices = sorted(found["choices"], key=lambda choice: choice["index"])
             rows = [choice["logprobs"]["top_logprobs"][0] for choice in choices]
@@ -108,16 +136,15 @@ class HttpEngine:
             raise failed(f"{len(tables)} answers to {len(reads)} prompts")
         return [by_id(read.ids, [*table], [*table.values()]) for read, table in zip(reads, tables, strict=True)]
 
-    def _call(self, method: str, path: str, body: Any, until: float) -> Any:
+    def _call(self, method: str, path: str, body: Any, wait: _Wait) -> Any:
         """The JSON of an answer; made again where that may help."""
         raw = None if body is None else json.dumps(body).encode()
         why = "nobody waits any more"
         for number in range(TRIES):
-            left = until - time.monotonic()
-            if left <= 0:
+            if not wait.left:
                 break
             try:
-                status, found = self._once(method, path, raw, left)
+                status, found = self._once(method, path, raw, wait)
             except (OSError, http.client.HTTPException) as error:
                 why = f"{type(error).__name__}: {error}"
             else:
@@ -126,30 +153,76 @@ class HttpEngine:
                 why = f"status {status}"
                 if status not in _AGAIN:
                     break
-            time.sleep(min(0.1 * 2**number, max(0.0, until - time.monotonic())))
+            time.sleep(min(0.1 * 2**number, wait.left))
         raise failed(why)
 
-    def _once(self, method: str, path: str, raw: bytes | None, left: float) -> tuple[int, bytes]:
-        """Status and body, over a connection that was used before if there is one."""
-        line = self._idle.pop() if self._idle else self._connection()
+    def _once(self, method: str, path: str, raw: bytes | None, wait: _Wait) -> tuple[int, bytes]:
+        """Status and body, over a connection that was used before if there is one that the server has not closed."""
+        line = self._idle_line()
+        if line is not None:
+            try:
+                return self._asked(line, method, path, raw, wait)
+            except (OSError, http.client.HTTPException):
+                self._drop_idle()  # what closed one has closed the others
+        return self._asked(self._connection(), method, path, raw, wait)
+
+    def _asked(
+        self, line: http.client.HTTPConnection, method: str, path: str, raw: bytes | None, wait: _Wait
+    ) -> tuple[int, bytes]:
+        """Status and body over this connection, which is kept for the next call."""
         try:
-            line.timeout = left
-            if line.sock is not None:
-                line.sock.settimeout(left)
+            line.timeout = wait.left or 0.001  # of each wait for bytes; their sum is bounded by the end of the wait
+            if line.sock is None:
+                line.connect()
+            line.sock.settimeout(line.timeout)
+            wait.lines.add(line)
+            if not wait.left:
+                raise TimeoutError("nobody waits any more")
             line.request(method, self._path + path, raw, self._headers)
             answer = line.getresponse()
             status, found = answer.status, answer.read()
         except BaseException:
             line.close()
             raise
-        self._idle.append(line)
+        finally:
+            wait.lines.discard(line)
+        self._idle.append((time.monotonic(), line))
         return status, found
+
+    def _idle_line(self) -> http.client.HTTPConnection | None:
+        """The connection used last, where the server will still have it; the others are then older."""
+        try:
+            since, line = self._idle.pop()
+        except IndexError:  # another thread was faster
+            return None
+        if time.monotonic() - since <= IDLE_SECONDS:
+            return line
+        line.close()
+        self._drop_idle()
+        return None
+
+    def _drop_idle(self) -> None:
+        with contextlib.suppress(IndexError):
+            while True:
+                self._idle.pop()[1].close()
 
     def _connection(self) -> http.client.HTTPConnection:
         host, port = self._at
         if self._tls is None:
             return http.client.HTTPConnection(host, port)
         return http.client.HTTPSConnection(host, port, context=self._tls)
+
+
+def _address(url: str) -> tuple[SplitResult, str]:
+    """The parts of a URL, and its host. Raises ConfigError, which does not repeat it: it may hold a password."""
+    try:
+        parts = urlsplit(url)
+        whole = parts.scheme in ("http", "https") and "@" not in parts.netloc and not parts.query
+        if whole and parts.hostname and parts.port != 0:
+            return parts, parts.hostname
+    except ValueError:  # of the port or the brackets of an address
+        pass
+    raise ConfigError("--url: expected http://HOST:PORT or https://HOST:PORT, without user, password and query")
 
 
 def _json(raw: bytes) -> Any:

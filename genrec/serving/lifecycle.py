@@ -5,21 +5,25 @@ from __future__ import annotations
 import gc
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from genrec.errors import ArtifactError, GenrecError
+from genrec.errors import ArtifactError, ConfigError, DataError, GenrecError
 from genrec.serving.changes import Changes, unknown_ids
 from genrec.serving.digests import at
 from genrec.serving.model import Answer, Query, ServedModel
+from genrec.serving.patience import Patience, with_patience
 from genrec.serving.problems import Problem
 from genrec.serving.telemetry import Metrics
 
 log = logging.getLogger(__name__)
 
+WARM_UP_SECONDS = 60.0
+"""How long the first search of a model in an engine may take."""
 Load = Callable[..., ServedModel]
 """From a version number, and a place where it is not the usual one, to a model."""
 
@@ -55,13 +59,17 @@ class Registry:
         self.kept = True
         self.current = self._first()
         changes.replay(self.current.store)
-        self.current.warm_up()
+        _warm(self.current)
         self._loaded_one()
 
     def answer(self, queries: Sequence[Query]) -> list[Any]:
         """Answers of the current model, each with the model that gave it."""
         model = self.current
-        answers = model.answer(queries, self._metrics)
+        try:
+            answers = model.answer(queries, self._metrics)
+        except DataError as error:  # of the search of all of them: no request is at fault
+            log.error("the search failed: %s", error)
+            raise Problem(500, "the model has no answer", code="model_failed") from None
         return [(model, each) if isinstance(each, Answer) else each for each in answers]
 
     def change(self, change: dict[str, Any]) -> dict[str, int]:
@@ -91,8 +99,7 @@ class Registry:
         with self._alone():
             self._let_go()
             try:
-                found = self._ready(self._load(self._version + 1))
-                with self._lock:
+                with self._ready(self._load(self._version + 1)) as found, self._lock:
                     self.changes.replay(found.store)  # what was changed since
                     self.changes.go_back(None)
                     self._replace(found)
@@ -112,8 +119,8 @@ class Registry:
             if earlier is None:
                 raise Problem(409, "no earlier model is known", code="no_earlier_model")
             try:
-                found = earlier.model or self._ready(self._again(earlier))
-                with self._lock:
+                ready = nullcontext(earlier.model) if earlier.model is not None else self._ready(self._again(earlier))
+                with ready as found, self._lock:
                     self.changes.replay(found.store)
                     self.kept = self._keep(earlier)
                     self._swap(found)
@@ -133,8 +140,8 @@ class Registry:
 
     def _first(self) -> ServedModel:
         """What is at the usual place, or the model that the server had gone back to from there."""
-        back = self.changes.gone_back
-        if back is not None and self._here() == back["instead_of"]:
+        back, here = self.changes.gone_back, self._here()
+        if back is not None and here == back["instead_of"]:
             earlier = _Earlier(None, Path(back["place"]), back["digest"], 0)
             try:
                 found = self._again(earlier)
@@ -145,6 +152,8 @@ class Registry:
             else:
                 self._earlier = _Earlier(None, None, back["instead_of"], 0)
                 return found
+        elif here is not None:
+            self.changes.go_back(None)  # another model was put in the place: should the one before return, it is meant
         return self._load(1)
 
     def _again(self, earlier: _Earlier) -> ServedModel:
@@ -156,11 +165,16 @@ class Registry:
             raise ArtifactError(f"{earlier.place or 'the place of the model'}: another model is there now")
         return found
 
-    def _ready(self, found: ServedModel) -> ServedModel:
-        """With the changes, and after a first search."""
-        self.changes.replay(found.store)
-        found.warm_up()
-        return found
+    @contextmanager
+    def _ready(self, found: ServedModel) -> Iterator[ServedModel]:
+        """With the changes, and after a first search; let go of where that or what is done with it fails."""
+        try:
+            self.changes.replay(found.store)
+            _warm(found)
+            yield found
+        except BaseException:
+            found.close()
+            raise
 
     def _keep(self, earlier: _Earlier) -> bool:
         """Note in the journal that this model answers; whether a server that starts again can know."""
@@ -185,13 +199,13 @@ class Registry:
 
     def _replace(self, found: ServedModel) -> None:
         self._swap(found)
-        self._version = max(self._version + 1, found.version)
         self._metrics.swaps.labels("loaded").inc()
         self._say()
 
     def _swap(self, found: ServedModel) -> None:
         before = self.current
         self.current = found
+        self._version = max(self._version, found.version)  # a model read again after a start may have a new one
         self._earlier = _Earlier(before, before.place, before.digest, before.version)
 
     @contextmanager
@@ -212,6 +226,15 @@ class Registry:
     def _say(self) -> None:
         self._metrics.model_version.set(self.current.version)
         self._metrics.catalog_version.set(self.current.store.snapshot.version)
+
+
+def _warm(model: ServedModel) -> None:
+    """A first search. Raises ConfigError where the engine that it is in has no answer, or none for a minute."""
+    try:
+        with with_patience(Patience(time.monotonic() + WARM_UP_SECONDS)):
+            model.warm_up()
+    except Problem as problem:
+        raise ConfigError(f"the first search of the model failed: {problem.message}") from None
 
 
 class Watcher:

@@ -10,10 +10,11 @@ from typing import Any
 
 from genrec import artifacts, disk
 from genrec.embeddings.parquet_rows import RowGroup, column_types, row_groups
-from genrec.errors import ConfigError, DataError
+from genrec.errors import ArtifactError, ConfigError, DataError
 from genrec.models.bundle import bundle_folder
 from genrec.pipeline.encode_ray import run_ray
 from genrec.pipeline.encode_shards import check_same_files, file_states
+from genrec.serving import digests
 from genrec.serving.changes import Changes
 from genrec.serving.model import ServedModel
 from genrec.serving.offline_shards import PLAN, ShardRecommender
@@ -52,7 +53,8 @@ def recommend_all(
     its own ``history`` or ``user`` are not looked at. The columns of a shard: ``row`` (in its row group), ``user`` if
     there was one, ``items`` (list of ids, best first), ``scores``, ``source``, ``skipped_items``.
 
-    journal: changes that a server has made, which count here too (see :class:`genrec.serving.changes.Changes`).
+    journal: changes that a server has made, which count here too (see :class:`genrec.serving.changes.Changes`); where
+    it has gone back to an earlier model, the lists are of that one.
     ray_workers: None = in this process; else in so many workers of Ray, on the cluster that the program is connected
     to or one on this machine. All of them must see the same folders under the same names.
 
@@ -63,9 +65,10 @@ def recommend_all(
     run, out = Path(run), Path(out)
     groups = row_groups(users)
     columns = _columns(groups)
+    changes = Changes(journal, reading=True)
+    run = _answering(run, changes)
     manifest = artifacts.read(bundle_folder(run), kind="bundle", verify=False)
     asked = request.model_dump(exclude={"history", "user", "query", "inputs", "timeout", "model", "explain"})
-    changes = Changes(journal, reading=True)
     model = ServedModel.load(run, base=base)
     changes.replay(model.store)
     model.check(request)
@@ -111,6 +114,19 @@ def recommend_all(
     if found.users != total:
         raise DataError(f"{out}: expected {total} lists, got {found.users}", hint="start over with --overwrite")
     return found
+
+
+def _answering(run: Path, changes: Changes) -> Path:
+    """The run whose model the server answers from: what lies at ``run``, or what it has gone back to from there."""
+    back = changes.gone_back
+    if back is None or digests.at(run) != back["instead_of"]:
+        return run
+    if digests.at(Path(back["place"])) != back["digest"]:
+        raise ArtifactError(
+            f"the server of {run} has gone back to the model in {back['place']}, and it is not there any more",
+            hint="let the server answer from the newer model again (rollback, reload), or give no --journal of its",
+        )
+    return Path(back["place"])
 
 
 def _columns(groups: Sequence[RowGroup]) -> list[str]:

@@ -56,13 +56,18 @@ class ServeSettings:
             )
         for name in ("api_key", "admin_key"):
             key = getattr(self, name)
-            if key is not None and (len(key) < 8 or not key.isascii() or not key.isprintable() or " " in key):
+            if key is not None and (len(key) < 8 or not can_be_shown(key)):
                 raise ConfigError(f"{name}: expected at least 8 printable ASCII characters without spaces")
         if self.api_key is None and not is_loopback(self.host):
             raise ConfigError(
                 f"host {self.host} can be reached from other machines, and no key is set",
                 hint="set GENREC_API_KEY, or listen on 127.0.0.1",
             )
+
+
+def can_be_shown(key: str) -> bool:
+    """Whether a key can stand in a header (internal)."""
+    return key.isascii() and key.isprintable() and " " not in key
 
 
 def journal_of(run: Path) -> Path:

@@ -1,9 +1,12 @@
 """The endpoint over engines: vLLM's client and a vLLM server, both played by a model in this process."""
 
 import asyncio
+import contextlib
 import json
+import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -60,10 +63,15 @@ class Server:
 
     def __init__(self, key=None):
         self.model, self.calls, self.statuses, self.key, self.shift = None, [], [], key, 0.0
+        self.connections, self.together, self.slowly, self.sent = [], None, False, 0
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+
+            def setup(self):
+                super().setup()
+                outer.connections.append(self.connection)
 
             def do_GET(self):
                 self.reply(200, {"data": [{"id": "shop", "max_model_len": 64}, {"id": "adapter"}]})
@@ -71,6 +79,8 @@ class Server:
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 outer.calls.append(body)
+                if outer.together is not None:
+                    outer.together.wait(20)
                 if outer.key and self.headers["Authorization"] != f"Bearer {outer.key}":
                     return self.reply(401, {"error": "Unauthorized"})
                 if outer.statuses:
@@ -82,7 +92,15 @@ class Server:
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(raw)))
                 self.end_headers()
+                if outer.slowly:
+                    return self.drip(raw)
                 self.wfile.write(raw)
+
+            def drip(self, raw):
+                with contextlib.suppress(OSError):
+                    for outer.sent in range(200):
+                        self.wfile.write(raw[outer.sent : outer.sent + 1])
+                        time.sleep(0.05)
 
             def log_message(self, *_):
                 pass
@@ -269,14 +287,60 @@ def test_a_busy_server_is_asked_again_and_a_broken_one_is_not(server, over_http,
     with pytest.raises(Problem):
         engine.logprobs(ask)
     assert "raw_logprobs" in caplog.text
+    server.shift = float("nan")
+    with pytest.raises(Problem):
+        engine.logprobs(ask)
+    assert "NaN instead of" in caplog.text
+
+
+def test_connections_that_the_server_has_closed_are_no_failed_tries(server, over_http, monkeypatch):
+    from genrec.serving import http_engine
+
+    engine = over_http(make_shop(with_log=False).recommender.model)
+    server.together = threading.Barrier(4)
+    with ThreadPoolExecutor(4) as pool:
+        ask = [Ask([2], [], np.array([3]))]
+        assert all(pool.map(engine.logprobs, [ask] * 4))  # so there are four idle ones
+    server.together = None
+    for each in server.connections:
+        each.shutdown(socket.SHUT_RDWR)
+    calls, connections = len(server.calls), len(server.connections)
+    assert engine.logprobs(ask) and engine.logprobs(ask)
+    assert len(server.calls) == calls + 2 and len(server.connections) == connections + 1
+    monkeypatch.setattr(http_engine, "IDLE_SECONDS", -1.0)  # too old
+    assert engine.logprobs(ask) and len(server.connections) == connections + 2
+
+
+def test_another_thread_may_take_the_last_idle_connection(server, over_http):
+    class Taken(list):
+        def __bool__(self):
+            return True
+
+    engine = over_http(make_shop(with_log=False).recommender.model)
+    engine._drop_idle()
+    engine._idle = Taken()
+    assert engine.logprobs([Ask([2], [], np.array([3]))])
+
+
+def test_a_server_that_sends_byte_by_byte_holds_no_thread_beyond_the_deadline(server, over_http):
+    engine = over_http(make_shop(with_log=False).recommender.model)
+    server.slowly = True
+    with with_patience(Patience(time.monotonic() + 0.3)), pytest.raises(Problem) as caught:
+        engine.logprobs([Ask([2], [], np.arange(16))])
+    engine.close()  # waits for the threads
+    assert caught.value.status == 504 and server.sent < 100
 
 
 def test_what_cannot_be_a_server_is_refused(server, over_http):
     from genrec.serving.http_engine import HttpEngine
 
-    for url in ("127.0.0.1:8000", "ftp://x", "http://user:key@x/"):
-        with pytest.raises(ConfigError, match="--url: expected"):
+    for url in ("127.0.0.1:8000", "ftp://x", "http://user:secret@x/", "http://h:abc", "http://[h", "http://h/?secret"):
+        with pytest.raises(ConfigError, match="--url: expected") as caught:
             HttpEngine(url)
+        assert "secret" not in str(caught.value)
+    with pytest.raises(ConfigError, match="GENREC_ENGINE_KEY") as caught:
+        over_http(None, key="secret-key\n")
+    assert "secret" not in str(caught.value)
     with pytest.raises(ConfigError, match="no model 'other'"):
         over_http(None, model="other")
     assert over_http(None).model == "shop" and over_http(None, model="adapter")._max_len == 64

@@ -9,6 +9,8 @@ import pytest
 
 from genrec.decoding.filters import ItemFilter
 from genrec.errors import ArtifactError
+from genrec.serving.patience import patience
+from genrec.serving.problems import Problem
 from genrec.testing.shop_endpoint import IDS, N, make_catalog, make_shop, save_shop
 
 METRICS = {
@@ -153,7 +155,8 @@ def test_a_way_back_outlives_the_server(started, tmp_path, caplog):
     assert digest(shop) == of["one"]
     assert shop.recommend(history=[IDS[1]]).json["data"][0]["model_digest"] == of["one"]
     forward = shop.admin("rollback").json  # the way back from there leads to the newer one
-    assert (forward["model_digest"], forward["kept"]) == (of["two"], True)
+    assert (forward["model_digest"], forward["kept"], forward["model_version"]) == (of["two"], True, 2)
+    assert shop.admin("reload").json["model_version"] == 3  # no number has two models
     stopped(shop)
     shop = start()
     assert digest(shop) == of["two"] and shop.admin("rollback").status == 409
@@ -167,10 +170,38 @@ def test_a_way_back_outlives_the_server(started, tmp_path, caplog):
     shop = start()
     assert digest(shop) == of["one"]
     stopped(shop)
-    point("three")
-    shutil.rmtree(tmp_path / "two")
+    point("three")  # and so does one of the model that it had gone back from, after another one
+    shop = start()
+    assert digest(shop) == of["three"]
+    point("one")
+    assert shop.admin("reload").status == shop.admin("rollback").status == 200
+    stopped(shop)
+    shutil.rmtree(tmp_path / "three")
     shop = start()  # what it had gone back to is gone
-    assert digest(shop) == of["three"] and "does not load now" in caplog.text
+    assert digest(shop) == of["one"] and "does not load now" in caplog.text
+
+
+def test_a_model_that_does_not_answer_is_let_go_of(client, caplog):
+    shops = [make_shop(1), make_shop(2)]
+    closed = []
+
+    def fails():
+        raise Problem(504, "no answer in time")
+
+    shops[1].warm_up, shops[1].close = fails, lambda: closed.append(True)
+    shop = client(load=lambda version: shops[version - 1])
+    assert shop.admin("reload").status == 409 and closed == [True] and "no answer in time" in caplog.text
+    assert shop.recommend(history=[IDS[1]]).json["data"][0]["model_version"] == 1
+    shops[0].recommender.now.model.model.norm.weight.data.fill_(float("nan"))
+    reply = shop.recommend(history=[IDS[1]])
+    assert reply.status == 500 and reply.json["error"]["code"] == "model_failed"  # no fault of the request
+
+
+def test_the_first_search_waits_a_minute_at_most(client):
+    shop, found = make_shop(1), []
+    shop.warm_up = lambda: found.append(patience().left)
+    client(load=lambda version: shop)
+    assert 0 < found[0] <= 60
 
 
 def test_a_way_back_to_a_folder_that_was_replaced_is_not_kept(started, tmp_path):

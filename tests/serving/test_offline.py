@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
-from genrec.errors import ConfigError, DataError
+from genrec.errors import ArtifactError, ConfigError, DataError
 from genrec.testing.shop_endpoint import IDS, save_shop
 
 
@@ -55,6 +55,26 @@ def test_every_user_gets_the_list_of_the_endpoint(run, users, tmp_path, client):
         np.testing.assert_allclose(scores, expected, atol=1e-5)
         assert (row["source"], row["skipped_items"]) == (one["source"], one["skipped_items"])
     assert made.cold == sum(row["source"] == "popular" for row in rows) > 0 and made.skipped_items == 17
+
+
+def test_a_server_that_went_back_has_the_lists_of_the_earlier_model(run, users, tmp_path):
+    from genrec.serving.changes import Changes
+    from genrec.serving.digests import at
+    from genrec.serving.offline import recommend_all
+
+    newer = save_shop(tmp_path / "newer", seed=1)
+    journal = tmp_path / "journal"
+    changes = Changes(journal)
+    back = {"place": str(run), "digest": at(run), "instead_of": at(newer)}
+    changes.go_back(back)
+    found = rows_of(recommend_all(newer, users, tmp_path / "out", wanted(), journal=journal))
+    assert found == rows_of(recommend_all(run, users, tmp_path / "old", wanted()))
+    changes.go_back({**back, "digest": "another"})
+    with pytest.raises(ArtifactError, match="not there any more"):
+        recommend_all(newer, users, tmp_path / "out", wanted(), journal=journal)
+    changes.go_back({**back, "instead_of": "another"})  # a later deployment counts
+    assert found != rows_of(recommend_all(newer, users, tmp_path / "new", wanted(), journal=journal))
+    changes.close()
 
 
 def test_a_finished_file_is_not_made_again_and_another_job_is_refused(run, users, tmp_path):
