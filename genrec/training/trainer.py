@@ -186,8 +186,9 @@ class SafeTrainer(Trainer):  # type: ignore[misc]
         """
         parts, rho = inputs["parts"], self.settings.sam_rho
         if rho:
-            # each process climbs by its own part of the batch, as the paper does
-            loss = self._losses_of(model, parts, sync=False)
+            # all climb by the gradient of the whole batch: the step is that of one process, and a size that is not
+            # finite is seen by all of them, so that none waits for the others
+            loss = self._losses_of(model, parts)
             with ascended(self.weights, rho) as size:
                 if not math.isfinite(size):
                     raise self._diverged(float(loss), size)
@@ -204,11 +205,11 @@ class SafeTrainer(Trainer):  # type: ignore[misc]
             self.n_tokens += round(self.args.world_size / scale)
         return loss
 
-    def _losses_of(self, model: nn.Module, parts: list[dict[str, Any]], *, sync: bool = True) -> Tensor:
+    def _losses_of(self, model: nn.Module, parts: list[dict[str, Any]]) -> Tensor:
         """The loss of all parts; their gradients are added up, and with the last one over the processes."""
         losses = []
         for place, part in enumerate(parts, start=1):
-            joined = sync and place == len(parts)
+            joined = place == len(parts)
             with model.no_sync() if isinstance(model, DistributedDataParallel) and not joined else nullcontext():
                 losses.append(super().training_step(model, part))
         return torch.stack(losses).sum()

@@ -151,6 +151,7 @@ SHARDED = {"fsdp": True, "accumulation_steps": 2, "gradient_checkpointing": True
         ("decoder", {"ema_decay": None}, {}),
         ("decoder", {"packing": True}, {"accumulation_steps": 3}),
         ("lora", {}, {"accumulation_steps": 2}),
+        ("decoder", {"sam_rho": 0.3}, {"accumulation_steps": 2}),
         ("decoder", {}, SHARDED),
         ("t5", {}, SHARDED),
         ("lora", {"packing": True}, SHARDED),
