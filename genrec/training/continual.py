@@ -36,7 +36,7 @@ from genrec.training.continual_mix import (
     replayed,
     spread,
 )
-from genrec.training.continual_rows import ContinualPlan, SampleRows, item_texts, written_targets
+from genrec.training.continual_rows import ContinualPlan, SampleRows, has_texts, item_texts, written_targets
 from genrec.training.dataset import TrainingData
 from genrec.training.finetune import Job, TrainResult, bind, run_job
 from genrec.training.identity import identity_of, weights_digest
@@ -74,12 +74,15 @@ class Grown:
 
     catalog: all N items, with tombstones and texts. n_old: its first items, which the model was trained on. vectors:
     float ``[N, D]``, by which new items are like old ones; made from content, or from what the training part tells.
+    n_histories: the first histories, which the model was trained on; of those behind them, a log's, events on new items
+    alone are learned (None = there is no log).
     Raises DataError where sizes do not fit.
     """
 
     catalog: ItemCatalog
     n_old: int
     vectors: npt.NDArray[np.floating]
+    n_histories: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.n_old <= len(self.catalog):
@@ -126,12 +129,12 @@ def adapt(
     ConfigError for settings that have no effect here, and for a mix that leaves nothing to train on.
     """
     train = _alone(train, settings.steps)
-    bind(model, data)
     if not settings.steps or not grown.new_N.any():
         return TrainResult(model.eval(), "finished", [], None, 0, 0, 0.0, 0.0, 0.0, False)
-    trained_N = np.bincount(data.histories.items, minlength=len(grown.catalog)) > 0
+    bind(model, data)
+    seen_N = np.bincount(data.histories.items, minlength=len(grown.catalog)) > 0
     for rows_RD in item_rows(model, data.token_map):
-        changed = warm_start(rows_RD, data.token_map, data.codes, trained_N & grown.old_N, seed=train.seed)
+        changed = warm_start(rows_RD, data.token_map, data.codes, seen_N, grown.n_old, seed=train.seed)
         if len(changed):
             logger.info("%d tokens of the new items were never trained: started from trained ones", len(changed))
     return run_job(_job(model, data, grown, settings, train, prompts), train, out_dir, resume=True, evaluate=None)
@@ -192,20 +195,22 @@ def drawn_samples(
     A function of its arguments and of the model's weights (by ``written`` alone).
     """
     mix, random = settings.mix, rng(train.seed, "continual")
-    events, new = Events.of(data.histories, len(grown.catalog)), np.flatnonzero(grown.new_N)
+    events = Events.of(data.histories, len(grown.catalog), grown.n_histories)
+    new = np.flatnonzero(grown.new_N)
     like_N = (np.arange(len(grown.catalog)) < grown.n_old) & (events.counts_N > 0)
     near, cosine = neighbours(grown.vectors, new, like_N, mix.n_neighbours)
     alone = int((cosine.sum(axis=1) == 0).sum())
     if alone and mix.pseudo:
         logger.warning("%d of %d new items are like no old one: they get no pseudo-histories", alone, len(new))
-    logged = events.at[grown.new_N[data.histories.items[events.at]]]
+    every = Events.of(data.histories, len(grown.catalog)).at
+    logged = every[grown.new_N[data.histories.items[every]]]
     old = bool((grown.old_N & (events.counts_N > 0)).any())
     there = {
         "pseudo": alone < len(new),
         "log": len(logged) > 0,
         "replay": old,
         "written": old,
-        "text": prompts is not None,
+        "text": prompts is not None and has_texts(grown.catalog, grown.new_N),
     }
     count = amounts(mix, there, settings.steps * train.batch_size)
     logger.info("samples: %s", ", ".join(f"{name} {n}" for name, n in count.items() if n))
@@ -228,9 +233,16 @@ def drawn_samples(
     order = random.permutation(settings.steps * train.batch_size)
     made = np.concatenate([np.full(len(at), KINDS.index(name), np.int8) for name, (at, _) in parts.items()])
     events_R, targets_R = (np.concatenate([part[n] for part in parts.values()])[order] for n in (0, 1))
-    return Learned(events_R, targets_R, made[order])
+    told_R = np.ones(len(order), np.bool_)
+    if data.user_index is not None:  # a real user's codes say nothing of who wants a new item
+        told_R = rng(train.seed, "continual", "users").random(len(order)) >= train.user_drop
+        told_R &= made[order] != KINDS.index("pseudo")
+    return Learned(events_R, targets_R, made[order], told_R)
 
 
 def _digest(learned: Learned) -> str:
-    parts = [hashlib.sha256(each.tobytes()).hexdigest() for each in (learned.events, learned.targets, learned.kind)]
+    # what the model wrote follows from its weights and the rest; on a GPU a draw may differ when it is drawn again
+    targets = np.where(learned.kind == KINDS.index("written"), -1, learned.targets)
+    arrays = learned.events, targets, learned.kind, learned.told
+    parts = [hashlib.sha256(each.tobytes()).hexdigest() for each in arrays]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

@@ -18,7 +18,7 @@ from genrec.errors import ConfigError
 
 Int64 = npt.NDArray[np.int64]
 Float64 = npt.NDArray[np.float64]
-_SIMILARITIES_AT_ONCE = 1 << 24
+_NEW_AT_ONCE, _OLD_AT_ONCE = 1 << 10, 1 << 14
 KINDS = ("pseudo", "log", "replay", "written", "text")
 
 
@@ -77,10 +77,11 @@ class Events:
     first: Int64
 
     @classmethod
-    def of(cls, histories: Histories, n_items: int) -> Events:
-        """Of all histories; every event but the first of each."""
-        places = np.arange(len(histories.items), dtype=np.int64)
-        places = places[places > histories.offsets[:-1][histories.rows()]]
+    def of(cls, histories: Histories, n_items: int, n_rows: int | None = None) -> Events:
+        """Of the first ``n_rows`` histories (None = all); every event but the first of each."""
+        end = len(histories.items) if n_rows is None else int(histories.offsets[n_rows])
+        places = np.arange(end, dtype=np.int64)
+        places = places[places > histories.offsets[:-1][histories.rows()[:end]]]
         item = histories.items[places]
         first = np.zeros(n_items + 1, np.int64)
         np.cumsum(np.bincount(item, minlength=n_items), out=first[1:])
@@ -103,12 +104,14 @@ class Learned:
     """Samples: behind a context, an item to learn (internal).
 
     events: int64 ``[R]``, the place in the histories before which the context ends; -1 = no context, the item's own
-    text. targets: int64 ``[R]``. kind: int8 ``[R]``, of :data:`KINDS`.
+    text. targets: int64 ``[R]``. kind: int8 ``[R]``, of :data:`KINDS`. told: bool ``[R]``, whether the sample says
+    whose history it is.
     """
 
     events: Int64
     targets: Int64
     kind: npt.NDArray[np.int8]
+    told: Bools
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -131,18 +134,28 @@ def neighbours(vectors_ND: npt.NDArray[np.floating], new_M: Int64, like_N: Bools
 
     A vector of zeros is like nothing.
     """
-    norm_N1 = np.linalg.norm(vectors_ND, axis=1, keepdims=True)
-    unit_ND = (vectors_ND / np.where(norm_N1 > 0, norm_N1, 1)).astype(np.float32)
     among = np.flatnonzero(like_N)
     k = min(k, len(among))
-    near, cosine = np.zeros((len(new_M), k), np.int64), np.zeros((len(new_M), k))
-    at_once = max(1, _SIMILARITIES_AT_ONCE // max(len(among), 1))
-    for start in range(0, len(new_M) if k else 0, at_once):
-        rows = slice(start, start + at_once)
-        close = unit_ND[new_M[rows]] @ unit_ND[among].T
-        best = np.argpartition(-close, k - 1, axis=1)[:, :k]
-        near[rows], cosine[rows] = among[best], np.take_along_axis(close, best, axis=1)
-    return near, np.maximum(cosine, 0)
+    near, cosine = np.zeros((len(new_M), k), np.int64), np.zeros((len(new_M), k), np.float32)
+    for start in range(0, len(new_M), _NEW_AT_ONCE):
+        rows = slice(start, start + _NEW_AT_ONCE)
+        new_BD = _unit(vectors_ND[new_M[rows]])
+        # the nearest so far and those of the next part: never all old items at once
+        found, close = np.zeros((len(new_BD), 0), np.int64), np.zeros((len(new_BD), 0), np.float32)
+        for first in range(0, len(among), _OLD_AT_ONCE):
+            part = among[first : first + _OLD_AT_ONCE]
+            close = np.hstack([close, new_BD @ _unit(vectors_ND[part]).T])
+            found = np.hstack([found, np.broadcast_to(part, (len(new_BD), len(part)))])
+            best = np.argpartition(-close, min(k, close.shape[1]) - 1, axis=1)[:, :k]
+            found, close = np.take_along_axis(found, best, axis=1), np.take_along_axis(close, best, axis=1)
+        near[rows], cosine[rows] = found, close
+    return near, np.maximum(cosine, 0).astype(np.float64)
+
+
+def _unit(rows_RD: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
+    norm_R1 = np.linalg.norm(rows_RD, axis=1, keepdims=True)
+    unit_RD: npt.NDArray[np.float32] = (rows_RD / np.where(norm_R1 > 0, norm_R1, 1)).astype(np.float32)
+    return unit_RD
 
 
 def item_shares(mass_M: Float64, settings: MixSettings) -> Float64:
@@ -150,14 +163,19 @@ def item_shares(mass_M: Float64, settings: MixSettings) -> Float64:
 
     ::
 
-        w     = min(mass, max_over_mean * mean of mass over the items that have any)
-        share = (1 - uniform) * w / sum(w) + uniform / number of items that have any
+        n     = number of items that have any
+        w     = min(mass * f, max_over_mean / n), with the f for which the sum of w is 1
+        share = (1 - uniform) * w + uniform / n
     """
     some_M = mass_M > 0
-    if not some_M.any():
+    n = int(some_M.sum())
+    if not n:
         return np.zeros(len(mass_M))
-    weight_M = np.minimum(mass_M, settings.max_over_mean * mass_M[some_M].mean())
-    share_M: Float64 = (1 - settings.uniform) * weight_M / weight_M.sum() + settings.uniform * some_M / some_M.sum()
+    cap, most_first = min(settings.max_over_mean / n, 1.0), np.sort(mass_M[some_M])[::-1]
+    # with the j greatest at the cap, the others share the rest: f[j]; right is the first that keeps all below it
+    factor = (1 - cap * np.arange(n)) / np.cumsum(most_first[::-1])[::-1]
+    at = int(np.argmax(factor * most_first <= cap * (1 + 1e-9)))
+    share_M: Float64 = (1 - settings.uniform) * np.minimum(mass_M * factor[at], cap) + settings.uniform * some_M / n
     return share_M
 
 

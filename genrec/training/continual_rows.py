@@ -17,6 +17,7 @@ from genrec.data.histories import Histories
 from genrec.data.ties import Bools
 from genrec.decoding.index import CatalogIndex
 from genrec.decoding.interface import SearchOptions
+from genrec.errors import DataError
 from genrec.models.backbone import layout_of
 from genrec.models.prompting import build_prompts, item_tokens
 from genrec.models.recommender import DecodingSettings, GenerativeRecommender
@@ -25,7 +26,7 @@ from genrec.prompts.data import TaskData
 from genrec.prompts.dataset import AlignmentPlan
 from genrec.prompts.encode import TokenRows
 from genrec.prompts.mixture import AskSettings, MixedTask, MixtureSettings, TaskMixture
-from genrec.seeding import derive
+from genrec.seeding import derive, rng
 from genrec.training.continual_mix import KINDS, Learned
 from genrec.training.dataset import TrainingData
 from genrec.training.settings import TrainSettings
@@ -36,7 +37,8 @@ WINDOW = 32
 """Batches whose samples are made into rows together and sorted by length; a resumed run does one window anew."""
 _TEXT = KINDS.index("text")
 _OLD = [KINDS.index("replay"), KINDS.index("written")]
-TEXT_TASKS = ("item_from_text", "text_from_item")
+TEXT_TASK = "item_from_text"
+"""Only this direction: a loss per token would give most of itself to words that are written."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,12 +81,15 @@ class SampleRows:
         """Whose events these are."""
         return self._row_E[events]
 
-    def __call__(self, events: Int64, targets: Int64) -> TokenRows:
-        """One row for each sample."""
+    def __call__(self, events: Int64, targets: Int64, told: Bools | None = None) -> TokenRows:
+        """One row for each sample. told: bool ``[R]``, which say whose they are (None = all); the others
+        ``<unk_user>``, where users have codes.
+        """
         token_map, n = self._data.token_map, len(events)
         asked, users = self.contexts(events, self._max_items), None
         if self._users_UM is not None:
-            users = self._users_UM[self._row_E[events]]
+            row = self._row_E[events]
+            users = self._users_UM[row if told is None else np.where(told, row, -1)]
         if self._prompts is not None:
             prompts = self._prompts(asked, users)
         else:
@@ -111,7 +116,7 @@ class SampleRows:
 
 @dataclass(frozen=True, eq=False)
 class ItemTexts:
-    """Examples from texts of new items to their identifiers and back (internal)."""
+    """Examples from texts of new items to their identifiers (internal)."""
 
     plan: AlignmentPlan
     digest: str
@@ -122,16 +127,28 @@ class ItemTexts:
 
 
 def item_texts(prompts: TemplatePrompts, catalog: ItemCatalog, new_N: Bools, n: int, *, seed: int) -> ItemTexts:
-    """``n`` examples of the tasks :data:`TEXT_TASKS`, in the wrapper that the model knows (internal).
+    """``n`` examples of :data:`TEXT_TASK`, in the wrapper that the model knows (internal).
 
     Raises DataError where no new item has a text.
     """
-    alone = replace(catalog, retired=~new_N)  # a mixture draws from the items that are offered
-    tasks = tuple(MixedTask(name, weight=1.0) for name in TEXT_TASKS)
-    settings = MixtureSettings(tasks, AskSettings(TEXT_TASKS[0]), samples_per_epoch=n)
-    mixture = TaskMixture(settings, TaskData(alone, Histories.from_lists([])), seed=seed)
+    mixture = _mixture(catalog, new_N, n, seed)
     plan = AlignmentPlan(mixture, prompts.encoder, batch_size=n, seed=seed)
     return ItemTexts(plan, mixture_digest(mixture, prompts.encoder))
+
+
+def has_texts(catalog: ItemCatalog, new_N: Bools) -> bool:
+    """Whether :func:`item_texts` has anything to draw from (internal)."""
+    try:
+        _mixture(catalog, new_N, 1, 0)
+    except DataError:
+        return False
+    return True
+
+
+def _mixture(catalog: ItemCatalog, new_N: Bools, n: int, seed: int) -> TaskMixture:
+    alone = replace(catalog, retired=~new_N)  # a mixture draws from the items that are offered
+    settings = MixtureSettings((MixedTask(TEXT_TASK, weight=1.0),), AskSettings(TEXT_TASK), samples_per_epoch=n)
+    return TaskMixture(settings, TaskData(alone, Histories.from_lists([])), seed=seed)
 
 
 class ContinualPlan:
@@ -166,7 +183,8 @@ class ContinualPlan:
         chosen = np.arange(window * WINDOW * size, min((window + 1) * WINDOW, self.steps_per_epoch) * size)
         kind = self._learned.kind[chosen]
         histories, texts = chosen[kind != _TEXT], chosen[kind == _TEXT]
-        parts = [self._rows(self._learned.events[histories], self._learned.targets[histories])]
+        learned = self._learned
+        parts = [self._rows(learned.events[histories], learned.targets[histories], learned.told[histories])]
         if len(texts):
             assert self._texts is not None
             parts.append(self._texts.rows(self._nth_text[texts]))
@@ -218,6 +236,8 @@ def written_targets(
         prompts=prompts,
     )
     users = rows.users(events) if data.token_map.n_user_tokens else None
-    drawn = writer.sample(rows.contexts(events), SearchOptions(top_k=1), users, seed=derive(train.seed, "written"))
+    # a seed for each: equal contexts would draw the same item again and again
+    seeds = rng(train.seed, "written").integers(1 << 62, size=len(events))
+    drawn = writer.sample(rows.contexts(events), SearchOptions(top_k=1), users, seed=seeds.tolist())
     found = drawn.items[:, 0].astype(np.int64)
     return np.where(found >= 0, found, real)

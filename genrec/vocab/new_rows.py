@@ -139,25 +139,32 @@ def start_new_rows(
 
 @torch.no_grad()
 def warm_start(
-    rows_RD: Tensor, token_map: TokenMap, codes: ItemCodes, trained_N: npt.NDArray[np.bool_], *, seed: int
+    rows_RD: Tensor,
+    token_map: TokenMap,
+    codes: ItemCodes,
+    seen_N: npt.NDArray[np.bool_],
+    n_old: int,
+    *,
+    seed: int,
 ) -> npt.NDArray[np.int64]:
     """Give the tokens of new items whose rows nothing has trained the values of trained ones, in place (internal).
 
-        for each level, its codes that no trained item has and another item has:
+        for each level, its codes that a new item has and no old one:
             a level with a codebook:  the row of the trained code whose vector is nearest
             without:                  drawn with mean and covariance of the trained codes' rows (:func:`drawn_rows`)
 
-    rows_RD: rows of the item tokens, from ``token_map.first_item_id`` on. trained_N: the items that training saw.
-    Levels with one vocabulary are one level. A level of which nothing is trained stays as it is. Returns the places in
-    ``rows_RD`` that were changed.
+    rows_RD: rows of the item tokens, from ``token_map.first_item_id`` on. seen_N: the items in histories; the codes of
+    the old ones among them are the trained ones. n_old: old items come first; retired ones, and those that only their
+    texts taught, keep the rows of their codes. Levels with one vocabulary are one level. A level of which nothing is
+    trained stays as it is. Returns the places in ``rows_RD`` that were changed.
     """
     changed = []
     codes_NL = codes.as_int()
     shared = token_map.shared_vocabulary
     for level, size in enumerate(token_map.level_sizes[:1] if shared else token_map.level_sizes):
         column_NC = codes_NL if shared else codes_NL[:, level : level + 1]
-        has_K, known_K = (_used(column_NC[rows], size) for rows in (np.ones(len(codes_NL), np.bool_), trained_N))
-        cold, known = np.flatnonzero(has_K & ~known_K), np.flatnonzero(known_K)
+        cold = np.flatnonzero(_used(column_NC[n_old:], size) & ~_used(column_NC[:n_old], size))
+        known = np.flatnonzero(_used(column_NC[:n_old][seen_N[:n_old]], size))
         if not len(cold) or not len(known):
             continue
         first = token_map.level_offset[level] - token_map.first_item_id

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from genrec.data.catalog import ItemCatalog
+from genrec.data.catalog import ItemCatalog, fingerprint
 from genrec.data.histories import Histories, concatenate
 from genrec.decoding.index import CatalogIndex
 from genrec.errors import ConfigError, DataError
@@ -21,16 +21,19 @@ from genrec.prompts.tasks import load_task
 from genrec.seeding import rng
 from genrec.testing.text_models import tiny_text_model
 from genrec.testing.walks import N_ITEMS, tiny_model, walk_codes, walks
+from genrec.training import continual_mix
 from genrec.training.alignment import AlignmentCollator, AlignmentLoss
 from genrec.training.continual import ContinualSettings, Grown, adapt, drawn_samples
 from genrec.training.continual_loss import ContinualCollator, ContinualModule, OldCodes
 from genrec.training.continual_mix import KINDS, Events, MixSettings, amounts, item_shares, neighbours, pseudo_histories
-from genrec.training.continual_rows import ContinualPlan, MixedRows, SampleRows, item_texts
+from genrec.training.continual_rows import ContinualPlan, MixedRows, SampleRows, item_texts, written_targets
 from genrec.training.finetune import finetune
 from genrec.training.module import trainable
 from genrec.training.progress import snapshot
 from genrec.training.settings import TrainSettings
 from genrec.vocab.text_vocabulary import extend_vocabulary
+from genrec.vocab.token_map import TokenMap
+from genrec.vocab.user_index import UserIndex
 
 SHORT = TrainSettings(
     batch_size=32, warmup_steps=2, learning_rate=3e-3, weight_decay=0.0, save_every=2, bf16=False, max_items=5, seed=3
@@ -95,7 +98,9 @@ def test_events_are_those_with_something_before_them_by_item():
     assert (data.histories.items[events.drawn(some, rng(0))] == some).all()
 
 
-def test_neighbours_are_the_nearest_that_may_be_borrowed_from():
+def test_neighbours_are_the_nearest_that_may_be_borrowed_from(monkeypatch):
+    monkeypatch.setattr(continual_mix, "_NEW_AT_ONCE", 4)
+    monkeypatch.setattr(continual_mix, "_OLD_AT_ONCE", 3)  # fewer than are wanted
     random = np.random.default_rng(0)
     vectors = random.normal(size=(40, 5))
     vectors[33] = 0
@@ -112,9 +117,17 @@ def test_neighbours_are_the_nearest_that_may_be_borrowed_from():
 
 def test_popular_neighbours_count_up_to_a_bound_and_everybody_has_a_part():
     mass = np.array([1.0, 1.0, 10.0, 0.0])
-    rule = MixSettings(max_over_mean=1.5, uniform=0.25)  # the mean of 1, 1 and 10 is 4, so 10 counts as 6
-    assert item_shares(mass, rule) == pytest.approx([0.75 / 8 + 0.25 / 3] * 2 + [0.75 * 6 / 8 + 0.25 / 3, 0.0])
+    rule = MixSettings(max_over_mean=1.5, uniform=0.25)  # 1.5 times the mean of three items is a half
+    assert item_shares(mass, rule) == pytest.approx([0.75 / 4 + 0.25 / 3] * 2 + [0.75 / 2 + 0.25 / 3, 0.0])
     assert item_shares(np.zeros(3), rule).tolist() == [0, 0, 0]
+    random = np.random.default_rng(0)
+    for bound in (1.0, 1.3, 3.0, np.inf):
+        for n in (1, 2, 7, 300):
+            mass = np.concatenate([[0.0], random.pareto(0.4, n) + 1e-3])
+            share = item_shares(mass, MixSettings(max_over_mean=bound, uniform=0.0))
+            assert share.sum() == pytest.approx(1) and share[0] == 0 and share.max() <= bound / n * (1 + 1e-6)
+            free = share[1:] < bound / n * (1 - 1e-6)  # the others stay in proportion
+            assert np.ptp(share[1:][free] / mass[1:][free]) < 1e-9 / mass.max() + 1e-9 if free.any() else True
 
 
 def test_pseudo_histories_are_real_contexts_in_proportion_to_the_cosine():
@@ -152,10 +165,13 @@ def test_values_out_of_range_are_named(change):
 def test_samples_are_what_their_kind_says(start):
     data, grown = shop()
     log = Histories.from_lists([[1, 2, N_ITEMS], [N_ITEMS + 1, 5, N_ITEMS + 2, 6]])
+    n_trained, n_events = len(data.histories), len(data.histories.items)
     data = dataclasses.replace(data, histories=concatenate([data.histories, log]), user_ids=None)
     retired = np.zeros(N_ITEMS + 4, np.bool_)
     retired[[7, N_ITEMS + 3]] = True
-    grown = dataclasses.replace(grown, catalog=dataclasses.replace(grown.catalog, retired=retired))
+    grown = dataclasses.replace(
+        grown, catalog=dataclasses.replace(grown.catalog, retired=retired), n_histories=n_trained
+    )
     settings = ContinualSettings(steps=20, mix=MixSettings(written=1.0))
     model = loaded(start)
     learned = drawn_samples(model, data, grown, settings, SHORT)
@@ -167,6 +183,8 @@ def test_samples_are_what_their_kind_says(start):
     assert set(learned.targets[of["pseudo"]]) == set(NEW[:3].tolist())  # the last one is retired
     assert set(items[there[of["pseudo"]]]) <= set(range(N_ITEMS))
     assert set(items[there[of["log"]]]) == {N_ITEMS, N_ITEMS + 2}  # nothing stands before the other new one
+    for name in ("pseudo", "replay", "written"):  # of a log new items alone are learned
+        assert there[of[name]].max() < n_events
     for name in ("log", "replay"):
         assert (items[there[of[name]]] == learned.targets[of[name]]).all()
     assert set(learned.targets[of["replay"]]) == set(range(N_ITEMS)) - {7}
@@ -175,6 +193,40 @@ def test_samples_are_what_their_kind_says(start):
         assert item < N_ITEMS and item != 7 and item not in context
     again = drawn_samples(model, data, grown, settings, SHORT)
     assert (again.events == there).all() and (again.targets == learned.targets).all()
+
+
+def test_equal_contexts_are_answered_by_different_draws():
+    """Or what the model writes behind a context is one item, as often as the context comes."""
+    data, grown = shop()
+    events = np.repeat(Events.of(data.histories, N_ITEMS + 4).at[:1], 30)
+    model = tiny_model("decoder", data, dropout=0.0)  # knows nothing: any item may come
+    drawn = written_targets(model, data, events, np.zeros(30, np.int64), grown.old_N, SHORT, None)
+    assert len(set(drawn.tolist())) > 5
+
+
+def test_users_with_codes_are_told_as_seldom_as_in_training_and_never_before_a_new_item_in_their_place():
+    data, grown = shop()
+    ids = data.user_ids
+    users = UserIndex(tuple(ids), ItemCodes.from_int(np.arange(len(ids))[:, None] % 3, (3,), fingerprint(ids)))
+    token_map = TokenMap.of(data.codes, user_levels=users.level_sizes)
+    data = dataclasses.replace(data, token_map=token_map, user_index=users)
+    model = tiny_model("decoder", data)
+    learned = drawn_samples(model, data, grown, ContinualSettings(steps=20), SHORT)
+    pseudo = learned.kind == KINDS.index("pseudo")
+    assert not learned.told[pseudo].any() and 0.85 < learned.told[~pseudo].mean() < 0.95
+    rows = SampleRows(model, data, None, 5)(learned.events, learned.targets, learned.told)
+    of_user = data.users_UM[np.where(learned.told, data.histories.rows()[learned.events], -1)]
+    start = rows.offsets[:-1] + int(token_map.bos_id is not None)
+    assert (rows.ids[start] == of_user[:, 0]).all() and len(set(of_user[:, 0])) == 4
+
+
+def test_new_items_without_texts_are_learned_from_the_other_kinds(worded):
+    model, data, grown, prompts = worded
+    titles = [title if n < N_ITEMS else None for n, title in enumerate(grown.catalog.text("title"))]
+    bare = dataclasses.replace(grown, catalog=ItemCatalog(grown.catalog.ids, {"title": titles}))
+    for each, there in ((grown, True), (bare, False)):
+        learned = drawn_samples(model, data, each, ContinualSettings(steps=2), SHORT, prompts)
+        assert (learned.kind == KINDS.index("text")).any() == there and len(learned) == 64
 
 
 # --- rows and batches ----------------------------------------------------------------------------------------------
@@ -248,15 +300,13 @@ def test_batches_hold_every_sample_once_and_texts_are_of_new_items(worded):
             target = row.items[row.starts[0] :]
             old += bool(is_old)
             assert not is_old or target.max() < N_ITEMS
-            if target.max() < 0:  # words: the identifier stands in the prompt
-                first = data.token_map.first_item_id
-                found = row.ids[: row.starts[0]][row.ids[: row.starts[0]] >= first] - first
-                new.append(found[0] in (3, 4))
-            elif not is_old:
+            if not is_old:
                 new.append(target.max() >= N_ITEMS)
     assert old == int(np.isin(learned.kind, [2, 3]).sum()) and all(new) and len(new) == len(learned) - old
     kinds = np.bincount(learned.kind, minlength=5)
     assert kinds[KINDS.index("text")] > 0
+    # no kind has more of the loss, which is a mean over target tokens, than its part of the samples
+    assert len({int(n) for each in batches for n in each.rows.offsets[1:] - each.rows.starts}) == 1
 
 
 # --- what is learned -------------------------------------------------------------------------------------------------
@@ -298,7 +348,9 @@ def test_no_step_and_no_new_item_change_no_bit(start, kind, tmp_path):
         [(ContinualSettings(steps=0), grown), (ContinualSettings(), dataclasses.replace(grown, n_old=N_ITEMS + 4))]
     ):
         model = loaded(start, kind)
+        config = model.config.to_dict()
         result = adapt(model, data, each, settings, SHORT, tmp_path / str(n))
+        assert model.config.to_dict() == config
         assert result.complete and result.steps == 0 and not (tmp_path / str(n)).exists()
         assert all(torch.equal(weight, start[kind][name]) for name, weight in model.named_parameters())
 
