@@ -43,6 +43,12 @@ def append(
         help="The item tokenizer encodes the new items, or they join the published item most like them; auto: encode "
         "where the item tokenizer can.",
     ),
+    bundle: Path | None = typer.Option(
+        None,
+        "--bundle",
+        metavar="DIR",
+        help="Its model goes along in place of the run's own: VERSION/continual, after a training on new items.",
+    ),
     item_column: str = typer.Option("item_id", "--item-column", help="Column of the ids in a table."),
     title_column: str = typer.Option("title", "--title-column", help="Column of the titles in a table."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON instead of text."),
@@ -55,7 +61,8 @@ def append(
     from genrec.pipeline.catalog_life import append_items
 
     sys.path.append(str(Path.cwd()))  # an item tokenizer of the user's, named module:Class
-    made = append_items(run, read_new_items(items, item_column, title_column), out, vectors=vectors, by=by)  # type: ignore[arg-type]
+    new = read_new_items(items, item_column, title_column)
+    made = append_items(run, new, out, vectors=vectors, by=by, bundle=bundle)  # type: ignore[arg-type]
     if as_json:
         print(json.dumps({**made.report, "drift": made.drift.to_json(made.catalog)}, indent=1))
         return

@@ -23,7 +23,7 @@ from genrec import artifacts, disk, recipes
 from genrec.data.catalog import ItemCatalog
 from genrec.decoding.index import CatalogIndex
 from genrec.embeddings.base import ItemEmbeddings
-from genrec.errors import ArtifactError, ConfigError, DataError
+from genrec.errors import ArtifactError, ConfigError, DataError, FingerprintMismatch
 from genrec.item_tokenizers.base import TokenizerSource
 from genrec.item_tokenizers.codes import ItemCodes
 from genrec.item_tokenizers.drift import Drift, drift
@@ -47,17 +47,24 @@ class Version:
 
 
 def append_items(
-    run: str | Path, items: ItemCatalog, out: str | Path, *, vectors: str | Path | None = None, by: How = "auto"
+    run: str | Path,
+    items: ItemCatalog,
+    out: str | Path,
+    *,
+    vectors: str | Path | None = None,
+    by: How = "auto",
+    bundle: str | Path | None = None,
 ) -> Version:
     """Write a version of ``run`` to ``out`` that has these items too; no published identifier moves (stable).
 
     items: the new ones alone; fields that the run's catalog lacks are added to it. vectors: a file with vectors of the
     new items in the space of the run's ``embeddings``, as :func:`genrec.embeddings.base.load_vectors` reads it (rows
     in the order of ``items``, or with their ids); None = made the way the run made its own, see
-    :func:`genrec.pipeline.new_vectors.vectors_of_new`. by: see :func:`genrec.item_tokenizers.life.append`.
+    :func:`genrec.pipeline.new_vectors.vectors_of_new`. by: see :func:`genrec.item_tokenizers.life.append`. bundle: of
+    the same catalog, to go along in place of the run's own: of a training on new items.
 
     A bundle goes along with its model unchanged. Raises what these functions raise, ConfigError where ``out`` is in use
-    or the run's identifiers were dealt out at random.
+    or the run's identifiers were dealt out at random, FingerprintMismatch for a bundle with other identifiers.
     """
     run, out = Path(run), Path(out)
     recipe = recipe_of(run)
@@ -67,6 +74,10 @@ def append_items(
         )
     old, published = ItemCatalog.load(run / "catalog"), ItemCodes.load(run / "codes")
     stored = ItemEmbeddings.load(run / "embeddings").check(old)
+    model = Path(bundle or run)
+    model = model / "bundle" if (model / "bundle").is_dir() else model
+    if bundle is not None and ItemCodes.load(model / "codes").fingerprint != published.fingerprint:
+        raise FingerprintMismatch(f"{bundle}: its identifiers are not those of {run}")
     child = old.append(items.ids, {name: _like(name, old, values) for name, values in items.fields.items()})
     origin = Origin.of(run, len(old))
     with new_folder(out) as draft:
@@ -77,7 +88,7 @@ def append_items(
         assert not len(changed.moved), "a published identifier moved"
         child.save(draft / "catalog", meta={"appended": len(items)})
         made.save(draft / "embeddings")
-        _write_version(run, draft, child, found.codes, {"kind": "append", **found.report})
+        _write_version(run, model, draft, child, found.codes, {"kind": "append", **found.report})
         origin.save(draft, out)
         return _finished(draft, out, child, changed, found.report)
 
@@ -103,7 +114,7 @@ def retire_items(run: str | Path, ids: Sequence[str], out: str | Path) -> Versio
         for name in ("embeddings", *_KEPT):
             if artifacts.exists(run / name):
                 shutil.copytree(run / name, draft / name)
-        _write_version(run, draft, now, codes, report)
+        _write_version(run, run / "bundle", draft, now, codes, report)
         Origin.of(run, len(old)).save(draft, out)
         return _finished(draft, out, now, changed, report)
 
@@ -141,7 +152,9 @@ def new_folder(out: Path) -> Iterator[Path]:
         disk.release(lock)
 
 
-def _write_version(run: Path, draft: Path, catalog: ItemCatalog, codes: ItemCodes, report: dict[str, Any]) -> None:
+def _write_version(
+    run: Path, bundle: Path, draft: Path, catalog: ItemCatalog, codes: ItemCodes, report: dict[str, Any]
+) -> None:
     """Codes, index, item tokenizer, recipe and, if there is one, the bundle."""
     parents = {name: artifacts.read(run / name).digest for name in ("codes", "item_tokenizer")}
     codes.save(draft / "codes", recipe=report, parents=parents)
@@ -150,8 +163,8 @@ def _write_version(run: Path, draft: Path, catalog: ItemCatalog, codes: ItemCode
     index.save(draft / "index", parents={"codes": artifacts.read(draft / "codes").digest})
     shutil.copytree(run / "item_tokenizer", draft / "item_tokenizer")
     shutil.copy(run / "recipe.json", draft / "recipe.json")
-    if artifacts.exists(run / "bundle", "bundle"):
-        _write_bundle(run / "bundle", draft / "bundle", catalog, codes, index)
+    if artifacts.exists(bundle, "bundle"):
+        _write_bundle(bundle, draft / "bundle", catalog, codes, index)
 
 
 def _write_bundle(old: Path, new: Path, catalog: ItemCatalog, codes: ItemCodes, index: CatalogIndex) -> None:
