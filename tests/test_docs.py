@@ -49,7 +49,13 @@ OWN = [
     "model={kind: decoder, hidden_size: 16, n_layers: 1, n_heads: 2, d_ff: 32}", "baselines=[popularity]",
 ]  # fmt: skip
 
-ADAPT = ["continual.steps=1", "tolerance=1.0", "evaluate.n_beams=5", "evaluate.n_bootstrap=0"]
+ADAPT = [
+    "continual.steps=1",
+    "train.learning_rate=1e-6",
+    "tolerance=1.0",
+    "evaluate.n_beams=5",
+    "evaluate.n_bootstrap=0",
+]
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -103,6 +109,7 @@ def write_new_items(folder: Path, shop: SyntheticData) -> None:
     titles, ids = shop.catalog.text("title"), shop.catalog.ids
     with (folder / "new.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps({"item_id": f"new-{n}", "title": titles[n]}) + "\n" for n in range(3))
+    (folder / "newer.jsonl").write_text(json.dumps({"item_id": "newer", "title": titles[5]}) + "\n")
     for name in ("learn", "measure"):
         events = [f"{name}-{n},{item},{t}" for n in range(3) for t, item in enumerate((ids[n], ids[n + 9], f"new-{n}"))]
         (folder / f"{name}.csv").write_text("\n".join(["user_id,item_id,timestamp", *events]) + "\n")

@@ -13,7 +13,7 @@ Reads ``bundle/``, ``catalog/`` and ``embeddings/`` of the version, and ``split/
 before and after) and, if old items did not suffer, ``bundle/``: the new recommender. The version's own bundle stays.
 
 Exit code: 0 = trained and kept, 75 = stopped before the end by a signal or --max-seconds, 1 = error, 3 = not kept: old
-items lost more than the tolerance, and no bundle was written.
+items lost more than the tolerance, or new ones are found less often, and no bundle was written.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from genrec.data.splits import EvalSet, Split
 from genrec.embeddings.base import ItemEmbeddings
 from genrec.errors import ArtifactError, ConfigError, DataError, FingerprintMismatch
 from genrec.models.recommender import GenerativeRecommender
+from genrec.pipeline.continual_logs import log_rows
 from genrec.pipeline.new_vectors import Origin
 from genrec.training.continual import Grown
 from genrec.training.dataset import TrainingData
@@ -26,7 +27,8 @@ class ContinualPaths:
 
     version: a folder of `genrec append` with a bundle. run: the run folder whose split the model was trained on. out:
     where results go. log: events with new items, to learn from. ask: other such events, to measure by: of each user the
-    last on a new item is asked for. base: the pretrained model of an adapter, where it has moved.
+    last on a new item is asked for. Users of the run go by the same ids there. base: the pretrained model of an
+    adapter, where it has moved.
     """
 
     version: Path
@@ -85,18 +87,17 @@ def read_inputs(paths: ContinualPaths, found: GenerativeRecommender) -> Continua
             hint="--run FOLDER names the run that the version was made from",
         )
     n_old = int(getattr(found.model.config, "genrec_n_items", len(catalog)))
-    grown = Grown(catalog, n_old, ItemEmbeddings.load(paths.version / "embeddings").check(catalog).vectors)
+    grown = Grown(catalog, n_old, ItemEmbeddings.load(paths.version / "embeddings").check(catalog).vectors, cut.n_users)
     if not grown.new_N.any():
         raise ConfigError(
             f"{paths.version}: no items that its model was not trained on", hint="`genrec append` adds some"
         )
     logged, asked = read_log(paths.log, catalog), read_log(paths.ask, catalog)
-    rows = [Histories(each.offsets(), each.item) for each in (logged, asked) if each is not None]
-    histories = concatenate([cut.train(), *(rows[:1] if logged is not None else [])])
-    user_ids = None
-    if found.token_map.n_user_tokens:
-        known = Interactions.load(paths.run / "interactions").user_ids
-        user_ids = (*known, *(i for each in (logged, asked) if each is not None for i in each.user_ids))
+    named = found.token_map.n_user_tokens or logged is not None or asked is not None
+    known = Interactions.load(paths.run / "interactions").user_ids if named else ()
+    learn, ask = log_rows(cut, known, logged, asked, grown.new_N)
+    histories = concatenate([cut.train(), learn.histories])
+    user_ids = (*known, *learn.users, *ask.users) if found.token_map.n_user_tokens else None
     data = TrainingData(
         histories,
         found.codes,
@@ -106,7 +107,7 @@ def read_inputs(paths: ContinualPaths, found: GenerativeRecommender) -> Continua
     )
     queries = {"valid": cut.queries("valid"), "old": cut.queries("test")}
     if asked is not None:
-        queries["new"] = new_queries(rows[-1], grown, len(histories))
+        queries["new"] = new_queries(ask.histories, grown, len(histories))
     for name, each in queries.items():
         if not len(each):
             raise DataError(f"{name}: nobody is asked for an item", hint="the decision needs validation users")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from genrec import artifacts, recipes
@@ -30,9 +32,10 @@ from genrec.training.settings import TrainSettings, decisive
 
 log = logging.getLogger(__name__)
 
-CONTINUAL_VERSION = 1
+CONTINUAL_VERSION = 2
 """Raise it when the code trains differently."""
 RECALL = "recall@10"
+OF_LISTS = {"exposure": "new ones in old lists", "first_code": "first codes of new ones"}
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,8 @@ class ContinualRecipe:
 
     continual: what is learned. train: ``softmax`` and ``max_items`` are those of the bundle, whatever stands here.
     tolerance: the new model is kept if its recall@10 on the validation users of the run, who ask for old items, is at
-    most this share below that of the model before. users: each question is put to at most so many users, drawn by the
+    most this share below that of the model before, and on those who ask for new items, where there are any, not below
+    it. users: each question is put to at most so many users, drawn by the
     seed (None = to all). evaluate: of all measurements. Raises ConfigError for values out of range.
     """
 
@@ -64,8 +68,8 @@ class Outcome:
     """What came of it (experimental).
 
     kept: whether the new bundle was written. figures: ``recall@10`` of ``valid``, ``old`` and, where users are asked
-    for new items, ``new``, each ``before`` and ``after``; ``average``, ``forgetting`` and ``learning`` of the test part
-    (:mod:`genrec.metrics.forgetting`).
+    for new items, ``new``, each ``before`` and ``after``; ``exposure`` and ``first_code`` of
+    :func:`of_lists`; ``average``, ``forgetting`` and ``learning`` of the test part (:mod:`genrec.metrics.forgetting`).
     """
 
     kept: bool
@@ -73,7 +77,7 @@ class Outcome:
 
     def summary(self) -> str:
         """A few lines to print."""
-        names = {"valid": "old items, validation", "old": "old items, test", "new": "new items"}
+        names = {"valid": "old items, validation", "old": "old items, test", "new": "new items", **OF_LISTS}
         rows = [(text, self.figures.get(f"{n}.before"), self.figures.get(f"{n}.after")) for n, text in names.items()]
         lines = [f"{RECALL:<24}{'before':>9}{'after':>9}"]
         lines += [f"{text:<24}{a:>9.4f}{b:>9.4f}" for text, a, b in rows if a is not None and b is not None]
@@ -92,10 +96,11 @@ def continual_stage(paths: ContinualPaths, recipe: ContinualRecipe) -> Outcome |
     key = _key(paths, recipe, measured=True)
     if (done := _finished(paths.out, key)) is not None:
         return done
-    start = load_bundle(paths.version, dtype=torch.float32, base=paths.base)
+    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    start = load_bundle(paths.version, dtype=torch.float32, device=device, base=paths.base)
     read = read_inputs(paths, start.recommender)
     train = settings_of_model(recipe.train, recipe.seed, start.recommender)
-    model, own = trainable_model(start, paths.base), _key(paths, recipe, measured=False)
+    model, own = trainable_model(start, paths.base).to(device), _key(paths, recipe, measured=False)
     folder = paths.out / "checkpoints" / own[:16]
     prompts = start.recommender.prompts
     result = adapt(model, read.data, read.grown, recipe.continual, train, folder, prompts=prompts)
@@ -107,13 +112,14 @@ def continual_stage(paths: ContinualPaths, recipe: ContinualRecipe) -> Outcome |
     if not result.main_process:
         return None
     # the model that was loaded is the new one by now
-    start = load_bundle(paths.version, dtype=torch.float32, base=paths.base)
+    start = load_bundle(paths.version, dtype=torch.float32, device=device, base=paths.base)
     after = _recommender(result.model, start)
     reports = {
         when: _measured(each, read, recipe, paths.out, when)
         for when, each in (("before", start.recommender), ("after", after))
     }
     outcome = _judged(reports, recipe.tolerance)
+    outcome.figures.update(of_lists(reports, read.grown.new_N, after.codes.as_int()[:, 0]))
     if outcome.kept:
         save_bundle(
             paths.out / "bundle",
@@ -170,7 +176,37 @@ def _judged(reports: dict[str, dict[str, EvalReport]], tolerance: float) -> Outc
     values = np.array([[figures[f"{name}.{when}"] for name in names] for when in ("before", "after")[: len(names)]])
     if len(names) == 2:
         figures |= {name: getattr(forgetting, name)(values) for name in forgetting.DEFINITIONS}
-    return Outcome(figures["valid.after"] >= (1 - tolerance) * figures["valid.before"], figures)
+    if not figures["valid.before"]:
+        log.warning(
+            "%s of old items is 0 on validation users before: nothing can be lost, so nothing is decided", RECALL
+        )
+    return Outcome(_stays(figures, "valid", tolerance) and _stays(figures, "new", 0.0), figures)
+
+
+def _stays(figures: dict[str, float], name: str, tolerance: float) -> bool:
+    """Whether a recall fell by no more than a share; what is not measured stays."""
+    return figures.get(f"{name}.after", 0.0) >= (1 - tolerance) * figures.get(f"{name}.before", 0.0)
+
+
+def of_lists(
+    reports: dict[str, dict[str, EvalReport]], new_N: npt.NDArray[np.bool_], first_N: npt.NDArray[np.integer]
+) -> dict[str, float]:
+    """What the lists of ten say of new items, ``before`` and ``after`` (internal).
+
+    ``exposure``: their share of the places in the lists of ``old``. ``first_code``: the share of the queries ``new`` in
+    whose list an item begins with the first code of the target; in the others the search may have lost it at once.
+    first_N: the first code of every item.
+    """
+    figures = {}
+    for when, each in reports.items():
+        listed = each["old"].lists[:, :10]
+        figures[f"exposure.{when}"] = float(new_N[listed[listed >= 0]].mean()) if (listed >= 0).any() else 0.0
+        if "new" in each:
+            lists, targets = each["new"].lists[:, :10], each["new"].targets[:, None]
+            figures[f"first_code.{when}"] = float(
+                ((first_N[lists] == first_N[targets]) & (lists >= 0)).any(axis=1).mean()
+            )
+    return figures
 
 
 def _save_training(out: Path, recipe: ContinualRecipe, key: str, result: TrainResult, outcome: Outcome) -> None:
@@ -204,14 +240,16 @@ def _finished(out: Path, key: str) -> Outcome | None:
 
 
 def _said(outcome: Outcome, tolerance: float, out: Path) -> Outcome:
-    if not outcome.kept:
-        before, after = outcome.figures["valid.before"], outcome.figures["valid.after"]
-        other = f"; {out / 'bundle'} is of an earlier training" if (out / "bundle").exists() else ""
-        log.warning(
-            "not kept: %s of old items fell from %.4f to %.4f on validation users, more than %g %%; the bundle of the "
-            "version stays the one to use%s",
-            *(RECALL, before, after, 100 * tolerance, other),
-        )
+    asked = (("valid", "old items", tolerance, "validation users"), ("new", "new items", 0.0, "the users in --ask"))
+    for name, what, bound, whom in asked:
+        if not _stays(outcome.figures, name, bound):
+            before, after = outcome.figures[f"{name}.before"], outcome.figures[f"{name}.after"]
+            other = f"; {out / 'bundle'} is of an earlier training" if (out / "bundle").exists() else ""
+            log.warning(
+                "not kept: %s of %s fell from %.4f to %.4f on %s, more than %g %%; the bundle of the version stays the "
+                "one to use%s",
+                *(RECALL, what, before, after, whom, 100 * bound, other),
+            )
     return outcome
 
 
@@ -219,7 +257,7 @@ def _key(paths: ContinualPaths, recipe: ContinualRecipe, *, measured: bool) -> s
     """Hash of all that decides the training, and what is measured and kept."""
     chosen = recipes.to_json(recipe)
     chosen["train"] = decisive(chosen["train"])
-    files = [paths.log, paths.ask] if measured else [paths.log]
+    files = [paths.log, paths.ask if measured or paths.log else None]  # what is asked is not learned from a log
     if not measured:
         del chosen["evaluate"], chosen["tolerance"], chosen["users"]
     read = [bundle_folder(paths.version), paths.version / "embeddings", paths.run / "split"]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ import torch
 from genrec import artifacts
 from genrec.data.catalog import ItemCatalog
 from genrec.data.histories import Histories
+from genrec.data.interactions import Interactions
+from genrec.data.splits import Split
 from genrec.data.synthetic import tiny
 from genrec.decoding.index import CatalogIndex
 from genrec.embeddings.text import LsaSettings
@@ -30,8 +33,9 @@ from genrec.models.recommender import DecodingSettings, GenerativeRecommender
 from genrec.models.template_prompts import TemplatePrompts
 from genrec.pipeline import data_stages, model_stages
 from genrec.pipeline.catalog_life import append_items
-from genrec.pipeline.continual_inputs import ContinualPaths, new_queries, read_log
-from genrec.pipeline.continual_stage import ContinualRecipe, continual_stage
+from genrec.pipeline.continual_inputs import ContinualPaths, new_queries, read_inputs, read_log
+from genrec.pipeline.continual_logs import log_rows
+from genrec.pipeline.continual_stage import ContinualRecipe, _judged, continual_stage, of_lists
 from genrec.pipeline.recipe import Block, DataSettings, PipelineRecipe
 from genrec.prompts.encode import ExampleEncoder
 from genrec.prompts.tasks import load_task
@@ -97,7 +101,8 @@ def test_a_version_gets_a_new_bundle_and_keeps_its_own(version, tmp_path):
     paths, recipe = paths_of(version, tmp_path / "out"), recipe_of()
     outcome = continual_stage(paths, recipe)
     assert outcome.kept and files(version) == before
-    names = {f"{name}.{when}" for name in ("valid", "old", "new") for when in ("before", "after")}
+    asked = ("valid", "old", "new", "exposure", "first_code")
+    names = {f"{name}.{when}" for name in asked for when in ("before", "after")}
     assert set(outcome.figures) == names | {"average", "forgetting", "learning"}
     assert outcome.figures["forgetting"] == pytest.approx(outcome.figures["old.before"] - outcome.figures["old.after"])
     old, new = (load_bundle(each).recommender for each in (version, tmp_path / "out"))
@@ -106,6 +111,15 @@ def test_a_version_gets_a_new_bundle_and_keeps_its_own(version, tmp_path):
     written = artifacts.read(tmp_path / "out" / "bundle")
     assert written.parents["bundle"] == artifacts.read(version / "bundle").digest
     assert load_bundle(tmp_path / "out").catalog.ids[-1] == "new-4"
+    # the next batch goes on from what was learned
+    titles = {"title": ["a scarf"] * 2}
+    with pytest.raises(FingerprintMismatch, match="its identifiers are not those"):
+        append_items(version, ItemCatalog(("x", "y"), titles), tmp_path / "run-3", bundle=version.parent / "run")
+    append_items(version, ItemCatalog(("x", "y"), titles), tmp_path / "run-3", bundle=tmp_path / "out")
+    third = load_bundle(tmp_path / "run-3").recommender
+    assert torch.equal(third.model.lm_head.weight, new.model.lm_head.weight)
+    assert third.model.config.genrec_n_items == 65 and 66 in third.index.items
+    assert read_inputs(ContinualPaths.of(tmp_path / "run-3"), third).grown.new_N.sum() == 2
     # what is finished is read
     assert continual_stage(paths, recipe) == outcome and artifacts.read(tmp_path / "out" / "bundle") == written
 
@@ -164,6 +178,58 @@ def test_a_bundle_of_adapters_learns_texts_too_and_stays_one(version, tmp_path, 
     assert not np.allclose(new.score([[1, 2]]), old.score([[1, 2]]))
 
 
+def test_the_log_stands_behind_training_and_what_is_asked_is_not_learned():
+    """Users of the run export all they did; item 6 and those behind it are new."""
+    cut = Split(  # u0: train 0 1, valid 2, test 3; u1: train 4 0, test 1
+        items=np.array([0, 1, 2, 3, 4, 0, 1]), offsets=np.array([0, 4, 7]), train_end=np.array([2, 6]),
+        valid_end=np.array([3, 6]), n_items=6, catalog="c",
+    )  # fmt: skip
+
+    def events(*rows):
+        users, items, times = zip(*rows, strict=True)
+        return Interactions.from_arrays(users, np.array(items), np.array(times), n_items=9, catalog="c")
+
+    whole = [("u0", item, time) for time, item in enumerate([0, 1, 2, 3])]
+    log = events(*whole, ("u0", 5, 4), ("u0", 6, 5), ("u0", 7, 8), ("v", 1, 0), ("v", 6, 1), ("u1", 8, 9))
+    ask = events(*whole, ("u0", 6, 5), ("u0", 8, 7), ("u0", 4, 9), ("u1", 7, 3), ("u1", 5, 4), ("w", 7, 0))
+    learn, asked = log_rows(cut, ("u0", "u1"), log, ask, np.arange(9) >= 6)
+    found = dict(zip(learn.users, learn.histories.to_lists(), strict=True))
+    assert found == {"u0": [0, 1, 5, 6, 7], "u1": [4, 0, 8], "v": [1, 6]}  # 2 and 3 are validation and test targets
+    found = dict(zip(asked.users, asked.histories.to_lists(), strict=True))
+    # what the log says of the time before stands there, and not what came after: 7 and 8
+    assert found == {"u0": [0, 1, 2, 3, 5, 6, 8, 4], "u1": [4, 0, 7, 5], "w": [7]}
+    same, _ = log_rows(cut, ("u0", "u1"), ask, ask, np.arange(9) >= 6)
+    found = dict(zip(same.users, same.histories.to_lists(), strict=True))
+    assert found == {"u0": [0, 1, 6, 4], "u1": [4, 0, 5]}  # the questions 8 and 7 are gone
+    nothing, nobody = log_rows(cut, (), None, None, np.arange(9) >= 6)
+    assert len(nothing.histories) == len(nobody.histories) == 0
+
+
+def test_a_model_is_kept_if_neither_old_nor_new_items_lose(caplog):
+    def outcome(tolerance, **values):
+        reports = {"before": {}, "after": {}}
+        for name, pair in values.items():
+            for when, value in zip(reports, pair, strict=True):
+                reports[when][name] = SimpleNamespace(mean=lambda _, value=value: value)
+        return _judged(reports, tolerance)
+
+    old = {"valid": (0.5, 0.495), "old": (0.5, 0.49)}
+    assert outcome(0.02, **old).kept and not outcome(0.001, **old).kept
+    assert outcome(0.02, **old, new=(0.1, 0.1)).kept and not outcome(0.02, **old, new=(0.1, 0.09)).kept
+    assert not caplog.text
+    assert outcome(0.02, **old | {"valid": (0.0, 0.0)}).kept and "nothing is decided" in caplog.text
+
+
+def test_how_often_new_items_are_listed_and_how_far_the_search_came_to_them():
+    lists = np.array([[0, 3, *[1] * 8, 4], [3, 4, *[-1] * 9]])
+    asked = SimpleNamespace(lists=np.array([[0, 1], [1, -1], [2, -1]]), targets=np.array([3, 4, 4]))
+    new, first = np.arange(5) >= 3, np.array([0, 1, 2, 0, 2])
+    # item 4 in the eleventh place does not count
+    assert of_lists({"before": {"old": SimpleNamespace(lists=lists), "new": asked}}, new, first) == {
+        "exposure.before": 3 / 12, "first_code.before": 2 / 3,
+    }  # fmt: skip
+
+
 def test_who_is_asked_and_what_is_refused(version, tmp_path):
     catalog = ItemCatalog.load(version / "catalog")
     grown = Grown(catalog, 60, np.ones((65, 2)))
@@ -192,6 +258,28 @@ def test_who_is_asked_and_what_is_refused(version, tmp_path):
     for change in ("tolerance=2", "users=0"):
         with pytest.raises(ConfigError, match=change.split("=")[0]):
             recipe_of(change)
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does(version, tmp_path):
+    """With written samples, the distance to the model before and sharpness-aware steps (there is no dropout)."""
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path}
+    more = ["continual.mix.written=1.0", "continual.distil_weight=0.5", "train.sam_rho=0.05"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    for name, first in (("one", [sys.executable]), ("two", launch)):
+        command = [*first, str(ROOT / "train" / "continual.py"), str(version)]
+        command += [str(ROOT / "train" / "continual" / "replay.yaml"), "--out", str(tmp_path / name)]
+        command += [word for change in [*SMALL, *more] for word in ("--set", change)]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=500, check=False)
+        assert done.returncode == 0, done.stderr
+    one, two, before = (
+        dict(load_bundle(each).recommender.model.named_parameters())
+        for each in (tmp_path / "one", tmp_path / "two", version)
+    )
+    for name, weight in one.items():
+        torch.testing.assert_close(weight, two[name], rtol=1e-3, atol=1e-5, msg=name)
+    assert any(not torch.allclose(weight, before[name], atol=1e-4) for name, weight in one.items())
 
 
 @pytest.mark.slow
