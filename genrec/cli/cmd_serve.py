@@ -110,6 +110,10 @@ def serve(
         from genrec.serving.supervisor import listen, supervise
 
         at = listen(settings)
+        if url is not None:  # the engine goes on with its weights, wherever a link leads when a process starts again
+            from genrec.models.engine_weights import HELD, weights_of_run
+
+            os.environ[HELD] = weights_of_run(run)
         raise typer.Exit(supervise([sys.executable, "-m", "genrec.cli.main", *sys.argv[1:]], at, spare=spare))
     remote = None if url is None else (url, engine_model)
     _serve_here(run, settings, fd, journal, watch, threads, base, name, remote)
@@ -163,6 +167,7 @@ def _serve_here(
         from genrec.serving.http_engine import HttpEngine
 
         engine = HttpEngine(remote[0], model=remote[1], key=os.environ.get("GENREC_ENGINE_KEY") or None)
+        engine.check(run)
 
     def ready(url: str) -> None:
         print(f"serving {run} on {url}", flush=True)

@@ -157,7 +157,8 @@ def _walked(
 ) -> list[list[PathStep]]:
     """The paths of the leaves of a walk of one row."""
     scorer = view._over_index()
-    state = scorer.start(prompts, normalize)
+    # masses are of all codes of the level where the scores are not of the vocabulary, so an engine is asked for all
+    state = scorer.start(prompts, "vocab" if normalize == "vocab" else "level")
     levels: list[_Level] = []
     for level, step in enumerate(walk.steps):
         if level == 0:

@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from genrec import artifacts
-from genrec.errors import ArtifactError, ConfigError
+from genrec.errors import ArtifactError, ConfigError, GenrecError
 from genrec.models.adapter_files import ADAPTER, holds_adapter, load_adapter, load_base
 from genrec.models.adapters import quiet_peft
 from genrec.models.bundle import KIND, bundle_folder, load_model, schema_of
+from genrec.models.engine_weights import NEEDS, WEIGHTS, weights_of
 from genrec.models.pretrained import tables_of
 from genrec.vocab.token_map import TokenMap
 
@@ -27,6 +29,8 @@ CONFIG, FACTORS = "adapter_config.json", "adapter_model.safetensors"
 TABLE_NAMES = ("lm_head", "embed_tokens", "shared")
 TOLERANCE = 1e-4
 """Largest difference of logits (float32) between what was trained and what was exported."""
+_UNLIKE = {"trainable_token_indices": None, "base_model_name_or_path": None}
+"""What of the config of an exported adapter is not as it was trained."""
 N_PROBES, PROBE_LENGTH = 4, 16
 
 
@@ -47,7 +51,7 @@ def export_merged(path: str | Path, out: str | Path, *, base: str | Path | None 
     appears under its name. base: see :func:`genrec.models.bundle.load_bundle`. Raises ArtifactError where a logit
     differs by more than 1e-4, ConfigError where ``out`` exists. Stability: experimental.
     """
-    source, token_map = _source(path, out)
+    source, token_map, weights = _source(path, out)
     if holds_adapter(source):
         trained = load_adapter(source, token_map, base=base)
         wanted = _Wanted.of(trained, token_map)
@@ -56,6 +60,8 @@ def export_merged(path: str | Path, out: str | Path, *, base: str | Path | None 
     else:
         whole = load_model(source, token_map, torch.float32)
         wanted = _Wanted.of(whole, token_map)
+    setattr(whole.config, WEIGHTS, weights)
+    setattr(whole.config, NEEDS, False)
     with _draft(Path(out)) as draft:
         whole.save_pretrained(draft)
         _tokenizer(source, draft)
@@ -72,7 +78,7 @@ def export_base_plus_adapter(path: str | Path, out: str | Path, *, base: str | P
     """
     from peft import PeftModel
 
-    source, token_map = _source(path, out)
+    source, token_map, weights = _source(path, out)
     if not holds_adapter(source):
         raise ConfigError(f"{source} holds a whole model, no adapter", hint="use --merge")
     factors = _plain_factors(source / ADAPTER)
@@ -84,16 +90,28 @@ def export_base_plus_adapter(path: str | Path, out: str | Path, *, base: str | P
         with_rows = load_base(source, token_map, base=base)
         for table, rows in zip(tables_of(with_rows), tables, strict=True):
             table.data.copy_(rows)
+        setattr(with_rows.config, WEIGHTS, weights)
+        setattr(with_rows.config, NEEDS, True)
         with_rows.save_pretrained(draft / "base")
         _tokenizer(source, draft / "base")
         config = artifacts.load_json(source / ADAPTER / CONFIG)
-        config |= {"trainable_token_indices": None, "base_model_name_or_path": str(Path(out) / "base")}
+        config |= {**_UNLIKE, "base_model_name_or_path": str(Path(out) / "base")}
         (draft / "adapter").mkdir()
         artifacts.save_json(draft / "adapter" / CONFIG, config)
         save_file(factors, draft / "adapter" / FACTORS, metadata={"format": "pt"})
         with quiet_peft():
             back = PeftModel.from_pretrained(_loaded(draft / "base"), draft / "adapter").eval()
         return wanted.compared(back, draft, Path(out))
+
+
+def is_exported(folder: Path, source: Path) -> bool:
+    """Whether ``folder`` is the ``adapter/`` exported of the bundle whose model folder is ``source`` (internal)."""
+    try:
+        theirs, ours = (artifacts.load_json(each / CONFIG) | _UNLIKE for each in (folder, source / ADAPTER))
+        found, wanted = load_file(folder / FACTORS), _plain_factors(source / ADAPTER)
+    except (OSError, GenrecError, SafetensorError):
+        return False
+    return theirs == ours and found.keys() == wanted.keys() and all(found[n].equal(wanted[n]) for n in wanted)
 
 
 def _plain_factors(folder: Path) -> dict[str, Tensor]:
@@ -113,14 +131,14 @@ def _plain_factors(folder: Path) -> dict[str, Tensor]:
     return factors
 
 
-def _source(path: str | Path, out: str | Path) -> tuple[Path, TokenMap]:
-    """The model folder of a bundle, and its token map."""
+def _source(path: str | Path, out: str | Path) -> tuple[Path, TokenMap, str]:
+    """The model folder of a bundle, its token map, the name of its weights."""
     if Path(out).exists():
         raise ConfigError(f"{out} exists", hint="give a folder that does not exist")
     bundle = bundle_folder(path)
     manifest = artifacts.read(bundle, kind=KIND, schema=schema_of(bundle))
     token_map = TokenMap.from_dict(artifacts.load_json(manifest.path / "token_map.json"))
-    return manifest.path / "model", token_map
+    return manifest.path / "model", token_map, weights_of(manifest)
 
 
 @contextmanager

@@ -78,7 +78,7 @@ def _reading_routes(app: fastapi.FastAPI, registry: Registry, metrics: Metrics) 
     @app.get("/version")
     async def version() -> dict[str, Any]:
         """Versions of the package, the model and the catalog."""
-        return {"genrec": __version__, **versions(registry.current)}
+        return {"genrec": __version__, **await _versions(registry.current)}
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
@@ -92,7 +92,7 @@ def _reading_routes(app: fastapi.FastAPI, registry: Registry, metrics: Metrics) 
         """What can be asked for: number of items, fields, named filters."""
         snapshot = registry.current.store.snapshot
         return {
-            **versions(registry.current),
+            **await _versions(registry.current),
             "n_items": snapshot.n_items,
             "n_retired": int(snapshot.retired.sum()),
             "fields": {} if snapshot.catalog is None else registry.current.field_kinds(),
@@ -216,13 +216,18 @@ def _admin_routes(app: fastapi.FastAPI, registry: Registry, settings: ServeSetti
     @app.post("/v1/admin/reload")
     async def reload() -> dict[str, Any]:
         """Load again what is at the place of the model; where that fails, the present one stays."""
-        return versions(await asyncio.to_thread(registry.reload))
+        return await _versions(await asyncio.to_thread(registry.reload))
 
     @app.post("/v1/admin/rollback")
     async def rollback() -> dict[str, Any]:
         """Answer from the model before; a server that starts again does so too, if its folder is still there."""
         model = await asyncio.to_thread(registry.rollback)
-        return {**versions(model), "kept": registry.kept}
+        return {**await _versions(model), "kept": registry.kept}
+
+
+async def _versions(model: ServedModel) -> dict[str, Any]:
+    """In a thread: a catalog that has changed is read for its digest, and the model's lock is waited for."""
+    return await asyncio.to_thread(versions, model)
 
 
 def versions(model: ServedModel) -> dict[str, Any]:

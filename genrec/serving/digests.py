@@ -1,4 +1,4 @@
-"""Short names for the content of a model and of a catalog in service: equal in two processes if both list alike."""
+"""Short names for the content of a bundle and of a catalog in service, the same in any process."""
 
 from __future__ import annotations
 

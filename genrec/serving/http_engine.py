@@ -5,21 +5,29 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import logging
 import socket
 import ssl
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
+from genrec import artifacts
 from genrec.errors import ConfigError
+from genrec.models.bundle import bundle_folder
 from genrec.models.engine_scorer import Ask, Float32
+from genrec.models.engine_weights import Held, weights_of
 from genrec.serving.engines import MAX_IDS, Read, answers_of, by_id, failed, reads_of
 from genrec.serving.patience import patience, waited_for
 from genrec.serving.problems import Problem
-from genrec.serving.settings import can_be_shown
+from genrec.serving.served_weights import check_adapter, check_weights
+from genrec.serving.settings import can_be_shown, is_loopback
+
+log = logging.getLogger(__name__)
 
 TRIES = 3
 PROMPTS_AT_ONCE = 64
@@ -58,7 +66,7 @@ class HttpEngine:
     meet a busy or absent server are made again, three times in all, until nobody waits; then those under way are ended.
 
     url: of the server, ``http://HOST:PORT``, with or without ``/v1``. model: what the server calls it (an adapter has a
-    name of its own); None = the first it lists. key: shown as ``Authorization: Bearer KEY``. connections: calls at a
+    name of its own); None = the one it lists. key: shown as ``Authorization: Bearer KEY``. connections: calls at a
     time. Raises ConfigError where there is no such server or model.
     """
 
@@ -72,7 +80,7 @@ class HttpEngine:
         self._headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
         self._pool = ThreadPoolExecutor(connections, thread_name_prefix="genrec-engine")
         self._idle: list[tuple[float, http.client.HTTPConnection]] = []  # and since when
-        self.model, self._max_len = self._served(url, model)
+        self.model, self._max_len, self._folders = self._served(url, model)
 
     def logprobs(self, asks: Sequence[Ask]) -> list[Float32]:
         """See the protocol. Raises Problem: 400 for a prompt that is too long, 503 where the server fails, 504."""
@@ -92,25 +100,50 @@ class HttpEngine:
             wait.end()
         return answers_of(asks, values)
 
+    def check(self, run: Path) -> None:
+        """Compare the model's weights with those of a run, where its folders lie on this machine; else warn of it.
+
+        Raises FingerprintMismatch for others.
+        """
+        model, adapter = self._folders
+        if not is_loopback(self._at[0]) or model is None or not model.is_absolute() or not model.is_dir():
+            log.warning(
+                "NOBODY CHECKS that the model %s of that server is the one of %s: its folder is not seen from here. "
+                "Lists are wrong where it is another one",
+                self.model,
+                run,
+            )
+            return
+        held, manifest = Held.of(model), artifacts.read(bundle_folder(run.resolve()), verify=False)
+        check_weights(held, weights_of(manifest), run)
+        check_adapter(model, manifest.path / "model", adapter, held)
+
     def close(self) -> None:
         """End the threads and the connections."""
         self._pool.shutdown(cancel_futures=True)
         self._drop_idle()
 
-    def _served(self, url: str, model: str | None) -> tuple[str, int]:
+    def _served(self, url: str, model: str | None) -> tuple[str, int, tuple[Path | None, Path | None]]:
+        """Name and longest prompt of the model, its folder and its adapter's, as the server says."""
         try:
             listed = self._call("GET", "/models", None, _Wait(time.monotonic() + 10))["data"]
-            known = {each["id"]: each.get("max_model_len") for each in listed}
+            known = {each["id"]: each for each in listed}
+            lengths = [each["max_model_len"] for each in listed if each.get("max_model_len")]
         except (Problem, KeyError, TypeError, ValueError, AttributeError) as error:
             hint = "start it with: vllm serve FOLDER (genrec export RUN FOLDER --merge); its key is GENREC_ENGINE_KEY"
             self.close()
             raise ConfigError(f"--url: no vLLM server answers at {url}", hint=hint) from error
+        if model is None and len(known) > 1:
+            self.close()
+            raise ConfigError(f"--engine-model: the server at {url} has several models", hint=f"one of {sorted(known)}")
         name = model or next(iter(known), "")
         if name not in known:
             self.close()
             raise ConfigError(f"--engine-model: the server at {url} has no model {name!r}: {sorted(known)}")
-        lengths = [each for each in known.values() if each]  # an adapter has none of its own
-        return name, int(known[name] or min(lengths, default=2**31))
+        one, above = known[name], known.get(known[name].get("parent"))
+        folder, adapter = (one, None) if above is None else (above, one)  # an adapter has no length of its own
+        folders = [None if each is None or not each.get("root") else Path(each["root"]) for each in (folder, adapter)]
+        return name, int(one.get("max_model_len") or min(lengths, default=2**31)), (folders[0], folders[1])
 
     def _read(self, reads: Sequence[Read], wait: _Wait) -> list[list[float]]:
         ids = sorted({each for read in reads for each in read.ids})

@@ -5,7 +5,6 @@ Axes: N items, U users of a batch.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import threading
 import time
@@ -26,17 +25,18 @@ from genrec.decoding.interface import Normalize, Recommendations, SearchOptions
 from genrec.decoding.snapshot import CatalogSnapshot
 from genrec.errors import ArtifactError, ConfigError, GenrecError
 from genrec.models.bundle import load_bundle
+from genrec.models.engine_weights import weights_of
 from genrec.models.explain import PathStep, explain
 from genrec.serving.digests import CatalogDigest, of_bundle
 from genrec.serving.problems import Problem
 from genrec.serving.rules import Rules
 from genrec.serving.schemas import Input, RecommendationRequest
+from genrec.serving.settings import ServeSettings
 from genrec.serving.telemetry import Metrics
 
 if TYPE_CHECKING:
     import torch
 
-    from genrec.artifacts import Manifest
     from genrec.data.interactions import Interactions
     from genrec.models.engine_scorer import Engine
     from genrec.models.recommender import GenerativeRecommender
@@ -96,7 +96,7 @@ class ServedModel:
         name: str,
         version: int = 0,
         log: Interactions | None = None,
-        max_beams: int = 4096,
+        max_beams: int = ServeSettings.max_beams,
         digest: str | None = None,
         place: Path | None = None,
         weights: str | None = None,
@@ -124,7 +124,7 @@ class ServedModel:
         name: str | None = None,
         version: int = 0,
         base: str | None = None,
-        max_beams: int = 4096,
+        max_beams: int = ServeSettings.max_beams,
         engine: Engine | None = None,
         dtype: torch.dtype | None = None,
     ) -> ServedModel:
@@ -380,15 +380,6 @@ def _may_be_listed(items: npt.NDArray[np.integer[Any]], allowed: ItemFilter | No
 def _not_allowed(items: npt.NDArray[np.int32], allowed: ItemFilter | None, snapshot: CatalogSnapshot) -> int:
     """How many of these items should not have been listed: looked up anew, so that a bug of the search would show."""
     return int((~_may_be_listed(items, allowed, snapshot)).sum())
-
-
-def weights_of(manifest: Manifest) -> str:
-    """A name for the weights of a bundle (internal): equal where an engine that has one has the other."""
-    weights = (".safetensors", "base.json")
-    files = sorted(
-        (n, str(each)) for n, each in manifest.files.items() if n.startswith("model/") and n.endswith(weights)
-    )
-    return hashlib.sha256(repr(files).encode()).hexdigest()
 
 
 def _catalog(snapshot: CatalogSnapshot) -> ItemCatalog:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 from collections.abc import Callable
@@ -12,16 +13,15 @@ from pathlib import Path
 import torch
 import uvicorn
 
-from genrec import artifacts
 from genrec.errors import FingerprintMismatch
-from genrec.models.bundle import bundle_folder
 from genrec.models.engine_scorer import Engine
+from genrec.models.engine_weights import HELD, weights_of_run
 from genrec.serving.app import create_app
 from genrec.serving.changes import Changes
 from genrec.serving.connections import impatient, refuse_while
 from genrec.serving.digests import at as at_place
 from genrec.serving.lifecycle import Load, Registry, Watcher, mark
-from genrec.serving.model import ServedModel, weights_of
+from genrec.serving.model import ServedModel
 from genrec.serving.settings import ServeSettings
 from genrec.serving.telemetry import Metrics
 
@@ -52,7 +52,7 @@ def serve(
     metrics, seen = Metrics(), mark(Path(run))
     # an engine elsewhere does not say its numbers: a certificate must hold for rounded ones
     dtype = None if engine is None else torch.bfloat16
-    load = loading(Path(run), settings, name=name, base=base, engine=engine, dtype=dtype)
+    load = loading(Path(run), settings, name=name, base=base, engine=engine, dtype=dtype, held=os.environ.get(HELD))
     changes = Changes(journal)
     registry = Registry(load, changes=changes, metrics=metrics, here=lambda: at_place(Path(run)))
     watcher = None if watch_seconds is None else Watcher(registry, Path(run), seconds=watch_seconds, seen=seen)
@@ -96,13 +96,15 @@ def loading(
     base: str | None = None,
     engine: Engine | None = None,
     dtype: torch.dtype | None = None,
+    held: str | None = None,
 ) -> Load:
     """What loads the model at a place, whatever is there at the time (internal).
 
-    In an engine the weights are those that are there now: a bundle with others raises FingerprintMismatch.
+    In an engine the weights stay what they are: a bundle with others raises FingerprintMismatch. held: their name, None
+    = that of those at the place now.
     """
     shown = name or run.resolve().name
-    held = None if engine is None else weights_of(artifacts.read(bundle_folder(run.resolve()), verify=False))
+    held = None if engine is None else held or weights_of_run(run)
 
     def load(version: int, place: Path | None = None) -> ServedModel:
         found = ServedModel.load(

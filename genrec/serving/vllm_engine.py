@@ -11,6 +11,9 @@ from genrec.models.engine_scorer import Ask, Float32
 from genrec.serving.engines import Read, answers_of, by_id, failed, reads_of
 from genrec.serving.patience import waited_for
 
+AT_ONCE = 64
+"""Requests of one search that vLLM has at a time: a wide search does not stand before all others in its queue."""
+
 
 class VllmEngine:
     """An :class:`~genrec.models.engine_scorer.Engine` over vLLM's ``EngineClient`` (internal).
@@ -36,7 +39,13 @@ class VllmEngine:
         return answers_of(asks, waited_for(asyncio.run_coroutine_threadsafe(self._all(reads), self._loop)))
 
     async def _all(self, reads: Sequence[Read]) -> list[list[float]]:
-        tasks = [asyncio.ensure_future(self._one(read)) for read in reads]
+        share = asyncio.Semaphore(AT_ONCE)
+
+        async def one(read: Read) -> list[float]:
+            async with share:
+                return await self._one(read)
+
+        tasks = [asyncio.ensure_future(one(read)) for read in reads]
         try:
             return await asyncio.gather(*tasks)
         except Exception as error:

@@ -19,14 +19,16 @@ from typing import Any
 from genrec import artifacts
 from genrec.errors import ConfigError, FingerprintMismatch
 from genrec.models.bundle import bundle_folder
+from genrec.models.engine_weights import Held, weights_of
 from genrec.serving import digests
 from genrec.serving.app import create_app
 from genrec.serving.changes import Changes
 from genrec.serving.guard import ROUTES, Receive, Scope, Send, answer
 from genrec.serving.lifecycle import Registry
 from genrec.serving.problems import Problem
+from genrec.serving.served_weights import EXPORT, check_adapter, check_weights
 from genrec.serving.server import loading
-from genrec.serving.settings import ServeSettings, journal_of
+from genrec.serving.settings import ServeSettings, is_loopback, journal_of
 from genrec.serving.telemetry import Metrics
 from genrec.serving.vllm_engine import VllmEngine
 
@@ -46,14 +48,16 @@ class Served:
     """What the plugin serves. run: a run folder or bundle; name: what requests call it, default the folder's.
 
     journal: where changes are kept, default beside the run. adapter: the ``--lora-modules`` name of the adapter that
-    the run trained, where vLLM has only its base; sent with every read. limits: options of
-    :class:`~genrec.serving.settings.ServeSettings`. Stability: experimental.
+    the run trained, where vLLM has only its base; sent with every read. weights: the name of those that the run had
+    when vLLM was started, where known. limits: options of :class:`~genrec.serving.settings.ServeSettings`. Stability:
+    experimental.
     """
 
     run: str
     name: str | None = None
     journal: str | None = None
     adapter: str | None = None
+    weights: str | None = None
     limits: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -89,14 +93,14 @@ class GenrecEndpoint:
         _log_as_vllm_does()
         served = Served.of(os.environ)
         settings = settings_of(served, args, os.environ)
-        check_engine(engine_client, Path(served.run), adapter=served.adapter)
         lora = None if served.adapter is None else _adapter(served.adapter, state)
+        held = check_engine(engine_client, Path(served.run), lora, started_with=served.weights)
         config = engine_client.model_config
         engine = VllmEngine(engine_client, asyncio.get_running_loop(), max_len=config.max_model_len, lora=lora)
         metrics = Metrics()
         run = Path(served.run)
         changes = Changes(Path(served.journal) if served.journal else journal_of(run))
-        load = loading(run, settings, name=served.name, engine=engine, dtype=config.dtype)
+        load = loading(run, settings, name=served.name, engine=engine, dtype=config.dtype, held=held)
         # in a thread: the first search waits for the engine, which answers on this loop
         registry = await asyncio.to_thread(
             Registry, load, changes=changes, metrics=metrics, here=lambda: digests.at(run)
@@ -118,7 +122,7 @@ class Twin:
         if self.app is None:
             await answer(send, Problem(503, "the model is being loaded", code="loading", retry_after=1))
             return
-        asked: str = scope["path"]
+        asked: str = scope["path"].removeprefix(scope.get("app_root_path", ""))  # --root-path stands before it
         path = TWINS.get(asked, asked)  # a path that is no twin is no route of the application either
         admin = ROUTES.get((scope["method"], path)) == "admin"
         headers = _with_admin_key(scope["headers"]) if admin else scope["headers"]
@@ -141,12 +145,21 @@ def settings_of(served: Served, args: Namespace, environment: Mapping[str, str])
     The key is GENREC_API_KEY, else vLLM's first one. Raises ConfigError where other machines reach the server and no
     key is set.
     """
+    open_to_others = not (getattr(args, "uds", None) or is_loopback(getattr(args, "host", None) or "0.0.0.0"))
     keys = [key for key in (getattr(args, "api_key", None) or [environment.get("VLLM_API_KEY")]) if key]
     own = environment.get("GENREC_API_KEY")
     if own and keys and own not in keys:
         raise ConfigError("GENREC_API_KEY: vLLM has another key, and a request can only show one")
+    if open_to_others and not keys:
+        message = "other machines reach this vLLM, and it asks for no key: no key is set for its own /v1/completions"
+        raise ConfigError(message, hint="set VLLM_API_KEY, or --host 127.0.0.1")
+    if len(keys) > 1 and own is None:
+        raise ConfigError("vLLM has several keys", hint="set GENREC_API_KEY to the one that asks for recommendations")
+    known = {each.name for each in fields(ServeSettings)} - {"host", "port", "api_key", "admin_key"}
+    if unknown := sorted(set(served.limits) - known):
+        raise ConfigError(f"{SERVE}: limits: no such setting: {unknown}", hint=f"known: {sorted(known)}")
     return ServeSettings(
-        host=getattr(args, "host", None) or "0.0.0.0",
+        host="0.0.0.0" if open_to_others else "127.0.0.1",
         port=args.port,
         api_key=own or (keys[0] if keys else None),
         admin_key=environment.get("GENREC_ADMIN_KEY") or None,
@@ -154,21 +167,32 @@ def settings_of(served: Served, args: Namespace, environment: Mapping[str, str])
     )
 
 
-def check_engine(client: Any, run: Path, *, adapter: str | None) -> None:
-    """Refuse an engine that has another model or answers other numbers; say what would be slow or wrong (internal)."""
+def check_engine(client: Any, run: Path, adapter: Any, *, started_with: str | None = None) -> str:
+    """Refuse an engine that has another model or answers other numbers; say what would be slow or wrong (internal).
+
+    adapter: sent with every read. started_with: name of the weights of the run when vLLM was started. Gives their name.
+    """
     config = client.model_config
-    trained = artifacts.load_json(bundle_folder(run) / "model" / "config.json")
+    manifest = artifacts.read(bundle_folder(run.resolve()), verify=False)
+    trained = artifacts.load_json(manifest.path / "model" / "config.json")
     for name in ("genrec_vocabulary", "genrec_codes", "genrec_catalog"):
         if getattr(config.hf_config, name, None) != trained.get(name):
             raise FingerprintMismatch(
                 f"vLLM serves another model than that of {run}: their {name.removeprefix('genrec_')} differ",
-                hint="genrec export RUN FOLDER --merge, and serve that folder; or genrec serve RUN --engine vllm",
+                hint=EXPORT,
             )
+    ours = weights_of(manifest)
+    held = Held.of(Path(config.model), vars(config.hf_config))
+    check_weights(held, ours, run)
+    if started_with not in (None, ours):
+        raise FingerprintMismatch(f"{run} has changed since vLLM was started", hint="start it again")
+    folder = None if adapter is None else Path(adapter.lora_path)
+    check_adapter(Path(config.model), manifest.path / "model", folder, held)
     mode = getattr(config, "logprobs_mode", "raw_logprobs")
     if getattr(mode, "value", mode) != "raw_logprobs":
         raise ConfigError(f"--logprobs-mode: expected raw_logprobs, got {mode}")
     whole = getattr(client, "vllm_config", None)
-    if not getattr(whole, "use_v2_model_runner", True):
+    if not getattr(whole, "use_v2_model_runner", False):
         log.warning(
             "this vLLM runs its V1 model runner, which gives wrong log-probabilities to other requests in a batch with "
             "ours: use this server for recommendations only"
@@ -178,6 +202,7 @@ def check_engine(client: Any, run: Path, *, adapter: str | None) -> None:
         log.warning("prefix caching is off: every beam reads the whole history again, which is many times slower")
     if (size := getattr(cache, "block_size", 0) or 0) > 32:
         log.warning("blocks of %d tokens: shorter prompts are read again for every beam; try --block-size 32", size)
+    return ours
 
 
 def _log_as_vllm_does() -> None:

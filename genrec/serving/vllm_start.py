@@ -15,8 +15,8 @@ from genrec import artifacts
 from genrec.errors import ConfigError, MissingExtra
 from genrec.models.adapter_files import holds_adapter
 from genrec.models.bundle import KIND, bundle_folder, schema_of
+from genrec.models.engine_weights import weights_of, weights_of_run
 from genrec.models.export import export_merged
-from genrec.serving.model import weights_of
 from genrec.serving.settings import ServeSettings
 from genrec.serving.vllm_plugin import SERVE
 
@@ -57,7 +57,7 @@ def model_folder(run: Path, *, base: str | None = None) -> Path:
 
     Raises ConfigError for an encoder-decoder model, and what :func:`export_merged` raises.
     """
-    bundle = bundle_folder(run)
+    bundle = bundle_folder(run.resolve())  # where a link leads may change while vLLM starts
     manifest = artifacts.read(bundle, kind=KIND, schema=schema_of(bundle))
     model = manifest.path / "model"
     config = artifacts.load_json(model / "config.json")
@@ -92,6 +92,7 @@ def command(
         for key in ("timeout_seconds", "max_batch", "searches", "max_waiting", "max_beams", "max_inputs")
     }
     served: dict[str, Any] = {"run": str(run.absolute()), "name": shown, "limits": limits}
+    served["weights"] = weights_of_run(run)
     if journal is not None:
         served["journal"] = str(journal.absolute())
     environment = {SERVE: json.dumps(served), "VLLM_PLUGINS": "genrec"}

@@ -37,7 +37,8 @@ class FakeClient:
     """An ``EngineClient`` over a model in this process.
 
     It answers as vLLM does: column 0 is the sampled token, rows are padded with id 0 and -inf, more than 128 ids are
-    refused. hold: requests wait until it is set, None = no waiting; aborted, lora: of all requests so far. before:
+    refused. hold: requests wait until it is set, None = no waiting; aborted, lora: of all requests so far; now, most:
+    requests at the same time. before:
     called with every request's tokens; what it raises is the engine's failure.
     """
 
@@ -45,6 +46,8 @@ class FakeClient:
     hold: asyncio.Event | None = None
     before: Callable[[list[int]], None] = lambda tokens: None
     started: int = 0
+    now: int = 0
+    most: int = 0
     aborted: int = 0
     lora: list[Any] = field(default_factory=list)
     widths: list[int] = field(default_factory=list)
@@ -62,13 +65,18 @@ class FakeClient:
         self.lora.append(lora_request)
         self.widths.append(len(params.logprob_token_ids))
         tokens = prompt["prompt_token_ids"]
+        self.now += 1
+        self.most = max(self.most, self.now)
         try:
+            await asyncio.sleep(0)
             if self.hold is not None:
                 await self.hold.wait()
             self.before(tokens)
         except asyncio.CancelledError:
             self.aborted += 1
             raise
+        finally:
+            self.now -= 1
         every = ModelEngine(self.model).logprobs([Ask(tokens, [], np.arange(self.model.config.vocab_size))])[0]
         best, ids = int(every.argmax()), params.logprob_token_ids
         found = SimpleNamespace(

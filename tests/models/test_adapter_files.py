@@ -18,6 +18,7 @@ from genrec.models import export
 from genrec.models.adapter_files import load_adapter
 from genrec.models.adapters import LoraSettings, add_lora
 from genrec.models.bundle import load_bundle, save_bundle
+from genrec.models.engine_weights import Held, weights_of_run
 from genrec.models.export import export_base_plus_adapter, export_merged
 from genrec.models.pretrained import PretrainedSettings, extend_rows, load_pretrained
 from genrec.models.recommender import DecodingSettings, GenerativeRecommender
@@ -228,6 +229,12 @@ def test_every_kind_is_written_as_base_and_adapter(tmp_path, kind):
     save_bundle(tmp_path / "bundle", recommender, vocabulary=vocabulary)
     assert export_base_plus_adapter(tmp_path / "bundle", tmp_path / "two").difference <= 1e-4
     assert {p.name for p in (tmp_path / "two").iterdir()} == {"base", "adapter"}
+    assert Held.of(tmp_path / "two" / "base") == Held(weights_of_run(tmp_path / "bundle"), True)
+    assert export.is_exported(tmp_path / "two" / "adapter", tmp_path / "bundle" / "model")
+    factors = load_file(tmp_path / "two" / "adapter" / export.FACTORS)
+    save_file({name: each + 1 for name, each in factors.items()}, tmp_path / "two" / "adapter" / export.FACTORS)
+    assert not export.is_exported(tmp_path / "two" / "adapter", tmp_path / "bundle" / "model")
+    assert not export.is_exported(tmp_path, tmp_path / "bundle" / "model")
 
 
 def test_what_cannot_stand_beside_its_base_is_refused(tmp_path, monkeypatch):

@@ -12,13 +12,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
-from genrec.errors import ConfigError
+from genrec.errors import ConfigError, FingerprintMismatch
 from genrec.models.engine_scorer import Ask
 from genrec.serving.patience import Patience, waited_for, with_patience
 from genrec.serving.problems import Problem
 from genrec.serving.settings import ServeSettings
 from genrec.testing.engines import ModelEngine
-from genrec.testing.shop_endpoint import IDS, N, make_shop
+from genrec.testing.shop_endpoint import IDS, N, make_shop, save_shop
 from genrec.testing.vllm_doubles import FakeClient, missing_modules
 
 SIDE_BY_SIDE = ServeSettings(max_batch=1, searches=4, admin_key="admin-key")
@@ -63,6 +63,7 @@ class Server:
 
     def __init__(self, key=None):
         self.model, self.calls, self.statuses, self.key, self.shift = None, [], [], key, 0.0
+        self.models = [{"id": "shop", "max_model_len": 64}]
         self.connections, self.together, self.slowly, self.sent = [], None, False, 0
         outer = self
 
@@ -74,7 +75,7 @@ class Server:
                 outer.connections.append(self.connection)
 
             def do_GET(self):
-                self.reply(200, {"data": [{"id": "shop", "max_model_len": 64}, {"id": "adapter"}]})
+                self.reply(200, {"data": outer.models})
 
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -170,6 +171,17 @@ def test_the_lists_are_those_of_the_model_in_this_process(client, in_vllm, over_
             assert one["certified"] == other["certified"] and one["normalize"] == other["normalize"]
 
 
+@pytest.mark.parametrize("scores", ["raw", "renormalized"])
+def test_masses_are_those_of_the_model_in_this_process(client, in_vllm, scores):
+    here, there = client(), client(settings=SIDE_BY_SIDE, load=lambda v: make_shop(v, engine=in_vllm))
+    asked = {"history": [IDS[4]], "top_k": 3, "explain": True, "scores": scores, "where": ["price < 30"]}
+    ours, theirs = (shop.recommend(**asked).json["data"][0]["items"] for shop in (here, there))
+    for one, other in zip(ours, theirs, strict=True):
+        for step, same in zip(one["path"], other["path"], strict=True):
+            assert step["mass"] == pytest.approx(same["mass"], abs=1e-5)
+            assert step["logp"] == pytest.approx(same["logp"], abs=1e-5)
+
+
 def test_users_of_a_request_are_searched_side_by_side(client, in_vllm, loop):
     shop = client(settings=SIDE_BY_SIDE, load=lambda v: make_shop(v, engine=in_vllm))
     (fake,) = in_vllm.clients
@@ -193,6 +205,9 @@ def test_wide_nodes_are_asked_for_in_parts_of_128_and_every_read_has_the_adapter
     (found,) = engine.logprobs([Ask([2], [3], ids)])
     (fake,) = in_vllm.clients
     assert fake.widths == [128, 128, 44] and fake.lora == ["the adapter"] * 3
+    fake.most = 0
+    engine.logprobs([Ask([2], [3], ids)] * 30)
+    assert 0 < fake.most <= 64  # a search has a share of vLLM
     (wanted,) = ModelEngine(fake.model).logprobs([Ask([2], [3], ids)])
     np.testing.assert_allclose(found, wanted, atol=1e-6)
 
@@ -331,6 +346,21 @@ def test_a_server_that_sends_byte_by_byte_holds_no_thread_beyond_the_deadline(se
     assert caught.value.status == 504 and server.sent < 100
 
 
+def test_a_server_on_this_machine_with_other_weights_is_refused(server, over_http, tmp_path, caplog):
+    run, other = save_shop(tmp_path / "run"), save_shop(tmp_path / "other", seed=1)
+    over_http(None).check(run)
+    assert "NOBODY CHECKS" in caplog.text
+    caplog.clear()
+    server.models[0]["root"] = str(run / "bundle" / "model")
+    over_http(None).check(run)
+    assert "NOBODY CHECKS" not in caplog.text
+    with pytest.raises(FingerprintMismatch, match="other weights"):
+        over_http(None).check(other)
+    server.models.append({"id": "adapter", "parent": "shop", "root": str(tmp_path)})
+    with pytest.raises(FingerprintMismatch, match="not that of the run"):
+        over_http(None, model="adapter").check(run)
+
+
 def test_what_cannot_be_a_server_is_refused(server, over_http):
     from genrec.serving.http_engine import HttpEngine
 
@@ -343,7 +373,11 @@ def test_what_cannot_be_a_server_is_refused(server, over_http):
     assert "secret" not in str(caught.value)
     with pytest.raises(ConfigError, match="no model 'other'"):
         over_http(None, model="other")
-    assert over_http(None).model == "shop" and over_http(None, model="adapter")._max_len == 64
+    assert over_http(None).model == "shop"
+    server.models.append({"id": "adapter", "parent": "shop"})
+    assert over_http(None, model="adapter")._max_len == 64
+    with pytest.raises(ConfigError, match="several models"):
+        over_http(None)
     gone = server.url
     server.close()
     with pytest.raises(ConfigError, match="no vLLM server answers"):

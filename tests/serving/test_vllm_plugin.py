@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from genrec.cli.main import app as cli
 from genrec.errors import ArtifactError, ConfigError, FingerprintMismatch, MissingExtra
+from genrec.models.engine_weights import weights_of_run
 from genrec.serving import vllm_start
 from genrec.serving.settings import ServeSettings
 from genrec.testing.shop_endpoint import IDS, make_shop, save_shop
@@ -25,6 +26,12 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture
+def model(run):
+    """The folder that vLLM loads."""
+    return run / "bundle" / "model"
+
+
+@pytest.fixture
 def vllm(monkeypatch):
     import sys
 
@@ -32,14 +39,14 @@ def vllm(monkeypatch):
         monkeypatch.setitem(sys.modules, name, module)
 
 
-def client_of(**changed):
-    """vLLM's client with the model of the shop; ``changed``: of the model's config as vLLM has it."""
+def client_of(folder, **changed):
+    """vLLM's client with the model of the shop, from a folder; ``changed``: of the model's config as vLLM has it."""
     shop = make_shop(with_log=False)
     model = shop.recommender.model
     config = {key: getattr(model.config, key, None) for key in ("genrec_vocabulary", "genrec_codes", "genrec_catalog")}
     hf_config = SimpleNamespace(**config | changed)
     model_config = SimpleNamespace(
-        hf_config=hf_config, max_model_len=64, dtype=torch.float32, logprobs_mode="raw_logprobs"
+        model=str(folder), hf_config=hf_config, max_model_len=64, dtype=torch.float32, logprobs_mode="raw_logprobs"
     )
     cache = SimpleNamespace(enable_prefix_caching=True, block_size=32)
     whole = SimpleNamespace(use_v2_model_runner=False, cache_config=cache)
@@ -59,7 +66,11 @@ class Inside:
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self.thread.start()
-        state = SimpleNamespace(openai_serving_models=SimpleNamespace(lora_requests={n: f"<{n}>" for n in adapters}))
+        state = SimpleNamespace(
+            openai_serving_models=SimpleNamespace(
+                lora_requests={n: SimpleNamespace(lora_path=f"/of/{n}") for n in adapters}
+            )
+        )
         arguments = Namespace(**{"host": "127.0.0.1", "port": 8000, "api_key": None, **arguments})
         self.begin = lambda: self.wait(self.plugin.init_state(client, state, arguments))
 
@@ -99,8 +110,8 @@ def inside(run, vllm, monkeypatch, tmp_path):
         each.close()
 
 
-def test_the_routes_are_twins_of_the_endpoints(inside, client, caplog):
-    server = inside(client_of())
+def test_the_routes_are_twins_of_the_endpoints(inside, client, caplog, model):
+    server = inside(client_of(model))
     early = server.call("GET", "/v1/genrec/ready")
     assert early.status == 503 and early.headers["retry-after"] == "1"
     server.begin()
@@ -123,8 +134,8 @@ def test_every_route_of_the_endpoint_has_a_twin_behind_vllms_guard():
     assert PREFIX.startswith("/v1/") and all(path.startswith(PREFIX + "/") for path in TWINS)
 
 
-def test_the_key_of_vllm_is_the_key(inside):
-    server = inside(client_of(), environment={"VLLM_API_KEY": "key-of-vllm"}, host="0.0.0.0")
+def test_the_key_of_vllm_is_the_key(inside, model):
+    server = inside(client_of(model), environment={"VLLM_API_KEY": "key-of-vllm"}, host="0.0.0.0")
     server.begin()
     assert server.call("GET", "/v1/genrec/catalog").status == 401
     assert server.call("GET", "/v1/genrec/catalog", authorization="Bearer key-of-vllm").status == 200
@@ -132,9 +143,9 @@ def test_the_key_of_vllm_is_the_key(inside):
     assert refused.status == 403  # there is no key for admins
 
 
-def test_the_key_of_admins_stands_beside_that_of_vllm(inside):
+def test_the_key_of_admins_stands_beside_that_of_vllm(inside, model):
     keys = {"VLLM_API_KEY": "key-of-vllm", "GENREC_ADMIN_KEY": "key-of-admins"}
-    server = inside(client_of(), environment=keys)
+    server = inside(client_of(model), environment=keys)
     server.begin()
     body, shown = {"items": [IDS[0]]}, {"authorization": "Bearer key-of-vllm"}
     for admin, status in ((None, 401), ("key-of-vllm", 401), ("key-of-admins", 200)):
@@ -143,35 +154,65 @@ def test_the_key_of_admins_stands_beside_that_of_vllm(inside):
     assert server.call("GET", "/v1/genrec/catalog", **shown).json["n_retired"] == 1
 
 
-def test_an_open_server_without_a_key_is_refused(inside):
+def test_an_open_server_without_a_key_is_refused(inside, model):
     with pytest.raises(ConfigError, match="no key is set"):
-        inside(client_of(), host=None).begin()  # vLLM's default is every address
+        inside(client_of(model), host=None).begin()  # vLLM's default is every address
+    with pytest.raises(ConfigError, match="no key is set"):  # ours guards our routes only
+        inside(client_of(model), environment={"GENREC_API_KEY": "key-of-ours"}, host="0.0.0.0").begin()
+    with pytest.raises(ConfigError, match="several keys"):
+        inside(client_of(model), api_key=["key-of-some", "key-of-others"]).begin()
+    with pytest.raises(ConfigError, match=r"no such setting: \['host', 'odd'\]"):
+        inside(client_of(model), served={"limits": {"odd": 1, "host": "::"}}).begin()
+    server = inside(client_of(model), host=None, uds="/a/socket")  # which has no address
+    server.begin()
+    assert server.call("GET", "/v1/genrec/ready").status == 200
+    server.app.root_path = "/behind"  # as --root-path does
+    assert server.call("GET", "/behind/v1/genrec/ready").status == 200
     with pytest.raises(ConfigError, match="vLLM has another key"):
-        inside(client_of(), environment={"GENREC_API_KEY": "key-of-ours"}, api_key=["key-of-vllm"]).begin()
+        inside(client_of(model), environment={"GENREC_API_KEY": "key-of-ours"}, api_key=["key-of-vllm"]).begin()
 
 
-def test_another_model_or_other_numbers_are_refused(inside):
+def test_another_model_or_other_numbers_are_refused(inside, model):
     with pytest.raises(FingerprintMismatch, match="their vocabulary differ"):
-        inside(client_of(genrec_vocabulary="other")).begin()
-    scaled = client_of()
+        inside(client_of(model, genrec_vocabulary="other")).begin()
+    scaled = client_of(model)
     scaled.model_config.logprobs_mode = SimpleNamespace(value="processed_logits")
     with pytest.raises(ConfigError, match="expected raw_logprobs"):
         inside(scaled).begin()
     with pytest.raises(ConfigError, match="no adapter 'shop'"):
-        inside(client_of(), served={"adapter": "shop"}).begin()
+        inside(client_of(model), served={"adapter": "shop"}).begin()
 
 
-def test_an_adapter_goes_with_every_read(inside):
-    fake = client_of()
+def test_other_weights_are_refused(inside, tmp_path, model):
+    other = save_shop(tmp_path / "other", seed=1)
+    with pytest.raises(FingerprintMismatch, match="has other weights"):  # another training over the same catalog
+        inside(client_of(model), served={"run": str(other)}).begin()
+    with pytest.raises(FingerprintMismatch, match="does not say which weights"):
+        inside(client_of(tmp_path)).begin()
+    with pytest.raises(FingerprintMismatch, match="has changed since"):
+        inside(client_of(model), served={"weights": "of what the link led to"}).begin()
+    ours = {"genrec_weights": weights_of_run(model.parent)}
+    with pytest.raises(FingerprintMismatch, match="base of an adapter"):
+        inside(client_of(tmp_path, **ours, genrec_needs_adapter=True)).begin()
+    with pytest.raises(FingerprintMismatch, match="not that of the run"):
+        inside(client_of(model), served={"adapter": "shop"}, adapters=["shop"]).begin()
+    inside(client_of(tmp_path, **ours)).begin()  # merged
+
+
+def test_an_adapter_goes_with_every_read(inside, monkeypatch, model):
+    fake = client_of(model, genrec_needs_adapter=True)
+    monkeypatch.setattr("genrec.serving.vllm_plugin.check_adapter", lambda *_: None)
     server = inside(fake, served={"adapter": "shop"}, adapters=["shop"])
     server.begin()
     assert server.call("POST", "/v1/genrec/recommendations", {"history": [IDS[1]]}).status == 200
-    assert len(fake.lora) > 3 and set(fake.lora) == {"<shop>"}
+    assert len(fake.lora) > 3 and {each.lora_path for each in fake.lora} == {"/of/shop"}
 
 
-def test_it_says_what_is_slow(inside, caplog):
-    slow = client_of()
-    slow.vllm_config = SimpleNamespace(cache_config=SimpleNamespace(enable_prefix_caching=False, block_size=128))
+def test_it_says_what_is_slow(inside, caplog, model):
+    slow = client_of(model)
+    slow.vllm_config = SimpleNamespace(
+        use_v2_model_runner=True, cache_config=SimpleNamespace(enable_prefix_caching=False, block_size=128)
+    )
     inside(slow).begin()
     assert "prefix caching is off" in caplog.text and "blocks of 128 tokens" in caplog.text
     assert "V1 model runner" not in caplog.text
