@@ -234,7 +234,8 @@ def _warm(model: ServedModel) -> None:
         with with_patience(Patience(time.monotonic() + WARM_UP_SECONDS)):
             model.warm_up()
     except Problem as problem:
-        raise ConfigError(f"the first search of the model failed: {problem.message}") from None
+        hint = "start it with a larger --max-model-len" if problem.code == "prompt_too_long" else None
+        raise ConfigError(f"the first search of the model failed: {problem.message}", hint=hint) from None
 
 
 class Watcher:

@@ -175,9 +175,16 @@ class ServedModel:
         return dict(self._kinds[1])
 
     def warm_up(self) -> None:
-        """One search, so that the first request doesn't wait for what is loaded or compiled once."""
-        first = self.store.snapshot.index.items[:1].tolist()
-        self.recommender.recommend([first], SearchOptions(top_k=1), users=[""])
+        """One search, so that the first request doesn't wait for what is loaded or compiled once.
+
+        Its history is the longest there is, so an engine that cannot take it says so now.
+        """
+        snapshot = self.store.snapshot
+        items = snapshot.index.items
+        n_codes = (snapshot.codes.as_int() >= 0).sum(axis=1)[items]
+        longest = items[n_codes.argmax() :][:1].tolist() if len(items) else []
+        history = longest * self.recommender.history_cap
+        self.recommender.recommend([history], SearchOptions(top_k=1, exclude_seen=False), users=[""])
 
     def close(self) -> None:
         """End the store's thread."""

@@ -240,10 +240,20 @@ def test_an_engine_that_fails_is_a_503_that_says_when_to_come_back(client, in_vl
 
 
 def test_a_prompt_that_is_too_long_is_the_clients_error(client, in_vllm):
-    shop = client(settings=SIDE_BY_SIDE, load=lambda v: make_shop(v, engine=lambda m: in_vllm(m, max_len=9)))
+    shop = client(settings=SIDE_BY_SIDE, load=lambda v: make_shop(v, engine=in_vllm))
+    shop.registry.current.recommender.now._scorer._engine._max_len = 9
     assert shop.recommend(history=[IDS[0]]).status == 200
     reply = shop.recommend(history=[IDS[0], IDS[1], IDS[2]])
     assert reply.status == 400 and reply.json["error"]["code"] == "prompt_too_long"
+
+
+def test_an_engine_that_cannot_take_the_longest_history_is_refused(client, in_vllm):
+    def start(max_len):
+        client(settings=SIDE_BY_SIDE, load=lambda v: make_shop(v, engine=lambda m: in_vllm(m, max_len=max_len)))
+
+    start(64)  # 20 items of 3 codes, a start, 2 codes, and the token to come
+    with pytest.raises(ConfigError, match="longer than the 63 tokens"):
+        start(63)
 
 
 def test_a_client_that_goes_takes_its_reads_with_it(client, in_vllm, loop):
