@@ -19,7 +19,7 @@ from typing import Any
 from genrec import artifacts
 from genrec.errors import ConfigError, FingerprintMismatch
 from genrec.models.bundle import bundle_folder
-from genrec.models.engine_weights import Held, weights_of
+from genrec.models.engine_weights import NEEDS, WEIGHTS, Held, weights_of
 from genrec.serving import digests
 from genrec.serving.app import create_app
 from genrec.serving.changes import Changes
@@ -182,7 +182,7 @@ def check_engine(client: Any, run: Path, adapter: Any, *, started_with: str | No
                 hint=EXPORT,
             )
     ours = weights_of(manifest)
-    held = Held.of(Path(config.model), vars(config.hf_config))
+    held = Held.of(Path(config.model), {name: getattr(config.hf_config, name, None) for name in (WEIGHTS, NEEDS)})
     check_weights(held, ours, run)
     if started_with not in (None, ours):
         raise FingerprintMismatch(f"{run} has changed since vLLM was started", hint="start it again")

@@ -41,9 +41,14 @@ def rows_of(made):
 
 
 def test_every_user_gets_the_list_of_the_endpoint(run, users, tmp_path, client):
+    from genrec.serving.model import ServedModel
     from genrec.serving.offline import recommend_all
+    from genrec.serving.settings import ServeSettings
 
     made, shop = recommend_all(run, users, tmp_path / "out", wanted()), client()
+    loaded = ServedModel.load(run)
+    assert loaded.max_beams == ServeSettings().max_beams  # of an exact search, wherever it is made
+    loaded.close()
     given, rows = parquet.read_table(users).to_pylist(), rows_of(made)
     assert len(made.files) == 3 and made.users == len(rows) == len(given) == 50
     assert [row["row"] for row in rows] == [*range(20), *range(20), *range(10)]

@@ -243,6 +243,10 @@ def test_other_weights_are_not_loaded_into_a_running_engine(run, vllm, tmp_path)
     place.symlink_to(tmp_path / "next")
     with pytest.raises(FingerprintMismatch, match="other weights than the engine"):
         load(3)
+    # started again after a crash, when the link led elsewhere already
+    load = loading(place, ServeSettings(), engine=ModelEngine(shop.recommender.model), held=weights_of_run(run))
+    with pytest.raises(FingerprintMismatch, match="other weights than the engine"):
+        load(1)
 
 
 # --- the start -----------------------------------------------------------------------------------------------------
