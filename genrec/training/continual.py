@@ -132,7 +132,8 @@ def adapt(
     if not settings.steps or not grown.new_N.any():
         return TrainResult(model.eval(), "finished", [], None, 0, 0, 0.0, 0.0, 0.0, False)
     bind(model, data)
-    seen_N = np.bincount(data.histories.items, minlength=len(grown.catalog)) > 0
+    trained = data.histories.take(np.arange(len(data.histories) if grown.n_histories is None else grown.n_histories))
+    seen_N = np.bincount(trained.items, minlength=len(grown.catalog)) > 0
     for rows_RD in item_rows(model, data.token_map):
         changed = warm_start(rows_RD, data.token_map, data.codes, seen_N, grown.n_old, seed=train.seed)
         if len(changed):
