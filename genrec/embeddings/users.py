@@ -39,7 +39,8 @@ def user_vectors(
     age_E = train.offsets[1:][row_E] - 1 - np.arange(len(events))
     weight_E = np.where(items.known[events], decay ** age_E.astype(np.float64), 0.0)
     total_U = np.bincount(row_E, weights=weight_E, minlength=len(train))
-    table_UN = sp.csr_matrix((weight_E, (row_E, events)), shape=(len(train), items.n_items))
-    sum_UD = np.asarray(table_UN @ items.vectors.astype(np.float64))
     known_U = total_U > 0
-    return (sum_UD / np.where(known_U, total_U, 1.0)[:, None]).astype(np.float32), known_U
+    share_E = (weight_E / np.where(known_U, total_U, 1.0)[row_E]).astype(np.float32)
+    # in float32 throughout: of a million users and items, each copy in float64 would be gigabytes
+    table_UN = sp.csr_matrix((share_E, (row_E, events)), shape=(len(train), items.n_items))
+    return np.asarray(table_UN @ items.vectors), known_U

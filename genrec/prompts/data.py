@@ -59,7 +59,8 @@ class TaskData:
     histories: the training part and nothing else (``split.train()``), one row per user. max_items: newest items of a
     history that a row holds. queries: for each item the queries that lead to it, or None (then they are made from its
     fields). with_users: whether the vocabulary has user tokens. tied: events whose order is arbitrary
-    (``split.train_ties()``), drawn anew every epoch.
+    (``split.train_ties()``), drawn anew every epoch. told: bool ``[E]``, which events may be learned with their user
+    named (:meth:`genrec.vocab.user_index.UserIndex.told`); the others are steps of UNKNOWN_USER.
 
     Rows: ``items`` are the catalog's (not the retired ones), ``steps`` every training event that has events before
     it, ``users`` every training history that is not empty. What a user did later is in no row.
@@ -73,6 +74,7 @@ class TaskData:
     queries: Sequence[Sequence[str]] | None = None
     with_users: bool = False
     tied: Bools | None = None
+    told: Bools | None = None
 
     def __post_init__(self) -> None:
         items, n_items = self.histories.items, len(self.catalog)
@@ -108,7 +110,8 @@ class TaskData:
         user = int(self._row_of_event[at])
         first = max(int(self.histories.offsets[user]), at - self.max_items)
         items = self.histories.items
-        return Row(tuple(items[first:at].tolist()), item=int(items[at]), user=user)
+        named = user if self.told is None or self.told[at] else UNKNOWN_USER
+        return Row(tuple(items[first:at].tolist()), item=int(items[at]), user=named)
 
     def title(self, item: int) -> str:
         """Title, "" if it has none."""

@@ -52,7 +52,7 @@ class Collator:
 
     def n_targets(self, samples: Samples) -> int:
         """Number of symbols that carry a loss."""
-        first = samples.ends - 1 if self.target_apart else samples.starts
+        first = samples.ends - 1 if self.target_apart else samples.starts + samples.only_read
         predicted = Histories.from_slices(samples.items, first, samples.ends)
         return int(self.item_lengths_N[predicted.items].sum()) - len(samples) * int(self._bare)
 
@@ -69,7 +69,8 @@ class Collator:
             tokens_BT, length_B = _right_padded(self._prompts(whole, samples))
             own_B = np.bincount(whole.rows(), weights=self.item_lengths_N[whole.items], minlength=len(whole))
             inputs = {"input_ids": _tensor(tokens_BT[:, :-1])}
-            return inputs | self._targets(whole, tokens_BT.shape[1] - 1, length_B - own_B.astype(np.int64) - 1)
+            before_B = length_B - own_B.astype(np.int64) - 1
+            return inputs | self._targets(whole, tokens_BT.shape[1] - 1, before_B, samples.only_read)
         prompts = self._prompts(Histories.from_slices(items, samples.starts, samples.ends - 1), samples)
         target_B = items[samples.ends - 1]
         start_B1 = np.full((len(samples), 1), self._start, dtype=np.int64)
@@ -79,16 +80,18 @@ class Collator:
             "decoder_input_ids": _tensor(np.hstack([start_B1, self._tokens_NM[target_B, :-1]])),
         }
         target = Histories(np.arange(len(samples) + 1), target_B)
-        return inputs | self._targets(target, self._tokens_NM.shape[1], np.zeros(len(samples), np.int64))
+        none_B = np.zeros(len(samples), np.int64)
+        return inputs | self._targets(target, self._tokens_NM.shape[1], none_B, none_B)
 
     def _prompts(self, items: Histories, samples: Samples) -> Prompts:
         own = None if self._users_UM is None else self._users_UM[samples.rows]
         return build_prompts(self.layout, items, self._tokens_NM, self.data.token_map, own)
 
-    def _targets(self, items: Histories, width: int, before_B: Int64) -> dict[str, Any]:
+    def _targets(self, items: Histories, width: int, before_B: Int64, only_read_B: Int64) -> dict[str, Any]:
         """Each token of ``items`` is predicted in column ``before + its place in the row`` of ``width``.
 
-        What stands before the items may be longer in some rows than in others: users have codes or do not.
+        What stands before the items may be longer in some rows than in others: users have codes or do not. The first
+        ``only_read`` items of a row carry no loss.
         """
         real = self._real_NM[items.items]
         row = np.repeat(items.rows(), real.sum(axis=1))
@@ -96,7 +99,9 @@ class Collator:
         column = before_B[row] + np.arange(len(row)) - (np.cumsum(length_B) - length_B)[row]
         level = np.nonzero(real)[1]
         order = np.argsort(level, kind="stable")
-        order = order[column[order] >= 0]
+        place = np.arange(len(items.items)) - items.offsets[:-1][items.rows()]
+        learned = np.repeat(place >= only_read_B[items.rows()], real.sum(axis=1))
+        order = order[(learned & (column >= 0))[order]]
         return {
             "positions": _tensor((row * width + column)[order]),
             "targets": _tensor(self._symbols_NM[items.items][real][order]),

@@ -82,14 +82,15 @@ class SampleRows:
         return self._row_E[events]
 
     def __call__(self, events: Int64, targets: Int64, told: Bools | None = None) -> TokenRows:
-        """One row for each sample. told: bool ``[R]``, which say whose they are (None = all); the others
-        ``<unk_user>``, where users have codes.
+        """One row for each sample. told: bool ``[R]``, which say whose they are (None = all); the others, and
+        events that codes are made of, ``<unk_user>``, where users have codes.
         """
         token_map, n = self._data.token_map, len(events)
         asked, users = self.contexts(events, self._max_items), None
         if self._users_UM is not None:
-            row = self._row_E[events]
-            users = self._users_UM[row if told is None else np.where(told, row, -1)]
+            row, told_E = self._row_E[events], self._data.told_E
+            row = row if told is None else np.where(told, row, -1)
+            users = self._users_UM[row if told_E is None else np.where(told_E[events], row, -1)]
         if self._prompts is not None:
             prompts = self._prompts(asked, users)
         else:

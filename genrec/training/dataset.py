@@ -77,26 +77,41 @@ class TrainingData:
         ids = list(self.user_ids or ()) if self.user_index is None else [*(self.user_ids or ()), ""]
         return user_tokens(self.token_map, ids, self.user_index)
 
+    @cached_property
+    def told_E(self) -> Bools | None:
+        """Which events are learned with their user's tokens before them (:meth:`UserIndex.told`); None = all."""
+        return None if self.user_index is None else self.user_index.told(self.histories, self.tied)
+
 
 @dataclass(frozen=True, eq=False)
 class Samples:
     """Sample r is ``items[starts[r]:ends[r]]``, of user ``rows[r]`` (-1 = whose user is not told) (internal).
 
     starts, ends, rows: int64 ``[R]``. items: int32 ``[E]``, all histories below each other. A sample has
-    at least two items: something known, something to predict.
+    at least two items: something known, something to predict. learned: int64 ``[R]``, the first event that a
+    decoder-only model learns of a sample; None = learn all.
     """
 
     starts: Int64
     ends: Int64
     rows: Int64
     items: Int32
+    learned: Int64 | None = None
 
     def __len__(self) -> int:
         return len(self.starts)
 
     def take(self, at: Int64) -> Samples:
         """These samples only."""
-        return replace(self, starts=self.starts[at], ends=self.ends[at], rows=self.rows[at])
+        learned = None if self.learned is None else self.learned[at]
+        return replace(self, starts=self.starts[at], ends=self.ends[at], rows=self.rows[at], learned=learned)
+
+    @property
+    def only_read(self) -> Int64:
+        """How many items of each sample, the oldest, a decoder-only model reads and does not learn, ``[R]``."""
+        first = self.starts if self.learned is None else self.learned
+        only_read: Int64 = np.maximum(first - self.starts, 0)
+        return only_read
 
     def drop_prefixes(self, probability: float, seed: int, epoch: int) -> Samples:
         """Each sample loses, with this probability, between one and all but two of its oldest items.
@@ -118,31 +133,49 @@ class Samples:
         return replace(self, rows=np.where(dropped, -1, self.rows))
 
 
-def prefix_samples(histories: Histories, max_items: int) -> Samples:
+def prefix_samples(histories: Histories, max_items: int, told_E: Bools | None = None) -> Samples:
     """Every item but the first of each history, once, as the target of the items before it (internal).
 
-    For encoder-decoders: the last item of a sample is the target, up to ``max_items`` before it the input.
+    For encoder-decoders: the last item of a sample is the target, up to ``max_items`` before it the input. Only where
+    that event is ``told`` does the sample tell its user.
     """
     rows = histories.rows()
     first = histories.offsets[:-1][rows]
     target = np.flatnonzero(np.arange(len(rows)) > first)
     starts = np.maximum(first[target], target - max_items)
-    return Samples(starts, target + 1, rows[target], histories.items)
+    users = rows[target] if told_E is None else np.where(told_E[target], rows[target], -1)
+    return Samples(starts, target + 1, users, histories.items)
 
 
-def window_samples(histories: Histories, max_items: int) -> Samples:
+def window_samples(histories: Histories, max_items: int, told_E: Bools | None = None) -> Samples:
     """Each history cut, from its newest item, into windows of ``max_items + 1`` items (internal).
 
     For decoder-only models, which learn every item of a window. What is left at the oldest end makes a
-    shorter window; a single item is no sample.
+    shorter window; a single item is no sample. With ``told``, the newest events of each history: windows of those
+    before them, which do not tell their user, and windows of the whole, which do and where only these are learned.
     """
-    width = max_items + 1
-    n_windows = -(-histories.lengths // width)
-    rows = np.repeat(np.arange(len(histories)), n_windows)
+    first, last, width = histories.offsets[:-1], histories.offsets[1:], max_items + 1
+    if told_E is None:
+        return Samples(*_windows(first, last, width), histories.items)
+    begin = last - np.bincount(histories.rows()[told_E], minlength=len(histories))
+    starts, ends, rows = _windows(first, last, width)
+    newer = ends > begin[rows]
+    before = _windows(first, begin, width)
+    parts = [(*before[:2], np.full_like(before[2], -1)), (starts[newer], ends[newer], rows[newer])]
+    learned = np.concatenate([before[0], begin[rows[newer]]])
+    starts, ends, rows = (np.concatenate(pair) for pair in zip(*parts, strict=True))
+    return Samples(starts, ends, rows, histories.items, learned)
+
+
+def _windows(first: Int64, last: Int64, width: int) -> tuple[Int64, Int64, Int64]:
+    """Starts, ends and users of windows of the events ``first[u]:last[u]``, from the newest, of two items and more."""
+    n_windows = -(-(last - first) // width)
+    rows = np.repeat(np.arange(len(first)), n_windows)
     nth = np.arange(len(rows)) - np.repeat(np.cumsum(n_windows) - n_windows, n_windows)
-    ends = histories.offsets[1:][rows] - nth * width
-    starts = np.maximum(histories.offsets[:-1][rows], ends - width)
-    return Samples(starts, ends, rows, histories.items).take(np.flatnonzero(ends - starts >= 2))
+    ends = last[rows] - nth * width
+    starts = np.maximum(first[rows], ends - width)
+    enough = ends - starts >= 2
+    return starts[enough], ends[enough], rows[enough]
 
 
 class Plan:

@@ -160,7 +160,7 @@ def _job(model: Any, data: TrainingData, settings: TrainSettings) -> Job:
     cut = prefix_samples if layout == "encoder" else window_samples
     collator = Collator(data, layout, getattr(model.config, "decoder_start_token_id", None) or 0)
     plan = Plan(
-        cut(data.histories, settings.max_items),
+        cut(data.histories, settings.max_items, data.told_E),
         collator.item_lengths_N,
         settings,
         tied=data.tied,

@@ -90,5 +90,7 @@ def _users_digest(data: TrainingData) -> str | None:
     if not data.token_map.n_user_tokens:
         return None
     told = list(data.user_ids or ())
-    parts: object = told if data.user_index is None else [told, data.user_index.fingerprint]
+    parts: object = told
+    if (index := data.user_index) is not None:
+        parts = [told, index.fingerprint, *([index.share] if index.share < 1 else [])]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from genrec.data.histories import Histories, Int32
+from genrec.data.ties import Bools
 from genrec.decoding.filters import ItemFilter, RankFilter
 from genrec.decoding.index import CatalogIndex
 from genrec.decoding.interface import Normalize, SearchOptions
@@ -37,13 +38,15 @@ class Queries:
     """What is asked in one step (internal).
 
     histories: what stands before the targets, the newest ``max_items``. targets: int64 ``[B]`` item numbers. rows:
-    int64 ``[B]``, the user of each. known: all items of that user's training history but the target. seeds: int64
-    ``[B]``, of the draws. fresh: False where the lists of the step before are used again.
+    int64 ``[B]``, the user of each. users: the same, -1 = not told (:attr:`TrainingData.told_E`). known: all items of
+    that user's training history but the target. seeds: int64 ``[B]``, of the draws. fresh: False where the lists of the
+    step before are used again.
     """
 
     histories: Histories
     targets: Int64
     rows: Int64
+    users: Int64
     known: Histories
     seeds: Int64
     fresh: bool = True
@@ -53,9 +56,9 @@ class Queries:
 
     def take(self, at: Int64) -> Queries:
         """These queries only."""
-        return Queries(
-            self.histories.take(at), self.targets[at], self.rows[at], self.known.take(at), self.seeds[at], self.fresh
-        )
+        rows, users = self.rows[at], self.users[at]
+        known = self.known.take(at)
+        return Queries(self.histories.take(at), self.targets[at], rows, users, known, self.seeds[at], self.fresh)
 
 
 def query_samples(histories: Histories, max_items: int, allowed: npt.NDArray[np.bool_] | None = None) -> Samples:
@@ -100,7 +103,8 @@ class QueryPlan:
         lengths_N = data.token_map.real(item_tokens(data.codes, data.token_map)).sum(axis=1)
         self._plan = Plan(samples, lengths_N, settings, tied=data.tied, target_apart=True)
         self._tied, self._allowed = data.tied is not None, allowed
-        self._histories, self._seed, self._n_updates = data.histories, settings.seed, n_updates
+        self._histories, self._told_E = data.histories, data.told_E
+        self._seed, self._n_updates = settings.seed, n_updates
         self._targets = samples.ends - 1
         self._order: tuple[Int32 | None, Int32] = (None, samples.items)
         self.steps_per_epoch = self._plan.steps_per_epoch * n_updates
@@ -112,7 +116,7 @@ class QueryPlan:
         if self._tied:
             samples = replace(samples, items=self._ordered(samples.items))
         seeds = derive(self._seed, "rollouts", block) % 2**62 + np.arange(len(samples), dtype=np.int64)
-        return queries_of(self._histories, samples, seeds, fresh=not again)
+        return queries_of(self._histories, samples, seeds, told_E=self._told_E, fresh=not again)
 
     def told(self, step: int) -> str:
         """The batch of step ``step`` in words."""
@@ -132,9 +136,11 @@ class QueryPlan:
         return self._plan.padding_share()
 
 
-def queries_of(histories: Histories, samples: Samples, seeds: Int64, *, fresh: bool = True) -> Queries:
+def queries_of(
+    histories: Histories, samples: Samples, seeds: Int64, *, told_E: Bools | None = None, fresh: bool = True
+) -> Queries:
     """Samples as queries (internal)."""
-    items = samples.items
+    items, rows = samples.items, samples.rows
     targets = items[samples.ends - 1].astype(np.int64)
     whole = histories.take(samples.rows)
     kept = whole.items != np.repeat(targets, whole.lengths)
@@ -142,7 +148,8 @@ def queries_of(histories: Histories, samples: Samples, seeds: Int64, *, fresh: b
     return Queries(
         Histories.from_slices(items, samples.starts, samples.ends - 1),
         targets,
-        samples.rows,
+        rows,
+        rows if told_E is None else np.where(told_E[samples.ends - 1], rows, -1),
         Histories(offsets, whole.items[kept]),
         seeds,
         fresh,
@@ -193,7 +200,7 @@ class ListMaker:
 
     def prompts(self, queries: Queries) -> Prompts:
         """Model inputs of the histories."""
-        users = None if self._users_UM is None else self._users_UM[queries.rows]
+        users = None if self._users_UM is None else self._users_UM[queries.users]
         if self._template is not None:
             return self._template(queries.histories, users)
         return build_prompts(self._layout, queries.histories, self._tokens_NA, self.data.token_map, users)

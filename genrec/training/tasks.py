@@ -117,7 +117,7 @@ def _job(model: Any, data: TrainingData, tasks: Tasks, settings: TrainSettings, 
     bind(model, data)
     check_catalog("codes", data.codes.catalog, tasks.catalog.fingerprint)
     with_users = data.token_map.n_user_tokens > 0
-    source = TaskData(tasks.catalog, data.histories, with_users=with_users, tied=data.tied)
+    source = TaskData(tasks.catalog, data.histories, with_users=with_users, tied=data.tied, told=data.told_E)
     user_drop = 0.0 if data.user_index is None else settings.user_drop
     mixture = TaskMixture(tasks.mixture, source, seed=settings.seed, user_drop=user_drop)
     plan = AlignmentPlan(mixture, encoder, batch_size=settings.batch_size, seed=settings.seed)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -22,7 +24,7 @@ from genrec.item_tokenizers.codes import ItemCodes
 from genrec.testing.text_models import byte_level_tokenizer
 from genrec.vocab.text_vocabulary import TextVocabulary, extend_vocabulary
 from genrec.vocab.token_map import TokenMap
-from genrec.vocab.user_index import UserIndex, UserSettings, index_users, user_tokens
+from genrec.vocab.user_index import UserIndex, UserSettings, first_part, index_users, user_tokens
 
 SMALL = UserSettings(tokenizer={"kind": "rqkmeans", "n_levels": 2, "level_size": 4, "collisions": "suffix"})
 
@@ -51,6 +53,8 @@ def test_bad_vectors_are_refused():
         user_vectors(Histories.from_lists([[0]]), items, decay=0.0)
     with pytest.raises(DataError, match="item numbers"):
         user_vectors(Histories.from_lists([[2]]), items)
+    with pytest.raises(ConfigError, match="share"):
+        UserSettings(share=0.0)
     with pytest.raises(DataError, match="nobody"):
         index_users(Histories.from_lists([[], []]), ["a", "b"], items, SMALL)
     with pytest.raises(DataError, match="user_ids"):
@@ -79,8 +83,25 @@ def test_nobody_s_index_moves_with_what_is_done_later(collisions):
     other[later] = (other[later] + 7) % n_items
     after = index_of(dataclasses.replace(log, item=other), n_items, collisions)
     assert after.ids == before.ids and after.fingerprint == before.fingerprint
-    other[later[0] - 1] = (other[later[0] - 1] + 7) % n_items  # an event of the training part does count
+    other[0] = (other[0] + 7) % n_items  # an event of the training part does count
     assert index_of(dataclasses.replace(log, item=other), n_items, collisions).fingerprint != before.fingerprint
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 1.0])
+def test_only_the_oldest_part_of_a_history_counts(share):
+    random = np.random.default_rng(0)
+    rows = [random.integers(0, 50, n) for n in range(1, 31)]
+    items = ItemEmbeddings(random.normal(size=(50, 4)), "c")
+    part = [math.ceil(Fraction(str(share)) * len(row)) for row in rows]
+    lengths = np.array([len(row) for row in rows])
+    assert first_part(lengths, share).tolist() == part and first_part(np.array([0, 100]), 0.07).tolist() == [0, 7]
+    made = [rows, [np.append(row[:n], (row[n:] + 7) % 50) for row, n in zip(rows, part, strict=True)]]
+    made.append([np.append(row[: n - 1], (row[n - 1 :] + 7) % 50) for row, n in zip(rows, part, strict=True)])
+    chosen = dataclasses.replace(SMALL, share=share)
+    ids = [str(n) for n in range(30)]
+    index, later, own = (index_users(Histories.from_lists(each), ids, items, chosen) for each in made)
+    assert later.fingerprint == index.fingerprint != own.fingerprint and index.share == share
+    assert index.told(Histories.from_lists(rows)) is None or share < 1
 
 
 def small_index() -> UserIndex:
@@ -97,6 +118,7 @@ def test_tokens_of_users_with_and_without_an_index():
     names = tokens.tokens()
     found = user_tokens(tokens, ["tim", "bob", "nobody"], index)
     codes = index.codes.as_int()[2]
+    assert index._codes_UL is index._codes_UL  # not copied at every request
     assert [names[t] for t in found[0]] == [f"<u{'abc'[level]}_{code}>" for level, code in enumerate(codes)]
     for row in found[1:]:
         assert names[row[0]] == "<unk_user>" and (row[1:] == -1).all()
@@ -131,7 +153,7 @@ def test_it_is_read_back_or_refused(tmp_path):
     index = small_index()
     index.save(tmp_path / "users")
     again = UserIndex.load(tmp_path / "users")
-    assert again.ids == index.ids and again.fingerprint == index.fingerprint
+    assert (again.ids, again.fingerprint, again.share) == (index.ids, index.fingerprint, 0.5)
     file = tmp_path / "users" / "ids.json"
     file.write_text(file.read_text().replace("ann", "eva"))
     with pytest.raises(ArtifactError):
