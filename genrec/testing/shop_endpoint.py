@@ -48,18 +48,23 @@ def make_catalog() -> ItemCatalog:
 
 
 def make_shop(
-    version: int = 1, seed: int = 0, with_log: bool = True, engine: Callable[[Any], Engine] | None = None
+    version: int = 1,
+    seed: int = 0,
+    with_log: bool = True,
+    engine: Callable[[Any], Engine] | None = None,
+    hidden_size: int = 16,
 ) -> ServedModel:
     """A random model over 40 items, of which four pairs share an identifier; users u0 to u9 have a log.
 
-    engine: makes one from the model, which is asked then; None = the model is searched here.
+    engine: makes one from the model, which is asked then; None = the model is searched here. hidden_size: of two heads;
+    vLLM takes none below 32.
     """
     catalog = make_catalog()
     rows = np.array([[n // 12, n % 12 // 3, n % 3] for n in range(N)])
     rows[[5, 9, 20, 33]] = rows[[4, 8, 19, 32]]
     codes = ItemCodes.from_int(rows, (4, 4, 3), catalog.fingerprint)
     token_map = TokenMap.of(codes)
-    settings = DecoderSettings(hidden_size=16, n_layers=1, n_heads=2, d_ff=24)
+    settings = DecoderSettings(hidden_size=hidden_size, n_layers=1, n_heads=2, d_ff=24)
     model = build(settings, token_map, seed=seed).eval()
     recommender = GenerativeRecommender(
         model,
@@ -102,9 +107,9 @@ def make_text_shop(version: int = 1, tasks: Sequence[str] = ("search", "search_w
     return ServedModel(recommender, catalog, name="text shop", version=version)
 
 
-def save_shop(folder: Path, seed: int = 0) -> Path:
+def save_shop(folder: Path, seed: int = 0, hidden_size: int = 16) -> Path:
     """Write the shop as a run folder, with its log; gives the folder."""
-    shop = make_shop(seed=seed)
+    shop = make_shop(seed=seed, hidden_size=hidden_size)
     save_bundle(folder / "bundle", shop.recommender, catalog=shop.store.snapshot.catalog)
     assert shop.log is not None
     shop.log.save(folder / "interactions")

@@ -21,6 +21,7 @@ from genrec.serving.vllm_start import installed
 from genrec.testing.shop_endpoint import IDS, ShopClient, make_shop, save_shop
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+SIZE = 64  # two heads of 32: on a CPU vLLM takes none that are smaller
 STARTS = 1800  # seconds that it may take
 
 
@@ -28,7 +29,7 @@ STARTS = 1800  # seconds that it may take
 def vllm(tmp_path_factory):
     pytest.importorskip("vllm", reason="vLLM is not installed: bash serve/vllm_cpu.sh .venv-vllm")
     folder = tmp_path_factory.mktemp("real")
-    run = save_shop(folder / "shop")
+    run = save_shop(folder / "shop", hidden_size=SIZE)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -82,7 +83,7 @@ def same(found, wanted):
 
 def test_the_plugin_lists_what_the_endpoint_lists(vllm):
     url, log = vllm
-    here = ShopClient()
+    here = ShopClient(load=lambda v: make_shop(v, hidden_size=SIZE))
     for body in REQUESTS:
         status, found = ask(url, "/v1/genrec/recommendations", body)
         assert status == 200, found
@@ -98,7 +99,8 @@ def test_a_search_here_over_its_own_route_lists_the_same(vllm):
 
     engine = HttpEngine(vllm[0], key="key-of-the-shop")
     settings = ServeSettings(max_batch=1, searches=4)
-    here, there = ShopClient(), ShopClient(settings, load=lambda v: make_shop(v, engine=lambda model: engine))
+    here = ShopClient(load=lambda v: make_shop(v, hidden_size=SIZE))
+    there = ShopClient(settings, load=lambda v: make_shop(v, engine=lambda model: engine, hidden_size=SIZE))
     for body in REQUESTS:
         same(there.recommend(**body).json, here.recommend(**body).json)
     for each in (here, there):
