@@ -10,9 +10,12 @@ import dataclasses
 import hashlib
 import json
 import logging
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+import torch
 
 from genrec import artifacts, recipes
 from genrec.data.catalog import ItemCatalog
@@ -55,8 +58,8 @@ class ParallelRecipe:
     method: see :func:`~genrec.models.parallel_settings.preset`. tokenizer: the recipe of an item tokenizer that gives
     slots for ``setrec``, codes of one length for the others. model, lora, instruction: the transformer, see
     :class:`~genrec.models.parallel_settings.ParallelSettings`. joint: ``setrec``'s autoencoder goes on learning with
-    the model. collaborative: of ``setrec``: ``sasrec`` = the item table of the run's SASRec,
-    ``svd`` = of the training histories, made here, as wide as ``collaborative_dim``.
+    the model. reconstruction: weight of its loss then. collaborative: of ``setrec``: ``sasrec`` = the item table of the
+    run's SASRec, ``svd`` = of the training histories, made here, as wide as ``collaborative_dim``.
     """
 
     method: Method
@@ -67,6 +70,7 @@ class ParallelRecipe:
     train: TrainSettings = field(default_factory=TrainSettings)
     evaluate: EvalSettings = field(default_factory=EvalSettings)
     joint: bool = False
+    reconstruction: float = 0.7
     collaborative: Literal["sasrec", "svd"] = "svd"
     collaborative_dim: int = 64
     seed: int = 0
@@ -78,7 +82,8 @@ class ParallelRecipe:
 
     def settings(self, **changes: Any) -> ParallelSettings:
         """Of the model. Raises ConfigError where they do not fit together."""
-        return preset(self.method, self.model, lora=self.lora, instruction=self.instruction, **changes)
+        own = {"lora": self.lora, "instruction": self.instruction, "reconstruction": self.reconstruction}
+        return preset(self.method, self.model, **own, **changes)
 
 
 def tokenize_parallel(run: Path, out: Path, recipe: ParallelRecipe) -> ParallelItems:
@@ -107,13 +112,19 @@ def tokenize_parallel(run: Path, out: Path, recipe: ParallelRecipe) -> ParallelI
 def train_stage(run: Path, out: Path, recipe: ParallelRecipe) -> ParallelRecommender:
     """Train, choose beta on validation, and save: artifact ``bundle``. Goes on from ``checkpoints/``.
 
-    Raises TrainingPaused when training is not finished. A finished bundle of the same recipe and artifacts is read.
+    Raises TrainingPaused when training is not finished, ConfigError in one of several processes. A finished bundle of
+    the same recipe and artifacts is read, to where training leaves a model.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            "parallel models are trained by one process: every other would fit the tokenizer and write the same files",
+            hint="start it with python, not with torchrun or accelerate; train.accumulation_steps saves memory",
+        )
     key = _key(run, recipe, *(f.name for f in dataclasses.fields(recipe) if f.name != "evaluate"))
     bundle = out / "bundle"
     kept = artifacts.exists(bundle, kind="parallel_bundle")
     if kept and artifacts.read(bundle, verify=False).parents.get("key") == key:
-        return load_parallel(bundle)
+        return load_parallel(bundle, device="cuda" if torch.cuda.is_available() else "cpu")
     items, cut = tokenize_parallel(run, out, recipe), Split.load(run / "split")
     settings, valid = seeded(recipe.train, recipe.seed), cut.queries("valid")
     model = _model(out, items, recipe)
@@ -176,9 +187,8 @@ def _model(out: Path, items: ParallelItems, recipe: ParallelRecipe) -> ParallelM
 def _key(run: Path, recipe: ParallelRecipe, *names: str) -> str:
     """Hash of the parts of the recipe and of what is read from the run folder."""
     chosen = {name: value for name, value in recipes.to_json(recipe).items() if name in names}
-    for name in ("lora", "instruction"):  # of a drawn model: what was trained before there were pretrained ones stays
-        if not chosen.get(name):
-            chosen.pop(name, None)
+    usual = {"lora": None, "instruction": "", "reconstruction": 0.7}  # what was trained before there were these stays
+    chosen = {name: value for name, value in chosen.items() if name not in usual or value != usual[name]}
     if "train" in chosen:
         chosen["train"] = decisive(chosen["train"])
     digests = [artifacts.read(run / name, verify=False).digest for name in ("split", "embeddings")]

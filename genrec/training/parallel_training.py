@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from genrec import recipes
 from genrec.baselines.softmax import linear_cross_entropy
 from genrec.data.histories import Histories
 from genrec.data.splits import EvalSet
@@ -27,6 +28,7 @@ from genrec.item_tokenizers.codes import check_catalog
 from genrec.models.parallel_inputs import ItemShape, ParallelItems, PartTables
 from genrec.models.parallel_model import ParallelModel, VectorParts
 from genrec.models.parallel_recommender import ParallelDecoding, ParallelRecommender
+from genrec.models.parallel_settings import ParallelSettings
 from genrec.training.callbacks import Evaluate
 from genrec.training.dataset import Plan, Samples, prefix_samples, window_samples
 from genrec.training.finetune import Job, TrainResult, run_job
@@ -95,13 +97,24 @@ def train_parallel(
         ParallelCollator(model.shape, encodes, loss.known_N),
         {
             "model": shapes_digest(model),
-            "parallel": repr(model.settings),
+            "parallel": told_settings(model.settings),
             "items": data.items.fingerprint,
             **(frozen_parts(model.body.transformer) if model.settings.lora else {}),
             **data_digests(data.histories, data.tied, data.valid),
         },
     )
     return run_job(job, settings, out_dir, resume=resume, evaluate=evaluate)
+
+
+def told_settings(settings: ParallelSettings) -> dict[str, Any]:
+    """Settings of a model for the identity of its training (internal).
+
+    Without those at their defaults, which a later version may add to, and without the path of a pretrained model, which
+    may be moved: its frozen weights are in the identity.
+    """
+    told, usual = recipes.to_json(settings), recipes.to_json(ParallelSettings())
+    told["backbone"].pop("path", None)
+    return {name: value for name, value in told.items() if value != usual[name]}
 
 
 def _validator(data: ParallelData, settings: TrainSettings) -> Evaluate:

@@ -17,6 +17,7 @@ from genrec.models.parallel_settings import ParallelSettings, preset
 from genrec.models.pretrained import PretrainedSettings
 from genrec.testing.parallel_cases import parallel_case
 from genrec.testing.text_models import tiny_text_model
+from genrec.training.parallel_training import told_settings
 
 HISTORIES = [[3, 4, 5], [7], [], [1, 2, 3, 4, 5, 6]]
 LORA = LoraSettings(r=2, alpha=4, dropout=0.0)
@@ -87,8 +88,8 @@ def test_states_are_those_of_the_language_model_itself(folders, kind):
     found = states(model, items, [[3, 1, 4]])
     theirs, words = tiny_text_model(kind)
     rows = theirs.get_input_embeddings().weight[words(TEXT, add_special_tokens=False)["input_ids"]]
-    plain, _ = made(folders[kind], "rpg", lora=LORA, scale=1.0)
-    assert torch.allclose(plain.body.text, rows, atol=0.2)  # they start from the model's own
+    settings = preset("rpg", PretrainedSettings(str(folders[kind])), instruction=TEXT, lora=LORA)
+    assert torch.equal(ParallelModel.of(settings, items, seed=0).body.text, rows)  # they start as the model's own
     parts = model.positions(model.parts(items.tables(model.settings), torch.tensor([3, 1, 4])))[:, 0]
     sequence = torch.cat([model.body.text, model.body.start, parts])[None]
     with torch.no_grad():
@@ -159,6 +160,13 @@ def test_bfloat16_weights_beside_adapters(folders):
 def test_settings_that_do_not_fit(changes, message):
     with pytest.raises(ConfigError, match=message):
         ParallelSettings(**changes)
+
+
+def test_a_training_is_that_of_a_moved_model_and_of_settings_that_are_not_at_their_defaults():
+    told = told_settings(preset("rpg", PretrainedSettings("here")))
+    assert told == told_settings(preset("rpg", PretrainedSettings("there"))) and not {"lora", "instruction"} & set(told)
+    assert told != told_settings(preset("rpg", PretrainedSettings("here"), lora=LORA))
+    assert told != told_settings(preset("rpg", PretrainedSettings("here"), temperature=0.1))
 
 
 def test_what_the_model_cannot_read(folders, tmp_path):

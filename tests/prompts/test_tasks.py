@@ -112,6 +112,15 @@ def tells(example, secret: set[int], words: set[str]) -> bool:
     return False
 
 
+def test_a_step_that_user_codes_are_made_of_names_nobody(shop):
+    train = shop.split.train()
+    told = np.arange(len(train.items)) % 3 > 0
+    data = TaskData(shop.catalog, train, with_users=True, told=told)
+    found = [data.row("steps", place).user for place in range(data.n_rows("steps"))]
+    events = np.flatnonzero(np.arange(len(told)) > train.offsets[:-1][train.rows()])
+    assert found == np.where(told[events], train.rows()[events], -1).tolist()
+
+
 @pytest.mark.parametrize("name", [name for name in TASKS if load_task(name).template.header.rows != "items"])
 def test_what_users_did_later_is_in_no_example(shop, name):
     data, leaked, secret, words = planted(shop)

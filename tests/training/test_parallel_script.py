@@ -98,6 +98,14 @@ def test_on_a_language_model(run_folder, tmp_path):
     assert before != (tmp_path / "out" / "bundle" / "genrec.json").read_bytes()
 
 
+def test_one_process_and_the_published_weight(run_folder, tmp_path, monkeypatch):
+    recipe = load(ROOT / "train" / "parallel" / "setrec-qwen.yaml", ParallelRecipe).value
+    assert recipe.settings().reconstruction == 0.5 and recipe_of("setrec").settings().reconstruction == 0.7
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="one process"):
+        train_stage(run_folder, tmp_path, recipe_of("rpg"))
+
+
 def test_what_is_missing_is_said(run_folder, tmp_path):
     with pytest.raises(ConfigError, match="sasrec"):
         train_stage(run_folder, tmp_path, recipe_of("setrec", "collaborative=sasrec"))
