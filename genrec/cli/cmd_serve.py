@@ -83,6 +83,8 @@ def serve(
     Options of vLLM itself stand behind --, as in: genrec serve RUN --engine vllm -- --dtype float32
     """
     _check_engine(engine, url, engine_model, watch, threads, context.args)
+    if spare and (one_process or engine is EngineName.vllm):
+        raise ConfigError("--spare: only where a process watches the model, not with --one-process or --engine vllm")
     require("fastapi", "serve")
     require("uvicorn", "serve")
     require("prometheus_client", "serve")

@@ -9,7 +9,6 @@ import copy
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -271,7 +270,7 @@ class GenerativeRecommender:
         search = Search(self._over_index(), self._on_device(), wanted, self._n_beams(wanted), normalize, margin)
         found: list[Recommendations] = []
         order: list[npt.NDArray[np.int64]] = []
-        with self._evaluating():
+        with evaluating(self.model):
             for batch, prompts in self._batches(rows, users, queries):
                 deny = rows.take(batch) if wanted.exclude_seen else None
                 allowed = self._rank_filters_of([filters[row] for row in batch.tolist()])
@@ -371,9 +370,6 @@ class GenerativeRecommender:
                 stacklevel=3,
             )
         return chosen
-
-    def _evaluating(self) -> AbstractContextManager[None]:
-        return nullcontext() if isinstance(self._scorer, EngineScorer) else evaluating(self.model)
 
     def _over_index(self) -> Scorer:
         return self._scorer.over(self.index) if isinstance(self._scorer, EngineScorer) else self._scorer

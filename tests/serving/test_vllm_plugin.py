@@ -326,6 +326,8 @@ def test_an_encoder_decoder_is_refused_before_vllm_starts(run, tmp_path):
         (["--url", "http://x"], "--url"),
         (["--engine-model", "x"], "--engine-model"),
         (["--engine", "vllm", "--watch", "5"], "--watch"),
+        (["--engine", "vllm", "--spare"], "--spare"),
+        (["--one-process", "--spare"], "--spare"),
         (["--engine", "http", "--url", "http://x", "--threads", "2"], "--threads"),
         (["--", "--dtype", "float32"], "--engine vllm"),
     ],
