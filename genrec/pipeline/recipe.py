@@ -224,10 +224,6 @@ class PipelineRecipe:
             raise ConfigError(f"alignment.max_items: expected train.max_items, which is {theirs}, got {ours}")
         if self.train.prefix_drop:
             raise ConfigError("train.prefix_drop: no effect on tasks, which begin at random steps", hint="leave it out")
-        if self.train.packing:
-            raise ConfigError(
-                "train.packing: no effect on tasks, whose batches hold examples of like length", hint="leave it out"
-            )
         if self.alignment.ask.task not in {each.task for each in self.alignment.tasks}:
             raise ConfigError(
                 f"alignment.ask.task: expected one of the tasks, got {self.alignment.ask.task!r}",

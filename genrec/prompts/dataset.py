@@ -7,7 +7,7 @@ from collections import Counter
 
 import numpy as np
 
-from genrec.data.batching import length_batches, padding_share
+from genrec.data.batching import length_batches, packed_padding_share, padding_share, random_batches
 from genrec.errors import DataError
 from genrec.prompts.data import Int64
 from genrec.prompts.encode import Encoded, ExampleEncoder, TokenRows
@@ -52,14 +52,17 @@ class AlignmentPlan:
     """Which examples are the batch of step s (experimental).
 
     The samples of an epoch come in a random order, in windows of 64 batches; inside a window, batches hold examples of
-    like length (see :func:`genrec.data.batching.length_batches`). A row that has nothing to say, or whose example is
-    longer than ``max_tokens`` even with one history item, is replaced by another row of its task and counted in
-    ``replaced`` (by task); those that were too long are in ``too_long`` too, with a warning.
+    like length (see :func:`genrec.data.batching.length_batches`), with ``packing`` of any. A row that has nothing to
+    say, or whose example is longer than ``max_tokens`` even with one history item, is replaced by another row of its
+    task and counted in ``replaced`` (by task); those that were too long are in ``too_long`` too, with a warning.
     Raises DataError when that goes on 100 times for one sample.
     """
 
-    def __init__(self, mixture: TaskMixture, encoder: ExampleEncoder, *, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, mixture: TaskMixture, encoder: ExampleEncoder, *, batch_size: int, seed: int, packing: bool = False
+    ) -> None:
         self.mixture, self.encoder, self._batch_size, self._seed = mixture, encoder, batch_size, seed
+        self._packing = packing
         self.steps_per_epoch = -(-len(mixture) // batch_size)
         self.replaced: Counter[str] = Counter()
         self.too_long: Counter[str] = Counter()
@@ -89,7 +92,7 @@ class AlignmentPlan:
     def padding_share(self) -> float:
         """Share of the input token cells that are padding, in [0, 1): of the first window of the first epoch."""
         self._enter(0, 0)
-        return padding_share(self._lengths(), self._batches)
+        return (packed_padding_share if self._packing else padding_share)(self._lengths(), self._batches)
 
     def _enter(self, epoch: int, window: int) -> None:
         if self._at == (epoch, window):
@@ -102,7 +105,10 @@ class AlignmentPlan:
         self._rows = TokenRows.of([self.encoded(epoch, int(i)) for i in chosen])
         self._say_replaced(len(chosen))
         seed = derive(self._seed, "window", window)
-        self._batches = length_batches(self._lengths(), self._batch_size, seed=seed, epoch=epoch)
+        if self._packing:
+            self._batches = random_batches(len(chosen), self._batch_size, seed=seed, epoch=epoch)
+        else:
+            self._batches = length_batches(self._lengths(), self._batch_size, seed=seed, epoch=epoch)
         self._at = (epoch, window)
 
     def _say_replaced(self, n_examples: int) -> None:

@@ -26,6 +26,7 @@ from genrec.training.dataset import TrainingData
 from genrec.training.finetune import Job, TrainResult, bind, run_job
 from genrec.training.identity import identity_of
 from genrec.training.module import TrainingModule
+from genrec.training.packing import PackedBatches, check_packing
 from genrec.training.settings import TrainSettings
 from genrec.training.validation import validator
 
@@ -65,10 +66,6 @@ def finetune_on_tasks(
         )
     if settings.prefix_drop:
         raise ConfigError("prefix_drop: no effect on tasks, which begin at random steps", hint="set it to 0")
-    if settings.packing:
-        raise ConfigError(
-            "packing: no effect on tasks, whose batches hold examples of like length", hint="leave it out"
-        )
     encoder = task_encoder(model, data, tasks)
     if evaluate is None and settings.eval_every and data.valid is not None and len(data.valid):
         evaluate = validator(data, settings, task_prompts(tasks, encoder))
@@ -120,13 +117,16 @@ def _job(model: Any, data: TrainingData, tasks: Tasks, settings: TrainSettings, 
     source = TaskData(tasks.catalog, data.histories, with_users=with_users, tied=data.tied, told=data.told_E)
     user_drop = 0.0 if data.user_index is None else settings.user_drop
     mixture = TaskMixture(tasks.mixture, source, seed=settings.seed, user_drop=user_drop)
-    plan = AlignmentPlan(mixture, encoder, batch_size=settings.batch_size, seed=settings.seed)
+    plan = AlignmentPlan(mixture, encoder, batch_size=settings.batch_size, seed=settings.seed, packing=settings.packing)
     start = getattr(model.config, "decoder_start_token_id", None) or 0
     collator = AlignmentCollator(data.codes, data.token_map, encoder.layout, start)
+    if settings.packing:
+        check_packing(model)
     loss = AlignmentLoss(data.token_map, settings.softmax, settings.label_smoothing, data.codes)
     identity = {**identity_of(model, data), "tasks": mixture_digest(mixture, encoder)}
     # the trainer counts, cuts and hands over samples, whatever they are
-    return Job(TrainingModule(model, loss), cast(Any, plan), cast(Any, collator), identity)
+    batches = PackedBatches(cast(Any, collator)) if settings.packing else cast(Any, collator)
+    return Job(TrainingModule(model, loss), cast(Any, plan), batches, identity)
 
 
 def mixture_digest(mixture: TaskMixture, encoder: ExampleEncoder) -> str:

@@ -148,7 +148,6 @@ def test_damaged_prompts_are_named(decoder_run, tmp_path):
         ({"model": DecoderSettings()}, "alignment: expected a model of kind pretrained"),
         ({"train": TrainSettings(max_items=5)}, r"alignment\.max_items"),
         ({"train": TrainSettings(max_items=6, prefix_drop=0.1)}, r"train\.prefix_drop"),
-        ({"train": TrainSettings(max_items=6, packing=True)}, r"train\.packing"),
         ({"alignment": replace(MIXTURE, ask=AskSettings("search"))}, r"alignment\.ask\.task"),
     ],
 )

@@ -141,10 +141,13 @@ def test_what_cannot_fit_is_replaced_counted_and_told_once(shop, vocabulary, cap
         AlignmentPlan(made, encoder(shop, vocabulary, max_tokens=8), batch_size=8, seed=0).batch(0)
 
 
-@pytest.mark.parametrize("layout", ["decoder", "encoder"])
-def test_the_batch_of_a_step_depends_on_the_step_only(shop, vocabulary, layout, monkeypatch):
+@pytest.mark.parametrize(("layout", "packing"), [("decoder", False), ("encoder", False), ("decoder", True)])
+def test_the_batch_of_a_step_depends_on_the_step_only(shop, vocabulary, layout, packing, monkeypatch):
     monkeypatch.setattr("genrec.prompts.dataset.WINDOW", 4)
-    plans = [AlignmentPlan(mixture(shop), encoder(shop, vocabulary, layout), batch_size=7, seed=1) for _ in range(2)]
+    plans = [
+        AlignmentPlan(mixture(shop), encoder(shop, vocabulary, layout), batch_size=7, seed=1, packing=packing)
+        for _ in range(2)
+    ]
     n = plans[0].steps_per_epoch
     assert n == -(-len(EVERY) * 12 // 7)
     forwards = {step: plans[0].batch(step) for step in range(2 * n)}
@@ -153,6 +156,9 @@ def test_the_batch_of_a_step_depends_on_the_step_only(shop, vocabulary, layout, 
     assert sum(len(forwards[step]) for step in range(n)) == len(EVERY) * 12
     assert forwards[0].ids.tolist() != forwards[n].ids.tolist()
     assert 0 <= plans[0].padding_share() < 0.5
+    # of like length: little lies between the shortest and the longest of a batch
+    spread = np.mean([np.ptp(batch.lengths) for batch in forwards.values()])
+    assert spread > 60 if packing else spread < 40, spread
 
 
 @settings(deadline=None, max_examples=30)

@@ -14,9 +14,13 @@ from genrec.data.splits import leave_one_out
 from genrec.data.synthetic import make, tiny
 from genrec.errors import ConfigError
 from genrec.item_tokenizers.codes import ItemCodes
-from genrec.prompts.mixture import MixedTask, MixtureSettings
+from genrec.prompts.data import TaskData
+from genrec.prompts.dataset import AlignmentPlan
+from genrec.prompts.mixture import MixedTask, MixtureSettings, TaskMixture
 from genrec.testing.text_models import byte_level_tokenizer, unigram_tokenizer
+from genrec.training.alignment import AlignmentCollator, AlignmentLoss
 from genrec.training.dataset import TrainingData
+from genrec.training.module import TrainingModule
 from genrec.training.settings import TrainSettings
 from genrec.training.tasks import Tasks, finetune_on_tasks, task_encoder, task_prompts
 from genrec.vocab.text_vocabulary import extend_vocabulary
@@ -74,6 +78,27 @@ def test_a_training_in_pieces_has_the_bits_of_one_in_one(kind, tmp_path):
         assert torch.equal(value, pieces.model.state_dict()[name]), name
 
 
+def test_packed_examples_have_the_loss_of_padded_ones(tmp_path):
+    rule = dataclasses.replace(SHORT, packing=True, max_steps=1, eval_every=0, batch_size=20)
+    mixture = dataclasses.replace(MIXTURE, tasks=(*MIXTURE.tasks, MixedTask("explanation", samples=8)), max_text=400)
+    model, data, tasks = prepared("decoder", mixture)
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.0
+    encoder = task_encoder(model, data, tasks)
+    source = TaskData(tasks.catalog, data.histories)
+    rows = AlignmentPlan(TaskMixture(mixture, source, seed=0), encoder, batch_size=20, seed=0, packing=True).batch(0)
+    collate = AlignmentCollator(data.codes, data.token_map, "decoder")
+    loss = AlignmentLoss(data.token_map, rule.softmax, 0.0, data.codes)
+    want = TrainingModule(model, loss)(**collate(rows), scale=1 / collate.n_targets(rows)).item()
+    shapes = []
+    model.model.register_forward_pre_hook(
+        lambda _, args, kwargs: shapes.append(kwargs["input_ids"].shape), with_kwargs=True
+    )
+    found = finetune_on_tasks(model, data, tasks, rule, tmp_path)
+    assert found.log[-1]["loss"] == pytest.approx(want, rel=1e-4)
+    assert len(shapes) == 1 and shapes[0][0] < 20
+
+
 def test_another_mixture_does_not_go_on(tmp_path):
     short = dataclasses.replace(SHORT, max_steps=1, eval_every=0)
     finetune_on_tasks(*prepared("decoder"), short, tmp_path)
@@ -86,7 +111,6 @@ def test_what_does_not_go_with_tasks_is_refused(tmp_path):
     for changed, message in (
         ({"max_items": 6}, "max_items"),
         ({"prefix_drop": 0.5}, "prefix_drop"),
-        ({"packing": True}, "packing"),
     ):
         with pytest.raises(ConfigError, match=message):
             finetune_on_tasks(*prepared("decoder"), dataclasses.replace(SHORT, **changed), tmp_path)
