@@ -22,6 +22,7 @@ from genrec.decoding.parallel import ParallelIndex
 from genrec.decoding.parallel_slots import SlotIndex, setrec_weights
 from genrec.errors import ConfigError, DataError
 from genrec.item_tokenizers.slots import ItemSlots
+from genrec.models.asked import check_items, rows_of_like_length
 from genrec.models.backbone import evaluating
 from genrec.models.parallel_inputs import ParallelItems, PartTables
 from genrec.models.parallel_model import ParallelModel
@@ -194,18 +195,13 @@ class ParallelRecommender:
     @torch.no_grad()
     def _batches(self, histories: Histories) -> Iterator[tuple[npt.NDArray[np.int64], Tensor]]:
         """Row numbers, and the states ``[B, n, D]`` after the whole history, of users with histories of like length."""
-        recent, size = histories.last(self.settings.max_items), self.settings.batch_size
-        order = np.argsort(recent.lengths, kind="stable")
+        recent = histories.last(self.settings.max_items)
         with evaluating(self.model):
-            for batch in (order[start : start + size] for start in range(0, len(order), size)):
+            for batch in rows_of_like_length(recent, self.settings.batch_size):
                 yield batch, states_after(self.model, self._tables, recent.take(batch))
 
     def _histories(self, given: Histories | Sequence[Sequence[int]]) -> Histories:
-        found = given if isinstance(given, Histories) else Histories.from_lists(given)
-        items = found.items
-        if len(items) and not 0 <= int(items.min()) <= int(items.max()) < self.n_items:
-            raise DataError(f"item numbers: expected 0..{self.n_items - 1}, got {items.min()} .. {items.max()}")
-        return found
+        return check_items(given if isinstance(given, Histories) else Histories.from_lists(given), self.n_items)
 
 
 def states_after(model: ParallelModel, tables: PartTables, histories: Histories) -> Tensor:

@@ -6,10 +6,9 @@ Axes: U users, B users of a batch, M items asked for.
 from __future__ import annotations
 
 import copy
-import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,52 +27,26 @@ from genrec.decoding.index import CatalogIndex
 from genrec.decoding.interface import Normalize, Recommendations, SearchOptions
 from genrec.decoding.listing import CERTIFICATE_MARGIN, HALF_MARGIN, joined_lists
 from genrec.decoding.sampling import Samples, check_seed, draw, joined_samples, row_keys
-from genrec.decoding.scorer import Prompts, Scorer, check_normalize
+from genrec.decoding.scorer import Prompts, Scorer
 from genrec.decoding.search import Batch, Search
 from genrec.decoding.select import DeviceIndex
 from genrec.decoding.snapshot import CatalogSnapshot
-from genrec.errors import ConfigError, DataError, FingerprintMismatch
+from genrec.errors import ConfigError, FingerprintMismatch
 from genrec.item_tokenizers.codes import ItemCodes
+from genrec.models.asked import check_asked, histories_asked, rows_of_like_length
 from genrec.models.backbone import evaluating, layout_of, scorer_of
+from genrec.models.decoding_settings import DecodingSettings as DecodingSettings
 from genrec.models.engine_scorer import Engine, EngineScorer
+from genrec.models.model_parts import check_parts, say_what_is_ignored
 from genrec.models.prompting import build_prompts, item_tokens, users_asked
 from genrec.vocab.token_map import TokenMap
-from genrec.vocab.user_index import UserIndex, check_users
+from genrec.vocab.user_index import UserIndex
 
 if TYPE_CHECKING:
     from genrec.data.catalog import ItemCatalog
     from genrec.models.template_prompts import TemplatePrompts
 
-logger = logging.getLogger(__name__)
-
 DEFAULT_TOP_K = 10
-
-
-@dataclass(frozen=True)
-class DecodingSettings:
-    """How a model is decoded unless a request says otherwise; stored with it (``decoding.json``).
-
-    n_beams: identifiers kept per step. normalize: None = as in training (``loss``). loss: the softmax of the
-    training loss, over the vocabulary, the level's codes or the children. max_items: newest items of a history
-    that enter the prompt (all items count as seen). batch_size: users searched at once.
-
-    Raises ConfigError for values out of range. Stability: stable.
-    """
-
-    n_beams: int = 50
-    normalize: Normalize | None = None
-    loss: Normalize = "vocab"
-    max_items: int = 20
-    batch_size: int = 64
-
-    def __post_init__(self) -> None:
-        for name in ("n_beams", "max_items", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: expected a positive integer, got {getattr(self, name)}")
-        if self.loss not in ("vocab", "level", "children"):
-            raise ConfigError(f"loss: expected 'vocab', 'level' or 'children', got {self.loss!r}")
-        if self.normalize is not None:
-            check_normalize(self.normalize)
 
 
 class GenerativeRecommender:
@@ -103,26 +76,8 @@ class GenerativeRecommender:
         user_index: UserIndex | None = None,
         engine: Engine | None = None,
     ) -> None:
-        if index.codes != codes.fingerprint:
-            raise FingerprintMismatch(
-                f"index was built from codes {index.codes[:8]}, got codes {codes.fingerprint[:8]}",
-                hint="build the index again with CatalogIndex.build",
-            )
+        check_parts(model, token_map, codes, index, user_index)
         self._published = codes
-        trained_on = getattr(model.config, "genrec_codes", codes.fingerprint)
-        n_items, of_catalog = getattr(model.config, "genrec_n_items", 0), getattr(model.config, "genrec_catalog", "")
-        if trained_on != codes.fingerprint and not codes.extends(trained_on, n_items, of_catalog):
-            raise FingerprintMismatch(
-                f"the model was trained on codes {trained_on[:8]}, got codes {codes.fingerprint[:8]}",
-                hint="a model only understands the identifiers it was trained on: use those of its bundle",
-            )
-        check_users(token_map, user_index)
-        of_users = getattr(model.config, "genrec_users", None)
-        if user_index is not None and of_users not in (None, user_index.fingerprint):
-            raise FingerprintMismatch(
-                f"the model was trained on users {of_users[:8]}, got users {user_index.fingerprint[:8]}",
-                hint="a model only understands the user index it was trained with: use that of its bundle",
-            )
         self.model = model
         self.token_map = token_map
         self.codes = codes
@@ -138,7 +93,7 @@ class GenerativeRecommender:
         self._snapshot: CatalogSnapshot | None = None
         self._now: GenerativeRecommender | None = None  # what answers since the last swap
         self._load_catalog: Callable[[], ItemCatalog | None] = lambda: None
-        _say_what_is_ignored(model)
+        say_what_is_ignored(model)
 
     @classmethod
     def from_pretrained(
@@ -246,7 +201,7 @@ class GenerativeRecommender:
         if options is not None and top_k != DEFAULT_TOP_K:
             raise ConfigError(f"top_k: {top_k} beside options, which say {options.top_k}", hint="say it in the options")
         wanted = options or SearchOptions(top_k=top_k)
-        n_beams = self._n_beams(wanted)
+        n_beams = self.settings.beams(wanted.n_beams, wanted.top_k)
         self._normalize(wanted.normalize)
         if n_beams < (wanted.top_k or 0) and not wanted.exact and wanted.diversity is None:
             warnings.warn(
@@ -254,7 +209,7 @@ class GenerativeRecommender:
                 f"(give {wanted.top_k} or more, or leave n_beams out)",
                 stacklevel=2,
             )
-        return self.lists(self._histories(histories), wanted, users, queries)
+        return self.lists(histories_asked(histories, self.n_items, lambda: self.catalog), wanted, users, queries)
 
     def lists(
         self,
@@ -264,10 +219,11 @@ class GenerativeRecommender:
         queries: Sequence[str | None] | None = None,
     ) -> Recommendations:
         """:meth:`recommend` of this version, without its warnings (internal)."""
-        normalize = self._softmax(wanted.normalize)
+        normalize = self.settings.softmax(wanted.normalize)
         filters = self._named(wanted.filter, len(rows))
         margin = CERTIFICATE_MARGIN if self.model.dtype == torch.float32 else HALF_MARGIN
-        search = Search(self._over_index(), self._on_device(), wanted, self._n_beams(wanted), normalize, margin)
+        n_beams = self.settings.beams(wanted.n_beams, wanted.top_k)
+        search = Search(self._over_index(), self._on_device(), wanted, n_beams, normalize, margin)
         found: list[Recommendations] = []
         order: list[npt.NDArray[np.int64]] = []
         with evaluating(self.model):
@@ -303,11 +259,12 @@ class GenerativeRecommender:
             raise ConfigError("sample: exact and diversity are for recommend", hint="leave them out (--max-per too)")
         if isinstance(self._scorer, EngineScorer) and temperature != 1:
             raise ConfigError(f"sample: expected temperature 1 of a model in an engine, got {temperature}")
-        rows = self._histories(histories)
+        rows = histories_asked(histories, self.n_items, lambda: self.catalog)
         seeds = check_seed(seed, len(rows))
         filters = self._named(wanted.filter, len(rows))
         normalize = self._normalize(wanted.normalize)
-        search = Search(self._over_index(), self._on_device(), wanted, self._n_beams(wanted), normalize)
+        n_beams = self.settings.beams(wanted.n_beams, wanted.top_k)
+        search = Search(self._over_index(), self._on_device(), wanted, n_beams, normalize)
         found: list[Samples] = []
         order: list[npt.NDArray[np.int64]] = []
         with evaluating(self.model):
@@ -337,7 +294,7 @@ class GenerativeRecommender:
         """
         if self._now is not None:
             return self._now.score(histories, items, users, normalize=normalize)
-        rows = self._histories(histories)
+        rows = histories_asked(histories, self.n_items, lambda: self.catalog)
         gone = self.index.rank_of < 0
         if self._snapshot is not None:
             gone |= self._snapshot.retired
@@ -355,14 +312,8 @@ class GenerativeRecommender:
             out[:, gone] = -np.inf
         return out
 
-    def _n_beams(self, wanted: SearchOptions) -> int:
-        return wanted.n_beams or max(self.settings.n_beams, wanted.top_k or 0)
-
-    def _softmax(self, asked: Normalize | None) -> Normalize:
-        return check_normalize(asked or self.settings.normalize or self.settings.loss)
-
     def _normalize(self, asked: Normalize | None) -> Normalize:
-        chosen = self._softmax(asked)
+        chosen = self.settings.softmax(asked)
         if chosen != self.settings.loss:
             warnings.warn(
                 f"decoding with normalize={chosen!r} a model trained with the softmax over "
@@ -392,16 +343,10 @@ class GenerativeRecommender:
         queries: Sequence[str | None] | None = None,
     ) -> Iterator[tuple[npt.NDArray[np.int64], Prompts]]:
         """Row numbers and prompts of users with prompts of like length."""
-        if users is not None and len(np.asarray(users)) != len(histories):
-            raise DataError(f"users: expected {len(histories)}, one per history, got {len(np.asarray(users))}")
-        if queries is not None and len(queries) != len(histories):
-            raise DataError(f"queries: expected {len(histories)}, one per history, got {len(queries)}")
-        if queries is not None and self.prompts is None:
-            raise ConfigError("query: the model knows no text", hint="train one on the task search (docs/prompts.md)")
+        check_asked(len(histories), users, queries, prompts=self.prompts)
         of_user = users_asked(self.token_map, users, len(histories), user_ids=self.user_ids, index=self.user_index)
         recent = histories.last(self.settings.max_items)
-        order, size = np.argsort(recent.lengths, kind="stable"), self.settings.batch_size
-        for batch in (order[start : start + size] for start in range(0, len(order), size)):
+        for batch in rows_of_like_length(recent, self.settings.batch_size):
             some, their = recent.take(batch), None if of_user is None else of_user[batch]
             if self.prompts is not None:
                 yield batch, self.prompts(some, their, queries and [queries[row] for row in batch.tolist()])
@@ -409,46 +354,8 @@ class GenerativeRecommender:
                 layout = layout_of(self.model)
                 yield batch, build_prompts(layout, some, self._tokens_NM, self.token_map, their)
 
-    def _histories(self, given: Histories | Sequence[Sequence[int]] | Sequence[Sequence[str]]) -> Histories:
-        if isinstance(given, Histories):
-            found = given
-        elif any(isinstance(row, str | int | np.integer) for row in given):
-            raise DataError("histories: expected one list of items for each user", hint="of one user: [[3, 14]]")
-        elif not any(isinstance(item, str) for row in given for item in row[:1]):
-            found = Histories.from_lists(given)  # type: ignore[arg-type]
-        elif self.catalog is None:
-            raise DataError("histories are item ids, and the model has no catalog", hint="pass item numbers")
-        else:
-            found = Histories.from_lists([self.catalog.numbers(row) for row in given])  # type: ignore[arg-type]
-        items = found.items
-        # all of them: an item too old for the prompt is still excluded, and -1 would exclude the last item
-        if len(items) and not 0 <= int(items.min()) <= int(items.max()) < self.n_items:
-            raise DataError(f"item numbers: expected 0..{self.n_items - 1}, got {items.min()} .. {items.max()}")
-        return found
-
     def _on_device(self) -> DeviceIndex:
         device = self._scorer.device
         if self._device_index is None or self._device_index.device != device:
             self._device_index = DeviceIndex(self.index, device)
         return self._device_index
-
-
-def _say_what_is_ignored(model: PreTrainedModel) -> None:
-    config = getattr(model, "generation_config", None)
-    if config is None:
-        return
-    changed = {
-        name: value
-        for name, neutral in (
-            ("do_sample", False),
-            ("temperature", 1.0),
-            ("top_k", 50),
-            ("top_p", 1.0),
-            ("repetition_penalty", 1.0),
-            ("length_penalty", 1.0),
-            ("no_repeat_ngram_size", 0),
-        )
-        if (value := getattr(config, name, None)) not in (None, neutral)
-    }
-    if changed:
-        logger.info("the model's generation_config is not used; ignored: %s", changed)

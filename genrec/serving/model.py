@@ -165,7 +165,7 @@ class ServedModel:
 
     def rows(self, request: RecommendationRequest) -> int:
         """Identifiers that are kept for each user of a request while it is searched."""
-        return request.n_beams or max(self.recommender.settings.n_beams, request.top_k)
+        return self.recommender.settings.beams(request.n_beams, request.top_k)
 
     def field_kinds(self) -> dict[str, str]:
         """Field of the catalog → its type, for those who write conditions."""

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from genrec.data.histories import Histories
 from genrec.decoding.filters import ItemFilter
 from genrec.decoding.index import CatalogIndex
 from genrec.decoding.interface import SearchOptions
@@ -78,7 +79,7 @@ def test_it_is_the_beam_search_of_plain_python():
     _, there, _ = sides()
     tokens, codes = there.token_map, there.codes
     history = [[5, 1, 60]]
-    prompt = build_prompts("decoder", there._histories(history), there._tokens_NM, tokens).tokens_BT[0].tolist()
+    prompt = build_prompts("decoder", Histories.from_lists(history), there._tokens_NM, tokens).tokens_BT[0].tolist()
 
     @torch.no_grad()
     def logp(row, prefix):
