@@ -5,13 +5,12 @@ Axes: N items, U users of a batch.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -19,20 +18,23 @@ import numpy.typing as npt
 from genrec.data.catalog import ItemCatalog, column_kind
 from genrec.data.histories import Histories
 from genrec.decoding.catalog_store import CatalogStore
-from genrec.decoding.filter_set import FilterSet
-from genrec.decoding.filters import ItemFilter, in_namespace
+from genrec.decoding.filters import ItemFilter
 from genrec.decoding.interface import Normalize, Recommendations, SearchOptions
 from genrec.decoding.snapshot import CatalogSnapshot
-from genrec.errors import ArtifactError, ConfigError, GenrecError
+from genrec.errors import ConfigError
 from genrec.models.bundle import load_bundle
 from genrec.models.engine_weights import weights_of
 from genrec.models.explain import PathStep, explain
 from genrec.serving.digests import CatalogDigest, of_bundle
+from genrec.serving.listable import catalog_of, first_listable, not_allowed
 from genrec.serving.problems import Problem
 from genrec.serving.rules import Rules
-from genrec.serving.schemas import Input, RecommendationRequest
+from genrec.serving.run_catalog import catalog_and_log, first_snapshot
+from genrec.serving.schemas import RecommendationRequest
 from genrec.serving.settings import ServeSettings
 from genrec.serving.telemetry import Metrics
+from genrec.serving.users import Asked, LogHistories, asked_of
+from genrec.serving.users import Query as Query
 
 if TYPE_CHECKING:
     import torch
@@ -41,24 +43,7 @@ if TYPE_CHECKING:
     from genrec.models.engine_scorer import Engine
     from genrec.models.recommender import GenerativeRecommender
 
-Mask = npt.NDArray[np.bool_]
 NORMALIZE: dict[str | None, Normalize | None] = {None: None, "raw": "vocab", "renormalized": "children"}
-_BLOCK = 4096
-_LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, eq=False)
-class Query:
-    """One user of a request."""
-
-    request: RecommendationRequest
-    user: Input
-
-    @property
-    def key(self) -> tuple[Any, ...]:
-        """What must be equal for two users to be searched in one batch."""
-        r = self.request
-        return r.top_k, r.n_beams, r.exclude_seen, r.exact, r.scores, r.explain
 
 
 @dataclass(frozen=True)
@@ -103,9 +88,8 @@ class ServedModel:
     ) -> None:
         self.weights, self._lock = weights, threading.RLock()
         self.recommender, self.name, self.version, self.log = recommender, name, version, log
-        self.store = CatalogStore(_first_snapshot(recommender, catalog), publish=recommender.swap)
-        self._users = {} if log is None else {user: row for row, user in enumerate(log.user_ids)}
-        self._histories = None if log is None else log.histories()
+        self.store = CatalogStore(first_snapshot(recommender, catalog), publish=recommender.swap)
+        self._log = None if log is None else LogHistories(log)
         counts = np.zeros(len(catalog), np.int64) if log is None else np.bincount(log.item, minlength=len(catalog))
         self._popular_first: npt.NDArray[np.int64] = np.argsort(-counts, kind="stable")
         self.max_beams = max_beams
@@ -132,19 +116,8 @@ class ServedModel:
 
         Raises what :func:`load_bundle` raises, ArtifactError where there is no catalog.
         """
-        from genrec import artifacts
-        from genrec.data.interactions import Interactions
-
         bundle = load_bundle(path, base=base, engine=engine, dtype=dtype)
-        catalog = bundle.catalog
-        if catalog is None and artifacts.exists(path / "catalog"):
-            catalog = ItemCatalog.load(path / "catalog")
-        if catalog is None:
-            raise ArtifactError(f"{path}: the bundle has no catalog", hint="serve the run folder it was trained in")
-        log = Interactions.load(path / "interactions") if artifacts.exists(path / "interactions") else None
-        if log is not None and not catalog.extends(log.catalog, log.n_items):
-            _LOG.warning("%s: the log is of another catalog and is not used", path)
-            log = None
+        catalog, log = catalog_and_log(bundle, path)
         shown = name or path.resolve().name
         return cls(
             bundle.recommender,
@@ -169,7 +142,7 @@ class ServedModel:
 
     def field_kinds(self) -> dict[str, str]:
         """Field of the catalog → its type, for those who write conditions."""
-        catalog = _catalog(self.store.snapshot)
+        catalog = catalog_of(self.store.snapshot)
         if self._kinds is None or self._kinds[0] is not catalog:
             self._kinds = (catalog, {name: column_kind(name, values) for name, values in catalog.fields.items()})
         return dict(self._kinds[1])
@@ -205,11 +178,11 @@ class ServedModel:
         snapshot = view.snapshot
         assert snapshot is not None, "the store has published one"
         out: list[Answer | Exception | None] = [None] * len(queries)
-        asked: list[_Asked] = []
+        asked: list[Asked] = []
         with self._lock:
             for place, query in enumerate(queries):
                 try:
-                    asked.append(self._asked(place, query, snapshot))
+                    asked.append(asked_of(place, query, snapshot, self._rules, log=self._log, prompts=view.prompts))
                 except Exception as error:  # whatever is wrong with one user, the others have their lists
                     out[place] = error
         started = time.monotonic()
@@ -228,7 +201,7 @@ class ServedModel:
         return [each for each in out if each is not None]
 
     def _search(
-        self, view: GenerativeRecommender, asked: list[_Asked], request: RecommendationRequest
+        self, view: GenerativeRecommender, asked: list[Asked], request: RecommendationRequest
     ) -> dict[int, Answer]:
         """Place → answer of users with a history. request: any of them, since they ask in the same way."""
         snapshot = view.snapshot
@@ -256,7 +229,7 @@ class ServedModel:
     def _paths(
         self,
         view: GenerativeRecommender,
-        asked: _Asked,
+        asked: Asked,
         items: npt.NDArray[np.int32],
         options: SearchOptions,
         normalize: str | None,
@@ -272,11 +245,11 @@ class ServedModel:
             query=asked.query,
         )
 
-    def _listed(self, asked: _Asked, lists: Recommendations, row: int, snapshot: CatalogSnapshot) -> Answer:
+    def _listed(self, asked: Asked, lists: Recommendations, row: int, snapshot: CatalogSnapshot) -> Answer:
         items = lists.items[row]
         n = int((items >= 0).sum())
         return Answer(
-            ids=_catalog(snapshot).ids_of(items[:n]),
+            ids=catalog_of(snapshot).ids_of(items[:n]),
             scores=[float(score) for score in lists.scores[row][:n]],
             source="model",
             skipped=asked.skipped,
@@ -287,11 +260,11 @@ class ServedModel:
             catalog_digest=self.catalog_digest(snapshot),
         )
 
-    def _popular(self, asked: _Asked, query: Query, snapshot: CatalogSnapshot) -> Answer:
+    def _popular(self, asked: Asked, query: Query, snapshot: CatalogSnapshot) -> Answer:
         """The most bought allowed items, for a user of whom nothing is known; the earlier item first where equal."""
-        best = self._best_known(asked, query.request.top_k, snapshot)
+        best = first_listable(self._popular_first, asked.allowed, query.request.top_k, snapshot)
         return Answer(
-            ids=_catalog(snapshot).ids_of(best),
+            ids=catalog_of(snapshot).ids_of(best),
             scores=[None] * len(best),
             source="popular",
             skipped=asked.skipped,
@@ -302,60 +275,18 @@ class ServedModel:
             catalog_digest=self.catalog_digest(snapshot),
         )
 
-    def _best_known(self, asked: _Asked, top_k: int, snapshot: CatalogSnapshot) -> npt.NDArray[np.int64]:
-        """The first allowed items in the order of purchases; a catalog's new items come last. Read block by block."""
-        found, n = [np.zeros(0, np.int64)], 0
-        for first in range(0, snapshot.n_items, _BLOCK):
-            known = self._popular_first[first : first + _BLOCK]
-            new = np.arange(max(first, len(self._popular_first)), min(first + _BLOCK, snapshot.n_items))
-            block = np.concatenate([known, new])
-            found.append(block[_may_be_listed(block, asked.allowed, snapshot)])
-            n += len(found[-1])
-            if n >= top_k:
-                break
-        return np.concatenate(found)[:top_k]
-
-    def _asked(self, place: int, query: Query, snapshot: CatalogSnapshot) -> _Asked:
-        """What a user asks, in item numbers."""
-        user, catalog = query.user, _catalog(snapshot)
-        if user.history is None and user.user is None:
-            numbers, skipped = np.zeros(0, np.int32), 0
-        elif user.history is None:
-            if user.user not in self._users or self._histories is None:
-                message = "user: not in the log of this server" if self._users else "user: this server has no log"
-                raise Problem(404, message, param="user", code="unknown_user")
-            numbers, skipped = self._histories[self._users[user.user]], 0
-        else:
-            found = catalog.numbers(user.history, missing="negative")
-            numbers, skipped = found[found >= 0], int((found < 0).sum())
-        if user.query is not None:
-            self._check_query(user.query, numbers)
-        return _Asked(place, numbers, user.user, skipped, self._rules.of(query.request, snapshot), user.query)
-
     def searches(self) -> list[str]:
         """The kinds of queries that the model was trained on: "search", "search_with_history"."""
         prompts = self.recommender.prompts
         return [] if prompts is None else sorted(prompts.searches)
 
-    def _check_query(self, query: str, history: npt.NDArray[np.int32]) -> None:
-        """Raise Problem for a query that the model cannot answer beside this history."""
-        prompts, kind = self.recommender.now.prompts, "search_with_history" if len(history) else "search"
-        if prompts is None or kind not in prompts.searches:
-            beside = "beside a history of known items" if len(history) else "without a known item in a history"
-            message = f"query: the model was not trained on searches {beside} (task {kind})"
-            raise Problem(400, message, param="query", code="no_search")
-        try:
-            prompts.check_query(query, history.tolist())
-        except GenrecError:
-            raise Problem(400, "query: blank, or too long for the model", param="query", code="invalid_query") from None
-
     def _count(
-        self, asked: _Asked, answer: Answer, request: RecommendationRequest, metrics: Metrics, snapshot: CatalogSnapshot
+        self, asked: Asked, answer: Answer, request: RecommendationRequest, metrics: Metrics, snapshot: CatalogSnapshot
     ) -> None:
         metrics.items.inc(len(answer.ids))
         metrics.skipped.inc(answer.skipped)
         metrics.cold.inc(answer.source == "popular")
-        metrics.invalid.inc(_not_allowed(_catalog(snapshot).numbers(answer.ids), asked.allowed, snapshot))
+        metrics.invalid.inc(not_allowed(catalog_of(snapshot).numbers(answer.ids), asked.allowed, snapshot))
         if len(answer.ids) < request.top_k:
             seen = asked.history if request.exclude_seen else asked.history[:0]
             metrics.short.inc(len(answer.ids) < min(request.top_k, self._n_allowed(asked.allowed, seen, snapshot)))
@@ -366,53 +297,3 @@ class ServedModel:
             self._alive = (snapshot, ItemFilter.of_mask(~snapshot.retired, snapshot.codes.catalog))
         may = self._alive[1] if allowed is None else allowed & self._alive[1]
         return len(may) - int(may.has(np.unique(seen)).sum())
-
-
-@dataclass(frozen=True, eq=False)
-class _Asked:
-    place: int
-    history: npt.NDArray[np.int32]
-    user: str | None
-    skipped: int
-    allowed: ItemFilter | None
-    query: str | None
-
-
-def _may_be_listed(items: npt.NDArray[np.integer[Any]], allowed: ItemFilter | None, snapshot: CatalogSnapshot) -> Mask:
-    """Which of these items a request may get."""
-    may = ~snapshot.retired[items]
-    return np.asarray(may if allowed is None else may & allowed.has(items), dtype=np.bool_)
-
-
-def _not_allowed(items: npt.NDArray[np.int32], allowed: ItemFilter | None, snapshot: CatalogSnapshot) -> int:
-    """How many of these items should not have been listed: looked up anew, so that a bug of the search would show."""
-    return int((~_may_be_listed(items, allowed, snapshot)).sum())
-
-
-def _catalog(snapshot: CatalogSnapshot) -> ItemCatalog:
-    assert snapshot.catalog is not None, "a served snapshot has its catalog"
-    return snapshot.catalog
-
-
-def _first_snapshot(recommender: GenerativeRecommender, catalog: ItemCatalog) -> CatalogSnapshot:
-    """Version 0: the index of the bundle, the tombstones and the number fields of the catalog."""
-    index, codes = recommender.index, recommender.codes
-    domains = {each.name: in_namespace(index, each.name) for each in index.namespaces}
-    fields = {
-        name: np.array([np.nan if value is None else value for value in values], dtype=np.float64)
-        for name, values in catalog.fields.items()
-        if column_kind(name, values) in ("int", "float")
-    }
-    retired = np.ones(len(codes), np.bool_)
-    retired[index.items] = False
-    if catalog.retired is not None:
-        retired |= catalog.retired
-    return CatalogSnapshot(
-        version=0,
-        codes=codes,
-        index=index,
-        retired=retired,
-        filters=FilterSet(domains, n_items=len(codes), catalog=codes.catalog),
-        fields=fields,
-        catalog=catalog,
-    )
