@@ -4,9 +4,9 @@
     GENREC_VLLM_PYTHON=.venv-vllm/bin/python make bench NAME=serving
     .venv-vllm/bin/python benchmarks/serving_vllm.py           # these two alone, as JSON
 
-Started by benchmarks/serving.py with the Python of an environment that has vLLM and genrec. Random weights, float32,
-one thread. Servers are those that users start; costs are the CPU-seconds of all processes of a server, without the
-client.
+Started by benchmarks/serving_processes.py with the Python of an environment that has vLLM and genrec. Random weights,
+float32, one thread. Servers are those that users start; costs are the CPU-seconds of all processes of a server, without
+the client.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ baselines: [item_knn, sasrec]
 def bench(monkeypatch):
     """The modules of the benchmarks folder by name, as its scripts see them."""
     monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
-    names = ("run", "real_data", "quality", "trials", "decoding_trained", "serving")
+    names = ("run", "real_data", "quality", "trials", "decoding_trained", "serving_processes", "serving")
     for name in names:
         monkeypatch.delitem(sys.modules, name, raising=False)
     yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})

@@ -16,3 +16,8 @@ def test_the_counts_of_the_endpoint(bench):
     rush = suite.overload(options, n_requests=100)
     assert sum(rush["statuses"].values()) == 100 and rush["rss_mb"][1] > 0
     assert suite.overload_5xx(options).value == 0
+
+
+def test_every_committed_figure_is_still_measured(bench):
+    names = [figure.name for figure in bench.serving.FIGURES]
+    assert len(names) == len(set(names)) and {*bench.run.committed("serving")} <= {*names}
