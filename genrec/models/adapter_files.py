@@ -19,7 +19,7 @@ from transformers.utils import cached_file
 from genrec import artifacts
 from genrec.errors import ArtifactError, ConfigError, FingerprintMismatch
 from genrec.models.adapters import base_of, freeze_rows, quiet_peft
-from genrec.models.pretrained import PretrainedSettings, grow_tables, known_sha256, load_pretrained
+from genrec.models.pretrained import PretrainedSettings, grow_tables, known_sha256, load_rounded
 from genrec.vocab.token_map import TokenMap
 
 ADAPTER, BASE = "adapter", "base.json"
@@ -55,7 +55,7 @@ def save_adapter(folder: Path, model: Any) -> None:
     base_of(model).config.save_pretrained(folder)
     single = model.get_input_embeddings().weight.dtype == torch.float32
     # a model that was loaded with its adapter is in float32, whatever its numbers were rounded to
-    held = getattr(model.config, "genrec_base_weights", None) if single else "bfloat16"
+    held = getattr(model.config, "genrec_base_weights", None if single else "bfloat16")
     rounded = {"weights": held} if held else {}
     artifacts.save_json(folder / BASE, {"name": str(name), "files": files, **rounded})
 
@@ -87,15 +87,16 @@ def load_base(folder: Path, token_map: TokenMap, *, base: str | Path | None = No
     """
     needed = artifacts.load_json(folder / BASE)
     name, source = str(base or needed["name"]), checked_base(folder, base)
-    # as it was beside the adapter, in float32: numbers that were rounded to bfloat16 stay so
-    model = load_pretrained(PretrainedSettings(str(source), weights=needed.get("weights", "float32"))).float()
+    # as it was beside the adapter, in float32: numbers that were rounded, to bfloat16 or to fewer bits, stay so
+    held, kept = needed.get("weights", "float32"), AutoConfig.from_pretrained(folder, local_files_only=True)
+    model = load_rounded(PretrainedSettings(str(source), weights=held), kept).float()
     model.config._name_or_path = name
     grow_tables(model, token_map)
-    for key, value in AutoConfig.from_pretrained(folder, local_files_only=True).to_dict().items():
+    for key, value in kept.to_dict().items():
         if key.startswith("genrec_"):
             setattr(model.config, key, value)
     if "weights" in needed:
-        model.config.genrec_base_weights = needed["weights"]
+        model.config.genrec_base_weights = held
     return model
 
 

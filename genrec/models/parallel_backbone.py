@@ -18,7 +18,7 @@ from genrec.models.adapter_files import BASE, checked_base, identity_of
 from genrec.models.adapters import add_lora
 from genrec.models.backbone import VOCAB_MULTIPLE, build_body
 from genrec.models.parallel_settings import ParallelSettings
-from genrec.models.pretrained import PretrainedSettings, load_pretrained
+from genrec.models.pretrained import PretrainedSettings, load_pretrained, load_rounded
 
 FOLDER = "backbone"
 
@@ -92,6 +92,7 @@ def load_transformer(
             model = auto.from_config(config, dtype=torch.float32).eval()
     else:
         source = checked_base(folder / FOLDER, base)
-        model = load_pretrained(PretrainedSettings(str(source), weights=backbone.weights))
+        kept = AutoConfig.from_pretrained(folder / FOLDER, local_files_only=True)
+        model = load_rounded(PretrainedSettings(str(source), weights=backbone.weights), kept)
     found = _without_tables(model, settings, seed=0)
     return found, torch.zeros(n_text, found.config.hidden_size)

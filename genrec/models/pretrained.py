@@ -5,6 +5,7 @@ Axes: V rows of an embedding table, D width.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from genrec.item_tokenizers.codes import ItemCodes
 from genrec.manifest import sha256
 from genrec.models.decoder_scorer import check_decoder
 from genrec.models.head import check_output
+from genrec.models.rounding import round_layers, rounded_layers
 from genrec.models.t5_scorer import check_encoder_decoder
 from genrec.vocab.new_rows import start_new_rows
 from genrec.vocab.text_vocabulary import TextVocabulary
@@ -87,6 +89,9 @@ def load_pretrained(settings: PretrainedSettings, *, seed: int = 0) -> PreTraine
             model.config._name_or_path = ""  # these weights are nowhere
         else:
             model = auto.from_pretrained(settings.path, **_held(settings), **options)
+            if settings.quantized:  # saved with adapters: they belong to weights that are rounded so
+                model.config.genrec_base_weights = settings.weights
+                model.config.genrec_rounded_layers = rounded_layers(model)
     except (OSError, ValueError, KeyError) as error:
         hint = None if local else "there is no such folder here; a name without one is looked up on the hub"
         raise ArtifactError(f"{settings.path}: not a loadable Hugging Face model ({error})", hint=hint) from error
@@ -109,6 +114,18 @@ def _held(settings: PretrainedSettings) -> dict[str, Any]:
         bnb_4bit_compute_dtype=half,
     )
     return {"dtype": half, "quantization_config": how}
+
+
+def load_rounded(settings: PretrainedSettings, config: Any) -> PreTrainedModel:
+    """The model with the numbers that an adapter was trained beside, without the package that held them (internal).
+
+    config: that of the model which was trained, for the layers that were held in few bits. Those are in bfloat16 then.
+    """
+    if not settings.quantized:
+        return load_pretrained(settings)
+    model = load_pretrained(dataclasses.replace(settings, weights="bfloat16"))
+    round_layers(model, settings.weights, config.genrec_rounded_layers)
+    return model
 
 
 def pretrained_files(settings: PretrainedSettings) -> dict[str, int]:
