@@ -7,15 +7,19 @@ import json
 from hashlib import sha256
 from pathlib import Path
 
+from transformers import AutoConfig
+
 from genrec import recipes
 from genrec.data.catalog import ItemCatalog
 from genrec.errors import ArtifactError, ConfigError
+from genrec.models.backbone import T5Settings
 from genrec.models.pretrained import PretrainedSettings, pretrained_digests
 from genrec.pipeline.recipe import PipelineRecipe
 from genrec.pipeline.runner import file_digest
 from genrec.prompts.mixture import MixtureSettings
 from genrec.prompts.tasks import TASKS, load_task
 from genrec.prompts.wrapper import Wrapper
+from genrec.training.packing import check_packs
 from genrec.training.tasks import Tasks
 from genrec.vocab.text_vocabulary import TextVocabulary, check_tokenizer, load_tokenizer
 
@@ -66,14 +70,20 @@ def check(recipe: PipelineRecipe) -> None:
     """Raise what a training would fail with for want of a file, as far as that is known without the network.
 
     ArtifactError for a pretrained model that is not there or cannot be read, ConfigError for a text tokenizer that
-    cannot take item tokens and for templates, wrappers, queries and prompts that are not there or do not fit.
+    cannot take item tokens, for templates, wrappers, queries and prompts that are not there or do not fit, and for
+    packing with an encoder-decoder.
     """
     settings = recipe.model
     if not isinstance(settings, PretrainedSettings):
+        if recipe.train.packing:
+            check_packs(isinstance(settings, T5Settings))
         return
-    tokenizer = load_tokenizer(settings.path) if _is_folder(settings.path) else None
+    here = _is_folder(settings.path)
+    tokenizer = load_tokenizer(settings.path) if here else None
     if tokenizer is not None:
         check_tokenizer(tokenizer)
+    if recipe.train.packing and here:
+        check_packs(AutoConfig.from_pretrained(settings.path, local_files_only=True).is_encoder_decoder)
     files_read(recipe)
     mixture = recipe.alignment
     if mixture is None:

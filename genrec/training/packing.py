@@ -67,13 +67,18 @@ def packed(batch: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def check_packing(model: Any) -> None:
-    """Raise ConfigError for a model whose samples cannot share a row (internal)."""
-    if model.config.is_encoder_decoder:
+def check_packs(is_encoder_decoder: bool) -> None:
+    """Raise ConfigError for a kind of model whose samples cannot share a row (internal)."""
+    if is_encoder_decoder:
         raise ConfigError(
             "packing: an encoder-decoder cannot have several samples in a row",
             hint="leave packing out; its batches are of like length, with little padding",
         )
+
+
+def check_packing(model: Any) -> None:
+    """Raise ConfigError for a model whose samples cannot share a row (internal)."""
+    check_packs(model.config.is_encoder_decoder)
     used = model.config._attn_implementation
     if used not in ATTENTION:
         raise ConfigError(

@@ -16,7 +16,7 @@ from genrec.data.synthetic import tiny
 from genrec.embeddings.text import LsaSettings
 from genrec.errors import ArtifactError, ConfigError
 from genrec.models.adapters import LoraSettings
-from genrec.models.backbone import DecoderSettings
+from genrec.models.backbone import DecoderSettings, T5Settings
 from genrec.models.bundle import load_bundle
 from genrec.models.pretrained import PretrainedSettings
 from genrec.pipeline import alignment, model_stages, runner
@@ -182,6 +182,13 @@ def test_what_is_missing_is_said_before_anything_runs(tmp_path, monkeypatch):
     ):
         with pytest.raises(ConfigError, match=said):
             check(recipe_of(base, replace(MIXTURE, **changed)), tmp_path)
+    packing = TrainSettings(max_items=6, packing=True)
+    check(replace(recipe_of(base), train=packing), tmp_path)
+    for each in tiny_text_model("t5"):
+        each.save_pretrained(tmp_path / "t5")
+    for model in (PretrainedSettings(str(tmp_path / "t5")), T5Settings()):
+        with pytest.raises(ConfigError, match="packing: an encoder-decoder"):
+            check(replace(recipe_of(base), model=model, train=packing, alignment=None), tmp_path)
     monkeypatch.setattr(alignment, "load_tokenizer", lambda path: SimpleNamespace(is_fast=False))
     with pytest.raises(ConfigError, match="fast Hugging Face tokenizer"):
         check(recipe_of(base), tmp_path)
