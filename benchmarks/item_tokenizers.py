@@ -129,9 +129,15 @@ def best_metric(options: Options) -> Measured:
         return Measured(None, note="python benchmarks/metric_study.py --data DATA has not been run")
     log = json.loads(file.read_text())
     found = log["spearman"]["with_random=False"]
-    known = {key: each for key, each in found.items() if np.isfinite(each["mean"])}
+    both = max(
+        len(each["by_set"]) for each in found.values()
+    )  # one shop's categories have a second level, the other's have not
+    known = {key: each for key, each in found.items() if np.isfinite(each["mean"]) and len(each["by_set"]) == both}
     best = max(known, key=lambda key: abs(known[key]["mean"]))
-    spread = {"metric": best, best: known[best], "primary": {PRIMARY: found.get(PRIMARY)}}
+    spread = {
+        "metric": best, best: known[best], "primary": {PRIMARY: found.get(PRIMARY)},
+        "largest_of_all_by_chance": log["largest_by_chance"]["with_random=False"],
+    }  # fmt: skip
     note = "the best of many metrics, chosen after the runs; the primary one was named before"
     print(report(log["runs"]), file=sys.stderr)
     return Measured(known[best]["mean"], spread=spread, budget=f"{len(log['runs'])} runs", note=note)

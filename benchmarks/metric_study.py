@@ -118,17 +118,11 @@ def _value(figures: dict[str, Any], key: str) -> float | None:
 
 def correlations(rows: list[dict[str, Any]], *, with_random: bool = True, draws: int = 2000) -> dict[str, Any]:
     """Spearman of each metric with Recall@10 by set, their mean over the sets, and its bootstrap interval."""
-    first = [row for row in rows if row["seed"] == 0 and (with_random or not row["variant"].startswith("random"))]
-    names = sorted({row["variant"] for row in first})
-    sets = sorted({row["set"] for row in first})
-    at = {(row["set"], row["variant"]): row for row in first}
-    whole = [name for name in names if all((each, name) in at for each in sets)]
-    recall = {each: np.array([at[each, name]["recall@10"] for name in whole]) for each in sets}
+    whole, recall, of_metric = _compared(rows, with_random)
     drawn = np.random.default_rng(0).integers(len(whole), size=(draws, len(whole)))
     out = {}
-    for key in METRICS:
-        values = {each: _array([at[each, name]["metrics"].get(key) for name in whole]) for each in sets}
-        known = [each for each in sets if np.isfinite(values[each]).sum() >= 5]
+    for key, values in of_metric.items():
+        known = [each for each in values if np.isfinite(values[each]).sum() >= 5]
         by_set = {each: _spearman(values[each], recall[each]) for each in known}
         again = np.array([[_spearman(values[e][rows_], recall[e][rows_]) for e in known] for rows_ in drawn])
         means = again.mean(axis=1) if known else np.zeros(0)
@@ -137,6 +131,38 @@ def correlations(rows: list[dict[str, Any]], *, with_random: bool = True, draws:
         mean = float(np.mean(list(by_set.values()))) if by_set else float("nan")
         out[key] = {"by_set": by_set, "mean": mean, "interval": [float(low), float(high)], "variants": len(whole)}
     return out
+
+
+def largest_by_chance(rows: list[dict[str, Any]], *, with_random: bool = True, draws: int = 1000) -> float:
+    """What the largest mean correlation of all metrics, in magnitude, exceeds in one of twenty draws if none foretells.
+
+    A draw gives the variants each other's recalls, the same ones in both sets; metrics stay together as they are.
+    """
+    whole, recall, of_metric = _compared(rows, with_random)
+    random, largest = np.random.default_rng(0), np.zeros(draws)
+    for draw in range(draws):
+        order = random.permutation(len(whole))
+        for values in of_metric.values():
+            known = [each for each in values if np.isfinite(values[each]).sum() >= 5]
+            mean = np.mean([_spearman(values[each], recall[each][order]) for each in known]) if known else 0.0
+            largest[draw] = np.nanmax([largest[draw], abs(mean)])
+    return float(np.quantile(largest, 0.95))
+
+
+def _compared(
+    rows: list[dict[str, Any]], with_random: bool
+) -> tuple[list[str], dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]:
+    """The variants that all sets have, with seed 0; their recall by set; and each metric of theirs by set."""
+    first = [row for row in rows if row["seed"] == 0 and (with_random or not row["variant"].startswith("random"))]
+    names = sorted({row["variant"] for row in first})
+    sets = sorted({row["set"] for row in first})
+    at = {(row["set"], row["variant"]): row for row in first}
+    whole = [name for name in names if all((each, name) in at for each in sets)]
+    recall = {each: np.array([at[each, name]["recall@10"] for name in whole]) for each in sets}
+    of_metric = {
+        key: {each: _array([at[each, name]["metrics"].get(key) for name in whole]) for each in sets} for key in METRICS
+    }
+    return whole, recall, of_metric
 
 
 def _array(values: list[float | None]) -> np.ndarray:
@@ -171,7 +197,11 @@ def report(rows: list[dict[str, Any]]) -> str:
                 lines.append(f"  sd over {len(seeds)} seeds, {variant}: {statistics.stdev(seeds):.4f}")
     for title, with_random in (("with random codes", True), ("without random codes", False)):
         found = correlations(rows, with_random=with_random)
-        lines.append(f"Spearman with recall@10, {title} ({found[PRIMARY]['variants']} variants)")
+        chance = largest_by_chance(rows, with_random=with_random)
+        lines.append(
+            f"Spearman with recall@10, {title} ({found[PRIMARY]['variants']} variants); of {len(METRICS)} metrics that "
+            f"foretell nothing, the largest is above {chance:.2f} in one study of twenty"
+        )
         order = sorted(found, key=lambda key: (key != PRIMARY, -abs(np.nan_to_num(found[key]["mean"]))))
         for key in order:
             each = found[key]
@@ -205,6 +235,9 @@ def main() -> None:
             print(f"{key}: recall@10 {kept[key]['recall@10']:.4f}", flush=True)
     if log["runs"]:
         log["spearman"] = {f"with_random={w}": correlations(log["runs"], with_random=w) for w in (True, False)}
+        log["largest_by_chance"] = {
+            f"with_random={w}": largest_by_chance(log["runs"], with_random=w) for w in (True, False)
+        }
         file.write_text(json.dumps(log, indent=1) + "\n")
         print(report(log["runs"]))
 

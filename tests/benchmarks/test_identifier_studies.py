@@ -49,6 +49,22 @@ def test_correlations_are_scipys_and_ignore_what_does_not_vary(modules):
     assert np.isnan(found["mean_length"]["mean"]) and np.isnan(found["usage/mean"]["mean"])
 
 
+def test_what_many_metrics_reach_by_chance(modules, monkeypatch):
+    study, _ = modules
+    rows = _rows(study)
+    monkeypatch.setattr(study, "METRICS", ("trie_nodes",))
+    one, random, found = study.largest_by_chance(rows, draws=300), np.random.default_rng(0), []
+    by_set = [sorted((r for r in rows if r["set"] == s), key=lambda r: r["variant"]) for s in ("beauty", "office")]
+    for _ in range(300):
+        order = random.permutation(12)
+        both = [
+            spearmanr([r["metrics"]["trie_nodes"] for r in own], [own[n]["recall@10"] for n in order]).statistic
+            for own in by_set
+        ]
+        found.append(abs(np.mean(both)))
+    assert one == pytest.approx(np.quantile(found, 0.95)) and 0.3 < one < 0.7
+
+
 def test_random_codes_can_be_left_out(modules):
     study, _ = modules
     rows = _rows(study)
