@@ -129,9 +129,7 @@ def best_metric(options: Options) -> Measured:
         return Measured(None, note="python benchmarks/metric_study.py --data DATA has not been run")
     log = json.loads(file.read_text())
     found = log["spearman"]["with_random=False"]
-    both = max(
-        len(each["by_set"]) for each in found.values()
-    )  # one shop's categories have a second level, the other's have not
+    both = max(len(each["by_set"]) for each in found.values())  # not every set has categories of two levels
     known = {key: each for key, each in found.items() if np.isfinite(each["mean"]) and len(each["by_set"]) == both}
     best = max(known, key=lambda key: abs(known[key]["mean"]))
     spread = {
