@@ -170,6 +170,7 @@ def _serve_here(
 
         engine = HttpEngine(remote[0], model=remote[1], key=os.environ.get("GENREC_ENGINE_KEY") or None)
         engine.check(run)
+        engine.watch(run)
 
     def ready(url: str) -> None:
         print(f"serving {run} on {url}", flush=True)
@@ -186,6 +187,7 @@ def _serve_here(
             base=base,
             name=name,
             engine=engine,
+            engine_well=lambda: engine is None or engine.well,
             ready=ready,
         )
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
 import fastapi
@@ -16,6 +17,7 @@ from genrec import __version__
 from genrec.errors import GenrecError
 from genrec.models.explain import as_json
 from genrec.serving.batching import Batcher, Job
+from genrec.serving.engines import gone
 from genrec.serving.guard import Guard, body_of
 from genrec.serving.lifecycle import Registry
 from genrec.serving.model import Answer, Query, ServedModel
@@ -27,10 +29,13 @@ from genrec.serving.telemetry import CONTENT_TYPE, Metrics
 log = logging.getLogger(__name__)
 
 
-def create_app(registry: Registry, settings: ServeSettings, metrics: Metrics) -> fastapi.FastAPI:
+def create_app(
+    registry: Registry, settings: ServeSettings, metrics: Metrics, *, engine_well: Callable[[], bool] = lambda: True
+) -> fastapi.FastAPI:
     """The endpoint as an ASGI application. Stability: experimental.
 
-    registry: what answers. Every answer is JSON; every error has OpenAI's form. ``app.state.batcher`` is the queue.
+    registry: what answers. engine_well: whether the engine that the model runs in answers, for ``/ready``. Every answer
+    is JSON; every error has OpenAI's form. ``app.state.batcher`` is the queue.
     """
     app = fastapi.FastAPI(title="genrec", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.batcher = Batcher(
@@ -41,7 +46,7 @@ def create_app(registry: Registry, settings: ServeSettings, metrics: Metrics) ->
         metrics=metrics,
         searches=settings.searches,
     )
-    app.state.draining = False
+    app.state.draining, app.state.engine_well = False, engine_well
     _errors(app)
     _reading_routes(app, registry, metrics)
     _recommendations(app, registry, settings)
@@ -70,9 +75,11 @@ def _reading_routes(app: fastapi.FastAPI, registry: Registry, metrics: Metrics) 
 
     @app.get("/ready")
     async def ready() -> dict[str, str]:
-        """A model is loaded and takes requests."""
+        """A model is loaded and takes requests, and its engine answers."""
         if app.state.draining:
             raise Problem(503, "the server is shutting down", code="shutting_down", retry_after=1)
+        if not app.state.engine_well():
+            raise gone()
         return {"status": "ready"}
 
     @app.get("/version")

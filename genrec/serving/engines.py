@@ -72,3 +72,8 @@ def failed(why: object) -> Problem:
     """The answer where the engine has none; why goes to the log (internal)."""
     log.error("the engine failed: %s", why)
     return Problem(503, "the engine has no answer; try again", code="engine_failed", retry_after=1)
+
+
+def gone() -> Problem:
+    """The answer while an engine elsewhere is lost (internal)."""
+    return Problem(503, "the engine does not answer; try again", code="engine_gone", retry_after=2)

@@ -41,13 +41,14 @@ def serve(
     base: str | None = None,
     name: str | None = None,
     engine: Engine | None = None,
+    engine_well: Callable[[], bool] = lambda: True,
     ready: Callable[[str], None] = lambda url: None,
 ) -> None:
     """Serve a run folder until SIGTERM or SIGINT; requests under way are answered first. Stability: experimental.
 
     journal: where changes of the catalog are kept. watch_seconds: how often to look whether ``run`` leads to another
-    model; None = never. engine: where the model runs; None = in this process. ready: called with the address when
-    requests can be answered. Raises what loading raises.
+    model; None = never. engine: where the model runs; None = in this process. engine_well: whether it answers, for
+    ``/ready``. ready: called with the address when requests can be answered. Raises what loading raises.
     """
     metrics, seen = Metrics(), mark(Path(run))
     # an engine elsewhere does not say its numbers: a certificate must hold for rounded ones
@@ -56,7 +57,7 @@ def serve(
     changes = Changes(journal)
     registry = Registry(load, changes=changes, metrics=metrics, here=lambda: at_place(Path(run)))
     watcher = None if watch_seconds is None else Watcher(registry, Path(run), seconds=watch_seconds, seen=seen)
-    app = create_app(registry, settings, metrics)
+    app = create_app(registry, settings, metrics, engine_well=engine_well)
     config = uvicorn.Config(
         app,
         log_config=None,

@@ -142,11 +142,12 @@ class ShopClient:
         load: Callable[..., ServedModel] = make_shop,
         changes: Changes | None = None,
         here: Callable[[], str | None] = lambda: None,
+        engine_well: Callable[[], bool] = lambda: True,
     ) -> None:
         self.settings, self.metrics = settings or ServeSettings(admin_key="admin-key"), Metrics()
         kept = Changes() if changes is None else changes
         self.registry = Registry(load, changes=kept, metrics=self.metrics, here=here)
-        self.app = create_app(self.registry, self.settings, self.metrics)
+        self.app = create_app(self.registry, self.settings, self.metrics, engine_well=engine_well)
 
     async def asked(
         self,

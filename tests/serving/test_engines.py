@@ -1,13 +1,11 @@
 """The endpoint over engines: vLLM's client and a vLLM server, both played by a model in this process."""
 
 import asyncio
-import contextlib
 import json
 import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -56,93 +54,6 @@ def in_vllm(vllm, loop):
 
     make.clients = []
     return make
-
-
-class Server:
-    """A vLLM server as HttpEngine sees it. statuses: what the next calls get instead of answers."""
-
-    def __init__(self, key=None):
-        self.model, self.calls, self.statuses, self.key, self.shift = None, [], [], key, 0.0
-        self.models = [{"id": "shop", "max_model_len": 64}]
-        self.connections, self.together, self.slowly, self.sent = [], None, False, 0
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def setup(self):
-                super().setup()
-                outer.connections.append(self.connection)
-
-            def do_GET(self):
-                self.reply(200, {"data": outer.models})
-
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                outer.calls.append(body)
-                if outer.together is not None:
-                    outer.together.wait(20)
-                if outer.key and self.headers["Authorization"] != f"Bearer {outer.key}":
-                    return self.reply(401, {"error": "Unauthorized"})
-                if outer.statuses:
-                    return self.reply(outer.statuses.pop(0), {})
-                self.reply(200, outer.answer(body))
-
-            def reply(self, status, body):
-                raw = json.dumps(body).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(raw)))
-                self.end_headers()
-                if outer.slowly:
-                    return self.drip(raw)
-                self.wfile.write(raw)
-
-            def drip(self, raw):
-                with contextlib.suppress(OSError):
-                    for outer.sent in range(200):
-                        self.wfile.write(raw[outer.sent : outer.sent + 1])
-                        time.sleep(0.05)
-
-            def log_message(self, *_):
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}"
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
-
-    def answer(self, body):
-        assert body["max_tokens"] == 1 and body["return_tokens_as_token_ids"] and len(body["logprob_token_ids"]) <= 128
-        ids = body["logprob_token_ids"]
-        rows = ModelEngine(self.model).logprobs([Ask(prompt, [], np.array(ids)) for prompt in body["prompt"]])
-        tops = [{f"token_id:{i}": float(v) + self.shift for i, v in zip(ids, row, strict=True)} for row in rows]
-        return {"choices": [{"index": n, "logprobs": {"top_logprobs": [top]}} for n, top in enumerate(tops)][::-1]}
-
-    def close(self):
-        self.http.shutdown()
-        self.http.server_close()
-
-
-@pytest.fixture
-def server():
-    made = Server()
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def over_http(server):
-    from genrec.serving.http_engine import HttpEngine
-
-    made = []
-
-    def make(answering, **options):
-        server.model = answering
-        made.append(HttpEngine(server.url, **options))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.close()
 
 
 def requests(n):
@@ -319,7 +230,7 @@ def test_a_busy_server_is_asked_again_and_a_broken_one_is_not(server, over_http,
 
 
 def test_connections_that_the_server_has_closed_are_no_failed_tries(server, over_http, monkeypatch):
-    from genrec.serving import http_engine
+    from genrec.serving import http_calls
 
     engine = over_http(make_shop(with_log=False).recommender.model)
     server.together = threading.Barrier(4)
@@ -332,7 +243,7 @@ def test_connections_that_the_server_has_closed_are_no_failed_tries(server, over
     calls, connections = len(server.calls), len(server.connections)
     assert engine.logprobs(ask) and engine.logprobs(ask)
     assert len(server.calls) == calls + 2 and len(server.connections) == connections + 1
-    monkeypatch.setattr(http_engine, "IDLE_SECONDS", -1.0)  # too old
+    monkeypatch.setattr(http_calls, "IDLE_SECONDS", -1.0)  # too old
     assert engine.logprobs(ask) and len(server.connections) == connections + 2
 
 
@@ -342,8 +253,8 @@ def test_another_thread_may_take_the_last_idle_connection(server, over_http):
             return True
 
     engine = over_http(make_shop(with_log=False).recommender.model)
-    engine._drop_idle()
-    engine._idle = Taken()
+    engine._calls.close()
+    engine._calls._idle = Taken()
     assert engine.logprobs([Ask([2], [], np.array([3]))])
 
 

@@ -93,11 +93,14 @@ def test_the_plugin_lists_what_the_endpoint_lists(vllm):
         assert "use this server for recommendations only" in log.read_text()
 
 
-def test_a_search_here_over_its_own_route_lists_the_same(vllm):
+def test_a_search_here_over_its_own_route_lists_the_same(vllm, caplog):
     from genrec.serving.http_engine import HttpEngine
     from genrec.serving.settings import ServeSettings
 
     engine = HttpEngine(vllm[0], key="key-of-the-shop")
+    engine.check(vllm[1].parent / "shop")
+    engine._look()
+    assert engine._ids_of("<a_0> <b_1>") is not None and "NOBODY CHECKS" not in caplog.text
     settings = ServeSettings(max_batch=1, searches=4)
     here = ShopClient(load=lambda v: make_shop(v, hidden_size=SIZE))
     there = ShopClient(settings, load=lambda v: make_shop(v, engine=lambda model: engine, hidden_size=SIZE))
