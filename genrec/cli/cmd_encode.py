@@ -116,13 +116,11 @@ def encode(
     if as_json:
         print(json.dumps(found, indent=1))
         return
-    from genrec.pipeline.data_stages import describe_codes
+    from genrec.pipeline.codes_text import describe_codes
 
     print(f"{len(made.codes):,} items" + (f", {made.reused} shards were done before" if made.reused else ""))
-    print(describe_codes(made.codes))
-    raw, policy = made.report["raw"], made.report["collisions"]
-    print(f"before the policy {policy['policy']!r}: {100 * raw['collision_share']:.2f} % of the items collide, largest "
-          f"group {raw['largest_group']}")  # fmt: skip
+    print(describe_codes(made.codes, made.report["raw"]))
+    print(f"collision policy: {made.report['collisions']['policy']}")
     print(f"codes: {out / 'codes'}")
 
 

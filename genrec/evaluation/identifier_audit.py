@@ -25,6 +25,7 @@ from genrec.metrics.identifiers import group_sizes
 Ints = npt.NDArray[np.integer[Any]]
 Floats = npt.NDArray[np.float64]
 _NUMBERED = re.compile(r"(<?[^<>\d\s]*)(\d{1,9})(>?)\Z")
+_LARGEST = 1 << 24  # of a code; larger numbers name something
 _REUSED = (
     "collision_rate", "collision_share", "collision_pair_rate", "largest_group", "group_sizes", "usage", "dead_codes",
     "perplexity", "mean_length", "max_length",
@@ -36,8 +37,8 @@ class PublishedCodes:
     """A file's identifiers as codes (experimental).
 
     codes: row n is item n of the file; the code of a token is the number in it (``<a_12>`` is 12) where all tokens
-    have one and those of a level differ in nothing else, else its place among the level's tokens in alphabetical
-    order. numbered: which of the two. Of equal codes at two levels the tokens may differ.
+    have one and those of a level differ in nothing else, each having another number, else its place among the level's
+    tokens in alphabetical order. numbered: which of the two. Of equal codes at two levels the tokens may differ.
     """
 
     codes: ItemCodes
@@ -48,12 +49,16 @@ def as_codes(file: IdentifierFile, *, level_size: int | None = None, catalog: st
     """The identifiers of ``file`` as codes (experimental).
 
     level_size: K of the numbered levels; None = the largest number of the level + 1, since a file does not tell it.
-    Raises ConfigError where a number does not fit below ``level_size``.
+    Raises ConfigError where a number does not fit below ``level_size``, and where the levels are not numbered.
     """
     n_levels = max(map(len, file.tokens))
     rows = [[n for n, tokens in enumerate(file.tokens) if len(tokens) > level] for level in range(n_levels)]
     found = [sorted({file.tokens[n][level] for n in here}) for level, here in enumerate(rows)]
     numbered = all(_numbered(tokens) for tokens in found)
+    if level_size is not None and not numbered:
+        raise ConfigError(
+            f"level_size: the tokens of {file.path} are not numbered, so their places are counted", hint="leave it out"
+        )
     codes_NL = np.full((len(file), n_levels), -1, dtype=np.int64)
     sizes = []
     for level, (here, tokens) in enumerate(zip(rows, found, strict=True)):
@@ -196,8 +201,10 @@ def order_leaks(published: PublishedCodes, order_N: Ints) -> Figures | None:
 
 
 def _numbered(tokens: Sequence[str]) -> bool:
-    """Whether the tokens of a level are numbers, or differ in a number alone."""
-    return all(map(_NUMBERED.match, tokens)) and len({_NUMBERED.sub(r"\1", token) for token in tokens}) == 1
+    """Whether the tokens of a level are numbers, or differ in a number alone: each another one (01 is 1), no name."""
+    alike = all(map(_NUMBERED.match, tokens)) and len({_NUMBERED.sub(r"\1", token) for token in tokens}) == 1
+    numbers = set(map(_number, tokens)) if alike else set()
+    return len(numbers) == len(tokens) and max(numbers) < _LARGEST
 
 
 def _number(token: str) -> int:

@@ -237,6 +237,7 @@ def _with_raw(subject: Subject, folder: Path, need_raw: bool, made: dict[str, An
     if policy == "reassign" and subject.recipe.get("balance", "none") != "none":
         subject = _noted(subject, "raw codes are those of the nearest clusters; the balanced ones were not kept")
     same = raw.level_sizes == subject.codes.level_sizes and np.array_equal(raw.as_int(), subject.codes.as_int())
+    same |= policy == "suffix" and raw.n_levels == subject.codes.n_levels  # it adds a level or changes nothing
     return replace(subject, raw_is_same=True) if same else replace(subject, raw=raw)
 
 
@@ -250,7 +251,8 @@ def raw_codes(tokenizer: ItemTokenizer, codes: ItemCodes, source: TokenizerSourc
     if width is None:
         some = np.unique(np.linspace(0, len(codes) - 1, min(len(codes), _SOME)).astype(np.int64))
         few = tokenizer.encode(source.take(some))
-        if _first_codes_kept(few, codes.take(some)) < 0.5:
+        only_level = few.n_levels == codes.n_levels == 1  # which reassigning changes
+        if not only_level and _first_codes_kept(few, codes.take(some)) < 0.5:
             return None
     else:  # without the item vectors only the sizes can be asked for
         few = tokenizer.encode(TokenizerSource.of_vectors(np.zeros((1, width), dtype=np.float32)))

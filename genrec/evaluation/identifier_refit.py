@@ -6,12 +6,13 @@ Axes: N items, L levels.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from genrec import recipes
+from genrec import artifacts, recipes
 from genrec.data.catalog import ItemCatalog
 from genrec.data.histories import Histories
 from genrec.embeddings.base import ItemEmbeddings
@@ -28,6 +29,8 @@ from genrec.seeding import derive, rng
 
 COLD_SHARE = 0.1
 APPENDED_SHARE = 0.05
+BEHAVIOUR = ("ppmi", "svd", "famae", "sasrec", "align", "neighbours", "graph")
+"""Blocks and parts of blocks of a recipe that learn from events."""
 Rows = npt.NDArray[np.int64]
 
 
@@ -59,7 +62,7 @@ def refitted(subject: Subject, seed: int) -> Refitted:
         figures = compare_code_tables(subject.codes, codes)
     else:
         figures = compare_code_tables(subject.raw, raw)
-    notes = []
+    notes = _flattered(subject.folder)
     if not again.can_encode_new or source.embeddings is None:
         lacks = "there are no item vectors" if again.can_encode_new else "the item tokenizer cannot encode new items"
         notes.append(f"new items (cold_*) are left out: {lacks}")
@@ -73,6 +76,20 @@ def refitted(subject: Subject, seed: int) -> Refitted:
     except DataError as error:  # no free identifier, or nothing that places a new item
         notes.append(f"append (append_*) is left out: {error}")
     return Refitted(figures, tuple(notes))
+
+
+def _flattered(folder: Path) -> list[str]:
+    """A note where the vectors of the items that are left out were made from these items' events too."""
+    file = folder / "recipe.json"
+    recipe = artifacts.load_json(file) if file.exists() else {}
+    blocks = [*recipe.get("embeddings", []), recipe.get("collaborative") or {}]
+    found = sorted({name for block in blocks for name in BEHAVIOUR if block.get(name)})
+    if not found:
+        return []
+    return [
+        f"new items look better here than they are: their vectors hold {', '.join(found)} of their own events, "
+        "which genrec append predicts from their texts"
+    ]
 
 
 def append_figures(settings: Any, source: TokenizerSource, fresh: ItemCodes, seed: int) -> Figures:

@@ -44,8 +44,11 @@ def remarks(reports: Mapping[str, IdentifierReport]) -> dict[str, str]:
 
 
 def _collisions(own: Figures, raw: Figures, raw_chance: IdentifierReport | None) -> dict[str, str]:
-    said = {}
-    rate, hidden = raw["collision_rate"], own["collision_rate"] < raw["collision_rate"]
+    said: dict[str, str] = {}
+    rate = raw["collision_rate"]
+    if rate is None:  # no items
+        return said
+    hidden = own["collision_rate"] < rate
     if rate > LIMITS["collision_rate"]:
         chance = "" if raw_chance is None else f"; random codes: {raw_chance.figures['collision_rate']:.2g}"
         said["collision_rate"] = (

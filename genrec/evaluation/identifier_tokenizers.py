@@ -30,18 +30,29 @@ def tokenizer_reports(
     """
     check_one_catalog(subjects)
     found: dict[str, IdentifierReport] = {}
-    for number, subject in enumerate(subjects, 1):
-        taken = sum(other.name == subject.name for other in subjects) > 1
+    names = _told_apart([subject.name for subject in subjects])
+    for number, subject in enumerate(subjects):
         inputs = subject.inputs(held_out=held_out)
         report = inspect_codes(subject.codes, settings=settings, **inputs)
         figures = report.figures | _raw_figures(subject, report)
-        found[f"{subject.name}-{number}" if taken else subject.name] = replace(report, figures=figures)
+        found[names[number]] = replace(report, figures=figures)
         step()
     alike = replace(settings, quantised="implied")
     inputs = subjects[0].inputs(held_out=held_out)
     drawn = controls(subjects[0].codes, settings.seed).random
     found[CONTROL] = inspect_codes(drawn, settings=alike, **inputs)
     step()
+    return found
+
+
+def _told_apart(names: Sequence[str]) -> list[str]:
+    """The names; one that stands there more than once gets numbers that make no other name."""
+    found: list[str] = []
+    for name in names:
+        taken, number = name, 1
+        while taken in found or (names.count(name) > 1 and (number == 1 or taken in names)):
+            taken, number = f"{name}-{number}", number + 1
+        found.append(taken)
     return found
 
 

@@ -145,6 +145,8 @@ def _check(n_items: int, rows: dict[str, Any], items: dict[str, npt.NDArray[np.i
     for name, table in rows.items():
         if table is not None and len(table) != n_items:
             raise DataError(f"{name}: expected {n_items} rows (one per item), got {len(table)}")
+        if isinstance(table, np.ndarray) and not (finite := np.isfinite(table).all(axis=1)).all():
+            raise DataError(f"{name}: row {int(np.argmin(finite))} has a number that is not finite")
     for name, numbers in items.items():
         if len(numbers) and not 0 <= int(numbers.min()) <= int(numbers.max()) < n_items:
             raise DataError(

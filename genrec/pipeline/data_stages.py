@@ -32,6 +32,7 @@ from genrec.errors import ConfigError, DataError
 from genrec.item_tokenizers import registry
 from genrec.item_tokenizers.base import TokenizerSource
 from genrec.item_tokenizers.codes import ItemCodes
+from genrec.pipeline.codes_text import describe_codes, oversized, raw_report
 from genrec.pipeline.recipe import Block, PipelineRecipe, SplitSettings, seeded
 from genrec.pipeline.runner import same_catalog
 from genrec.seeding import rng
@@ -253,7 +254,7 @@ def tokenize(folder: Path, recipe: PipelineRecipe) -> None:
     codes.save(folder / "codes", overwrite=True)
     keep = None if catalog.retired is None else ~catalog.retired
     CatalogIndex.build(codes, keep=keep).save(folder / "index", overwrite=True)
-    log.info("%s", describe_codes(codes))
+    log.info("%s", describe_codes(codes, raw_report(folder)))
     if told := oversized(codes):
         smaller = [name for name in ("level_size", "max_leaf", "levels") if hasattr(settings, name)][:1]
         advice = f": take a smaller tokenizer.{smaller[0]}, or fewer levels" if smaller else ""
@@ -281,38 +282,3 @@ def _checked(codes: object, catalog: ItemCatalog, kind: str) -> ItemCodes:
         f"{kind}: fit: expected the identifiers of the {len(catalog)} items of the source (ItemCodes), got {found}",
         hint="genrec.testing.tokenizer_contract checks an item tokenizer of your own",
     )
-
-
-def describe_codes(codes: ItemCodes) -> str:
-    """One line about the identifiers: size, use and perplexity of every level, collisions."""
-    found = codes.report()
-    usage, spread = found["level_usage"], found["perplexity"]
-    many = codes.n_levels > 6  # titles: the levels are places in a text
-    use = ", ".join(_percent(share) for share in ((min(usage), max(usage)) if many else usage))
-    even = ", ".join(f"{value:.0f}" for value in ((min(spread), max(spread)) if many else spread))
-    least = "least and most " if many else ""
-    return (
-        f"identifiers: {codes.sizes_text} codes, {least}in use {use}, perplexity {even}; "
-        f"{100 * found['distinct_share']:.1f} % distinct, largest group {found['largest_group']}"
-    )
-
-
-def _percent(share: float) -> str:
-    return "<1 %" if 0 < share < 0.005 else f"{100 * share:.0f} %"
-
-
-def oversized(codes: ItemCodes) -> list[str]:
-    """What says that levels are too large for the catalog: more codes than items, or most of a level unused.
-
-    Nothing where codes are pieces of text, such as words or digits: their number is not chosen.
-    """
-    if codes.pieces:
-        return []
-    found, first = codes.report(), codes.level_sizes[0]
-    told = [f"the first level has {first} codes for {codes.n_items} items"] if first > codes.n_items else []
-    if codes.shared_vocabulary and codes.ragged:  # a tree: no level is meant to use all codes
-        return told
-    for level, share in enumerate(found["level_usage"], 1):
-        if share < 0.5:
-            told.append(f"level {level} uses {_percent(share)} of its {codes.level_sizes[level - 1]} codes")
-    return told

@@ -21,7 +21,7 @@ from genrec.evaluation.tables import reports_json, results_table, table_metrics,
 from genrec.item_tokenizers.codes import ItemCodes
 from genrec.models.bundle import load_bundle
 from genrec.pipeline import figures
-from genrec.pipeline.data_stages import describe_codes
+from genrec.pipeline.codes_text import describe_codes, raw_report
 from genrec.pipeline.model_stages import base_path, user_ids
 from genrec.pipeline.recipe import PipelineRecipe
 from genrec.pipeline.runner import same_catalog
@@ -60,14 +60,15 @@ def report(folder: Path, recipe: PipelineRecipe) -> None:
     examples = example_lists(folder, recipe)
     with artifacts.write(folder / "report", kind="report", recipe=recipes.to_json(recipe), overwrite=True) as draft:
         pictures = _pictures(draft.dir, reports, codes, curve, recipe)
-        text = _markdown(recipe, reports, codes, training.meta, examples, pictures, left_out(folder))
+        told = describe_codes(codes, raw_report(folder))
+        text = _markdown(recipe, reports, told, training.meta, examples, pictures, left_out(folder))
         (draft.dir / "report.md").write_text(text, encoding="utf-8")
         results = {
             "name": recipe.name,
             "seed": recipe.seed,
             "ties": recipe.split.ties,
             "rejected": artifacts.read(folder / "interactions", verify=False).meta.get("rejected", {}),
-            "codes": codes.report(),
+            "codes": {**codes.report(), "raw": raw_report(folder)},
             "training": {**training.meta, "log": curve},
             "models": json.loads(reports_json(reports)),
             "recipe": recipes.to_json(recipe),
@@ -156,7 +157,7 @@ def headline(reports: list[EvalReport], ours: str) -> list[str]:
 def _markdown(
     recipe: PipelineRecipe,
     reports: list[EvalReport],
-    codes: ItemCodes,
+    identifiers: str,
     training: dict[str, Any],
     examples: str,
     pictures: list[tuple[str, str]],
@@ -183,7 +184,7 @@ def _markdown(
         "",
         "## Identifiers and training",
         "",
-        f"- {describe_codes(codes)}",
+        f"- {identifiers}",
         f"- {training['steps']} steps, {training['wall_seconds']:.0f} s wall, {training['cpu_seconds']:.0f} s CPU; "
         f"best validation {training['metric']} "
         + (

@@ -311,7 +311,7 @@ def test_the_command(genrec, shop, items, tmp_path):
     assert code == 0, err
     expected = in_memory(shop, SMALL)[1]
     same(ItemCodes.load(tmp_path / "out" / "codes"), expected)
-    assert "700 items" in out and "before the policy 'suffix'" in out and str(tmp_path / "out" / "codes") in out
+    assert "700 items" in out and "collision policy: suffix" in out and str(tmp_path / "out" / "codes") in out
     code, out, err = genrec("encode", items, "--tokenizer", tmp_path / "out", "--out", tmp_path / "two", "--json",
                             "--collisions", "shared")  # fmt: skip
     assert code == 0, err

@@ -22,7 +22,7 @@ from genrec.evaluation.identifier_tokenizers import notes_of_comparison
 from genrec.evaluation.identifiers import IdentifierReport, InspectSettings, inspect_codes
 from genrec.item_tokenizers.base import TokenizerSource
 from genrec.item_tokenizers.codes import ItemCodes
-from genrec.item_tokenizers.gaoq import Gaoq
+from genrec.item_tokenizers.gaoq import Gaoq, GaoqSettings
 from genrec.item_tokenizers.indexing import Independent
 from genrec.item_tokenizers.registry import load_tokenizer
 from genrec.metrics.codes_names import METRICS
@@ -128,6 +128,25 @@ def test_a_tree_that_refuses_collisions_never_had_any(genrec: Call, make_run: Ma
     assert "before the collision policy" not in out and "raw" not in out.splitlines()[3].split()
 
 
+def test_a_collapse_of_the_only_level_is_not_hidden(make_run: Make, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "one", n_levels=1, level_size=90, collisions="reassign")
+    subject, tokenizer = load_subject(run), load_tokenizer(run / "item_tokenizer")
+    assert subject.raw is not None and not subject.notes
+    assert subject.raw.report() == tokenizer.report["raw"]  # type: ignore[attr-defined]
+
+
+def test_no_collisions_are_invented_where_a_suffix_was_not_needed(make_run: Make, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "tree")
+    catalog, vectors = ItemCatalog.load(run / "catalog"), ItemEmbeddings.load(run / "embeddings")
+    tokenizer = Gaoq(GaoqSettings(level_size=(3, 5, 12), collisions="suffix"))
+    codes = tokenizer.fit(TokenizerSource.of(catalog, embeddings=vectors), seed=0)
+    codes.save(run / "codes", overwrite=True)
+    tokenizer.save(run / "item_tokenizer", overwrite=True)
+    encoded = tokenizer.encode(TokenizerSource.of_vectors(vectors.vectors))
+    assert codes.n_levels == 3 and encoded.collisions()  # balance keeps apart what encoding item by item does not
+    assert load_subject(run).raw_is_same
+
+
 def test_identifiers_that_were_dealt_out_have_no_raw_codes(genrec: Call, finished: Path, tmp_path: Path) -> None:
     for name in ("catalog", "embeddings", "split", "item_tokenizer", "recipe.json"):
         (tmp_path / name).symlink_to(finished / name)
@@ -144,6 +163,12 @@ def test_fitting_again_says_how_stable_and_how_new_items_fare(genrec: Call, fini
     found = refit.figures
     assert found == refitted(subject, seed=0).figures != refitted(subject, seed=1).figures
     assert refit.notes == ()
+    recipe = finished / "recipe.json"
+    before = recipe.read_text()
+    recipe.write_text(json.dumps({**json.loads(before), "embeddings": [{"lsa": {"dim": 8}}, {"ppmi": {"dim": 8}}]}))
+    (note,) = refitted(subject, seed=0).notes
+    recipe.write_text(before)
+    assert "hold ppmi of their own events" in note
     assert len(found["adjusted_rand"]) == 2  # raw codes: a suffix numbers items anew
     assert min(found["adjusted_rand"]) < 0.999  # the run's own seed would give the same groups
     assert found["cold_occupied"][0] == 1 and found["cold_error_ratio"] > 0.5

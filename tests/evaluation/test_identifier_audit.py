@@ -119,6 +119,16 @@ def test_the_size_of_levels():
         audit(file, level_size=5)
 
 
+def test_tokens_that_read_alike_are_not_merged():
+    ids = ["A", "B", "C", "D"]
+    for one, other in (("1", "01"), ("<b_1>", "<b_01>"), ("7", "999999999")):
+        found = as_codes(made([[one, one], [one, other], [other, one], [other, other]], ids))
+        assert not found.numbered and len(np.unique(found.codes.as_int(), axis=0)) == 4
+        assert found.codes.level_sizes == (2, 2)  # no billion of codes for one large name
+    with pytest.raises(ConfigError, match="not numbered"):
+        as_codes(made([["nail"], ["mud"]], ids[:2]), level_size=8)
+
+
 def test_levels_that_add_nothing_are_named():
     told = findings(audit(numbered([(0, 7, 0), (1, 8, 1), (1, 8, 0)])))
     assert [text for text in told if "tells no two items apart" in text] == [

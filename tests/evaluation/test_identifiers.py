@@ -11,6 +11,9 @@ from genrec.data.histories import Histories
 from genrec.data.splits import EvalSet
 from genrec.errors import ConfigError, DataError
 from genrec.evaluation.identifier_controls import compare_code_tables, controls, inspect_cold, inspect_with_controls
+from genrec.evaluation.identifier_inputs import Subject
+from genrec.evaluation.identifier_remarks import remarks
+from genrec.evaluation.identifier_tokenizers import CONTROL, tokenizer_reports
 from genrec.evaluation.identifier_vectors import quantise
 from genrec.evaluation.identifiers import InspectSettings, _target_pairs, inspect_codes
 from genrec.item_tokenizers.base import TokenizerSource
@@ -263,3 +266,19 @@ def test_queries_without_a_history_have_no_pair():
         np.arange(3, dtype=np.int32), Histories.from_lists([[], [4, 5], []]), Histories.from_lists([[1], [2], [3]])
     )
     assert _target_pairs(nobody).tolist() == [[5, 2]]
+
+
+def test_vectors_that_are_not_finite_are_named_and_no_items_have_no_remarks():
+    codes = ItemCodes.from_int(np.arange(6)[:, None], (6,), "")
+    vectors = np.ones((6, 4), np.float32)
+    vectors[2, 1] = np.nan
+    with pytest.raises(DataError, match="vectors: row 2 has a number that is not finite"):
+        inspect_codes(codes, vectors=vectors)
+    assert "collision_rate" not in remarks({"codes": inspect_codes(codes.take([]))})
+
+
+def test_names_are_told_apart_by_numbers_that_make_no_other_name():
+    codes = ItemCodes.from_int(np.arange(6)[:, None], (6,), "")
+    subjects = [Subject(name, codes, raw_is_same=True) for name in ("demo", "demo", "demo-2", "other")]
+    found = tokenizer_reports(subjects, InspectSettings())
+    assert list(found) == ["demo-1", "demo-3", "demo-2", "other", CONTROL]

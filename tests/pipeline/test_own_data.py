@@ -7,6 +7,9 @@ import re
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -14,11 +17,14 @@ from genrec import artifacts, workbench
 from genrec.cli.main import app
 from genrec.data.catalog import ItemCatalog
 from genrec.data.synthetic import make, tiny
+from genrec.embeddings.base import ItemEmbeddings
 from genrec.embeddings.text import item_text
 from genrec.errors import DataError
 from genrec.evaluation.report import EvalReport
 
-OWN = Path(workbench.find("train/pipelines/own.yaml")).read_text(encoding="utf-8")
+OWN, IMAGES = (
+    Path(workbench.find(f"train/pipelines/{name}.yaml")).read_text(encoding="utf-8") for name in ("own", "own-images")
+)
 EDITS = {
     # EDIT 1
     "path: data/shop": "path: {folder}",
@@ -56,8 +62,7 @@ def write_shop(folder: Path) -> None:
         csv.writer(file).writerows([["sold", "buyer", "article", "till"], *rows])
 
 
-def edited(folder: Path) -> str:
-    text = OWN
+def edited(folder: Path, text: str = OWN) -> str:
     for old, new in EDITS.items():
         assert text.count(old) == 1, old
         text = text.replace(old, new.replace("{folder}", str(folder)))
@@ -101,6 +106,27 @@ def test_every_model_of_the_recipe_is_in_the_results(shop: Path) -> None:
     found = {name: EvalReport.load(shop / "run" / "eval" / name).mean("recall@20") for name in models}
     assert found["item_knn"] > found["popularity"]
     assert (shop / "run" / "report" / "report.md").exists()
+
+
+def test_vectors_of_images_are_a_third_of_what_identifiers_are_made_of(shop: Path, tmp_path: Path) -> None:
+    """A file of image vectors, by the ids of the items, one of which has no picture."""
+    ids = ItemCatalog.load(shop / "run" / "catalog").ids
+    images = np.random.default_rng(0).normal(size=(len(ids), 12)).astype(np.float32)
+    images[3] = 0
+    order = np.random.default_rng(1).permutation(len(ids))
+    table = pa.table({"item_id": [ids[n] for n in order], "vector": list(images[order])})
+    pq.write_table(table, tmp_path / "images.parquet")
+    text = edited(shop, IMAGES).replace("data/shop/images.parquet", str(tmp_path / "images.parquet"))
+    (tmp_path / "own.yaml").write_text(text, encoding="utf-8")
+    changes = ["embeddings.0.lsa.dim=8", "embeddings.1.dim=6", "embeddings.2.ppmi.dim=8", "tokenizer.level_size=8"]
+    options = [word for change in changes for word in ("--set", change)]
+    command = ["run", str(tmp_path / "own.yaml"), "--out", str(tmp_path / "run"), "--until", "tokenize", *options]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output + str(done.exception)
+    vectors = ItemEmbeddings.load(tmp_path / "run" / "embeddings").vectors.astype(np.float64)
+    shares = [part.var(axis=0).sum() for part in np.split(vectors, [8, 14], axis=1)]
+    assert vectors.shape[1] == 22 and np.allclose(shares, np.mean(shares), rtol=0.02)
+    assert np.allclose(vectors[:, 8:14].var(axis=0), shares[1] / 6, rtol=0.1)  # whitened
 
 
 def test_a_shop_without_its_files_is_told_about_its_own_files(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from genrec.item_tokenizers.codes import ItemCodes
 from genrec.item_tokenizers.rqkmeans import RqKMeans
 from genrec.models.backbone import DecoderSettings
 from genrec.models.bundle import load_bundle
-from genrec.pipeline import baseline_stages, data_stages, model_stages, report_stage, runner
+from genrec.pipeline import baseline_stages, codes_text, data_stages, model_stages, report_stage, runner
 from genrec.pipeline.new_vectors import Origin, vectors_of_new
 from genrec.pipeline.recipe import Block, DataSettings, PipelineRecipe, SplitSettings
 from genrec.pipeline.recipe_files import described, load_recipe
@@ -67,8 +67,8 @@ def prepared(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("path", PIPELINES, ids=lambda p: p.name)
 def test_ready_pipelines_are_valid_and_named_after_their_file(path: Path, tmp_path: Path) -> None:
     recipe = load_recipe(path).value
-    own = path.stem == "own"  # the user's: named after what is in it
-    assert recipe.name == ("shop" if own else path.stem)
+    own = path.stem.startswith("own")  # the user's: named after what is in it
+    assert recipe.name == (path.stem.replace("own", "shop") if own else path.stem)
     if recipe.data.reader is not None:
         with pytest.raises(DataError, match="no such folder") as error:
             stages(recipe, tmp_path)
@@ -227,18 +227,22 @@ def test_paused_training_goes_on_and_another_recipe_starts_anew(prepared: Path) 
 def test_identifiers_are_told_with_their_perplexity(prepared: Path, caplog: pytest.LogCaptureFixture) -> None:
     codes = np.array([[n % 4, n % 2] for n in range(8)], np.uint8)
     fine = ItemCodes(codes, (4, 2), "c" * 32)
-    assert "4 x 2 codes, in use 100 %, 100 %, perplexity 4, 2; 50.0 % distinct" in data_stages.describe_codes(fine)
-    assert data_stages.oversized(fine) == [] and not caplog.messages
+    assert "4 x 2 codes, in use 100 %, 100 %, perplexity 4, 2; 50.0 % distinct" in codes_text.describe_codes(fine)
+    assert codes_text.oversized(fine) == [] and not caplog.messages
     wide = ItemCodes(codes, (9, 5), "c" * 32)
-    first, second, third = data_stages.oversized(wide)
+    first, second, third = codes_text.oversized(wide)
     assert first == "the first level has 9 codes for 8 items"
     assert second == "level 1 uses 44 % of its 9 codes" and third == "level 2 uses 40 % of its 5 codes"
     words = ItemCodes(codes, (9, 9), "c" * 32, np.array([1] + [2] * 7, np.uint8), True, pieces=tuple("abcdefghi"))
-    assert data_stages.oversized(words) == []  # nobody chose how many words there are
+    assert codes_text.oversized(words) == []  # nobody chose how many words there are
     tree = replace(words, pieces=())
-    assert data_stages.oversized(tree) == ["the first level has 9 codes for 8 items"]
+    assert codes_text.oversized(tree) == ["the first level has 9 codes for 8 items"]
     long = ItemCodes(np.repeat(codes[:, :1], 7, axis=1), (4,) * 7, "c" * 32)
-    assert "identifiers: 7 levels of 4 codes, least and most in use 100 %, 100 %" in data_stages.describe_codes(long)
+    assert "identifiers: 7 levels of 4 codes, least and most in use 100 %, 100 %" in codes_text.describe_codes(long)
+    raw = replace(fine, codes=codes // 2).report()
+    told = "largest group 2; before the collision policy 25.0 %, 100.00 % of the items in a collision, largest group 4"
+    assert codes_text.describe_codes(fine, raw).endswith(told)
+    assert "before" not in codes_text.describe_codes(fine, {**raw, "largest_group": 1})
     data_stages.tokenize(prepared, replace(RECIPE, tokenizer={**RECIPE.tokenizer, "level_size": 200}))
     assert "level 2 uses" in caplog.text and "take a smaller tokenizer.level_size" in caplog.text
 
@@ -259,7 +263,10 @@ def test_user_tokens_reach_the_prompt(prepared: Path) -> None:
     model_stages.evaluate_model(prepared, recipe)
     baseline_stages.evaluate_baseline(prepared, recipe, "popularity")
     report_stage.report(prepared, recipe)
-    assert "is offered" in (prepared / "report" / "report.md").read_text()
+    text, raw = (prepared / "report" / "report.md").read_text(), codes_text.raw_report(prepared)
+    assert "is offered" in text and raw is not None and raw["largest_group"] > 1
+    assert f"before the collision policy {100 * raw['distinct_share']:.1f} %" in text
+    assert json.loads((prepared / "report" / "results.json").read_text())["codes"]["raw"] == raw
 
 
 def test_a_user_index_goes_from_the_training_part_into_the_bundle(prepared: Path) -> None:

@@ -6,7 +6,7 @@ vectors, H width of a quantized piece.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
 from operator import mul
@@ -24,14 +24,12 @@ class ScalarCodes:
     """Result of :class:`ScalarQuantizer` (internal).
 
     codes_BL: int64, 0..K-1. quantized_BLH: float32, with the gradient of the bounded scalars (straight-through).
-    losses: always empty, the method needs none. bounded_BLC: the scalars before rounding, on the scale of
-    :attr:`ScalarGrid.points_KC`.
+    bounded_BLC: the scalars before rounding, on the scale of :attr:`ScalarGrid.points_KC`.
     """
 
     codes_BL: torch.Tensor
     quantized_BLH: torch.Tensor
     bounded_BLC: torch.Tensor
-    losses: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 class ScalarGrid(nn.Module):
