@@ -193,8 +193,8 @@ def page(rows: list[dict[str, Any]]) -> str:
         "identifier. A code that only one item has implies that item's vector: `hybrid` and `independent` keep every",
         "neighbour by naming it. What each means, and which to believe: [identifiers.md](identifiers.md). None of them",
         "is a recommender's quality. Not here: `fsq-recgpt` (hours), and ActionPiece, whose tokens of an item depend",
-        "on its neighbours. What follows a name in brackets is the method whose vectors it was fitted on; the seconds are",
-        "those of the item tokenizer alone.\n",
+        "on its neighbours. A name in brackets is the method whose vectors the tokenizer was fitted on; the seconds",
+        "are those of the item tokenizer alone.\n",
     ]
     head = (
         "tokenizer", "codes", "fit s", "items/s", "fit MiB", "collision rate", "its traffic", "largest group", "Gini",
