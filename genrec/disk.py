@@ -59,10 +59,11 @@ def make_folders(folder: Path) -> None:
         fsync(path.parent)
 
 
-def hold(path: Path, *, wait: bool) -> int | None:
-    """Lock a file or folder exclusively; returns what :func:`release` takes, None where locks do not exist.
+def hold(path: Path, *, wait: bool, shared: bool = False) -> int | None:
+    """Lock a file or folder; returns what :func:`release` takes, None where locks do not exist.
 
-    Raises BlockingIOError when somebody else holds it and ``wait`` is false.
+    shared: with others who hold it so, against those who want it alone. Raises BlockingIOError when somebody else holds
+    it and ``wait`` is false.
     """
     if fcntl is None:
         return None
@@ -71,7 +72,7 @@ def hold(path: Path, *, wait: bool) -> int | None:
     except OSError:
         return None
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         os.close(fd)
         raise
@@ -170,6 +171,40 @@ def leftovers(parent: Path, name: str | None = None) -> list[Leftover]:
             role: Literal["tmp", "old"] = "tmp" if match["role"] == "tmp" else "old"
             found.append(Leftover(path, match["name"], role, match["token"]))
     return found
+
+
+@contextlib.contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes ``out`` when the block ends without an error; else nothing is left of it.
+
+    What a killed process leaves is a leftover like others. Raises ConfigError where ``out`` has something in it.
+    """
+    out = out.absolute()
+    refused = ConfigError(f"{out}: exists already", hint="every version is a folder of its own: give a new name")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise refused
+    make_folders(out.parent)
+    wrapper = sibling(out, "tmp", new_token())
+    with locked(out.parent):  # who sweeps must not meet it before it is held
+        wrapper.mkdir()
+        lock = hold(wrapper, wait=False)
+    draft = wrapper / CONTENT
+    draft.mkdir()
+    try:
+        yield draft
+        fsync(draft)
+        try:
+            if out.exists():
+                out.rmdir()
+            draft.rename(out)
+        except OSError as error:
+            if not os.path.lexists(out):
+                raise
+            raise refused from error  # somebody else made it meanwhile
+        fsync(out.parent)
+    finally:
+        remove(wrapper)
+        release(lock)
 
 
 def remove(path: Path) -> bool:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +13,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from genrec import artifacts
+from genrec.disk import new_folder
 from genrec.errors import ArtifactError, ConfigError, GenrecError
 from genrec.models.adapter_files import ADAPTER, holds_adapter, load_adapter, load_base
 from genrec.models.adapters import quiet_peft
@@ -62,10 +59,12 @@ def export_merged(path: str | Path, out: str | Path, *, base: str | Path | None 
         wanted = _Wanted.of(whole, token_map)
     setattr(whole.config, WEIGHTS, weights)
     setattr(whole.config, NEEDS, False)
-    with _draft(Path(out)) as draft:
+    artifacts.sweep(Path(out).absolute().parent)
+    with new_folder(Path(out)) as draft:
         whole.save_pretrained(draft)
         _tokenizer(source, draft)
-        return wanted.compared(_loaded(draft), draft, Path(out))
+        found = wanted.compared(_loaded(draft), draft, Path(out))
+    return found
 
 
 def export_base_plus_adapter(path: str | Path, out: str | Path, *, base: str | Path | None = None) -> Exported:
@@ -86,7 +85,8 @@ def export_base_plus_adapter(path: str | Path, out: str | Path, *, base: str | P
     wanted = _Wanted.of(trained, token_map)
     with quiet_peft():
         tables = [table.detach().clone() for table in tables_of(trained.merge_and_unload())]
-    with _draft(Path(out)) as draft:
+    artifacts.sweep(Path(out).absolute().parent)
+    with new_folder(Path(out)) as draft:
         with_rows = load_base(source, token_map, base=base)
         for table, rows in zip(tables_of(with_rows), tables, strict=True):
             table.data.copy_(rows)
@@ -101,7 +101,8 @@ def export_base_plus_adapter(path: str | Path, out: str | Path, *, base: str | P
         save_file(factors, draft / "adapter" / FACTORS, metadata={"format": "pt"})
         with quiet_peft():
             back = PeftModel.from_pretrained(_loaded(draft / "base"), draft / "adapter").eval()
-        return wanted.compared(back, draft, Path(out))
+        found = wanted.compared(back, draft, Path(out))
+    return found
 
 
 def is_exported(folder: Path, source: Path) -> bool:
@@ -141,16 +142,6 @@ def _source(path: str | Path, out: str | Path) -> tuple[Path, TokenMap, str]:
     return manifest.path / "model", token_map, weights_of(manifest)
 
 
-@contextmanager
-def _draft(target: Path) -> Iterator[Path]:
-    """A folder beside the target that is gone afterwards, unless it was moved there."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as made:
-        draft = Path(made) / "model"
-        draft.mkdir()
-        yield draft
-
-
 def _tokenizer(source: Path, folder: Path) -> None:
     AutoTokenizer.from_pretrained(source, local_files_only=True).save_pretrained(folder)
 
@@ -175,7 +166,7 @@ class _Wanted:
         return cls(probes, _logits(model, probes))
 
     def compared(self, back: Any, draft: Path, target: Path) -> Exported:
-        """Give the draft its name if what was read back from it has these logits; ArtifactError otherwise."""
+        """What was exported, if what was read back from the draft has these logits; ArtifactError otherwise."""
         found = _logits(back, self.probes)
         difference = max(float((a - b).abs().max()) for a, b in zip(found, self.logits, strict=True))
         if not difference <= TOLERANCE:  # NaN too
@@ -183,8 +174,7 @@ class _Wanted:
                 f"the exported model's logits differ from the trained ones by up to {difference:.2g}, "
                 f"more than {TOLERANCE:g}: nothing was written"
             )
-        shutil.move(draft, target)
-        return Exported(target, difference, sum(file.stat().st_size for file in target.rglob("*") if file.is_file()))
+        return Exported(target, difference, sum(file.stat().st_size for file in draft.rglob("*") if file.is_file()))
 
 
 def _probes(token_map: TokenMap) -> list[Tensor]:

@@ -9,9 +9,8 @@ Axes: N published items, M new items.
 
 from __future__ import annotations
 
-import contextlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,7 +79,8 @@ def append_items(
         raise FingerprintMismatch(f"{bundle}: its identifiers are not those of {run}")
     child = old.append(items.ids, {name: _like(name, old, values) for name, values in items.fields.items()})
     origin = Origin.of(run, len(old))
-    with new_folder(out) as draft:
+    artifacts.sweep(out.absolute().parent)
+    with disk.new_folder(out) as draft:
         made = vectors_of_new(origin, recipe, child, stored, vectors)
         source = TokenizerSource.of(child, embeddings=made, seed=recipe.seed)
         found = append(load_tokenizer(run / "item_tokenizer"), published, source, by=by)
@@ -109,7 +109,8 @@ def retire_items(run: str | Path, ids: Sequence[str], out: str | Path) -> Versio
     now = old.retire(ids)
     changed = drift(codes, codes, catalogs=(old, now))
     report = {"kind": "retire", "n_retired": len(changed.retired), "n_left": int((~_gone(now)).sum())}
-    with new_folder(out) as draft:
+    artifacts.sweep(out.absolute().parent)
+    with disk.new_folder(out) as draft:
         now.save(draft / "catalog")
         for name in ("embeddings", *_KEPT):
             if artifacts.exists(run / name):
@@ -125,31 +126,6 @@ def recipe_of(run: Path) -> PipelineRecipe:
     if not file.is_file():
         raise ArtifactError(f"{run}: no recipe.json: not a run folder", hint="give the folder of `genrec run --out`")
     return recipes.from_dict(PipelineRecipe, artifacts.load_json(file))
-
-
-@contextlib.contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes ``out`` when the block ends without an error; else nothing is left of it."""
-    out = out.absolute()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out}: exists already", hint="every version is a folder of its own: give a new name")
-    disk.make_folders(out.parent)
-    artifacts.sweep(out.parent)
-    wrapper = disk.sibling(out, "tmp", disk.new_token())
-    wrapper.mkdir()
-    lock = disk.hold(wrapper, wait=False)
-    draft = wrapper / disk.CONTENT
-    draft.mkdir()
-    try:
-        yield draft
-        disk.fsync(draft)
-        if out.exists():
-            out.rmdir()
-        draft.rename(out)
-        disk.fsync(out.parent)
-    finally:
-        disk.remove(wrapper)
-        disk.release(lock)
 
 
 def _write_version(

@@ -16,7 +16,7 @@ from genrec.errors import ConfigError, MissingExtra
 from genrec.models.adapter_files import holds_adapter
 from genrec.models.bundle import KIND, bundle_folder, schema_of
 from genrec.models.engine_weights import weights_of, weights_of_run
-from genrec.models.export import export_merged
+from genrec.serving.merged_folders import merged_folder, remove_stale, use
 from genrec.serving.settings import ServeSettings
 from genrec.serving.vllm_plugin import SERVE
 
@@ -55,7 +55,7 @@ def installed() -> Installed:
 def model_folder(run: Path, *, base: str | None = None) -> Path:
     """A folder that vLLM loads: that of the bundle, or beside the run the model with its adapter merged (internal).
 
-    Raises ConfigError for an encoder-decoder model, and what :func:`export_merged` raises.
+    Raises ConfigError for an encoder-decoder model, and what :func:`merged_folder` raises.
     """
     bundle = bundle_folder(run.resolve())  # where a link leads may change while vLLM starts
     manifest = artifacts.read(bundle, kind=KIND, schema=schema_of(bundle))
@@ -67,10 +67,7 @@ def model_folder(run: Path, *, base: str | None = None) -> Path:
         )
     if not holds_adapter(model):
         return model
-    merged = run.parent / f"{run.name}.merged-{weights_of(manifest)[:12]}"
-    if not merged.exists():
-        export_merged(run, merged, base=base)
-    return merged
+    return merged_folder(run, weights_of(manifest), base=base)
 
 
 def command(
@@ -120,10 +117,13 @@ def start(
 ) -> None:
     """Become vLLM. Raises as :func:`installed`, :func:`model_folder` and :func:`command` do.
 
-    Plugins that VLLM_PLUGINS names stay on. Stability: experimental.
+    Folders ``RUN.merged-…`` of earlier weights that no server uses are removed; plugins that VLLM_PLUGINS names stay
+    on. Stability: experimental.
     """
     found = installed()
-    model = model_folder(run, base=base)
+    while not use(model := model_folder(run, base=base)):
+        pass  # who serves other weights of the run removed it just now
+    remove_stale(run, keep=model)
     line, added = command(run, settings, found, model=model, name=name, journal=journal, more=more)
     plugins = [each for each in environment.get("VLLM_PLUGINS", "").split(",") if each and each != "genrec"]
     added["VLLM_PLUGINS"] = ",".join([*plugins, "genrec"])

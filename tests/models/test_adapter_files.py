@@ -24,6 +24,7 @@ from genrec.models.export import export_base_plus_adapter, export_merged
 from genrec.models.pretrained import PretrainedSettings, extend_rows, load_pretrained
 from genrec.models.recommender import DecodingSettings, GenerativeRecommender
 from genrec.models.rounding import round_layers, rounded_layers
+from genrec.serving.merged_folders import merged_folder
 from genrec.testing.text_models import byte_level_tokenizer, tiny_text_model
 from genrec.testing.walks import walk_codes
 from genrec.training.module import trainable
@@ -184,6 +185,9 @@ def test_the_merged_folder_needs_nothing_of_ours(tmp_path, kind, lora):
     np.testing.assert_allclose([float(x) for x in out.strip("[]\n").split(", ")], want, atol=1e-4)
     with pytest.raises(ConfigError, match="exists"):
         export_merged(tmp_path / "bundle", tmp_path / "plain")
+    weights = weights_of_run(tmp_path / "bundle")
+    beside = (tmp_path / "plain").rename(tmp_path / f"bundle.merged-{weights[:12]}")
+    assert merged_folder(tmp_path / "bundle", weights) == beside  # as it is: not made again
 
 
 def test_a_merge_that_changes_logits_is_refused(tmp_path, monkeypatch):
