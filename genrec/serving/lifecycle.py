@@ -26,6 +26,8 @@ WARM_UP_SECONDS = 60.0
 """How long the first search of a model in an engine may take."""
 Load = Callable[..., ServedModel]
 """From a version number, and a place where it is not the usual one, to a model."""
+Mark = tuple[str, int, int]
+"""See :func:`mark`."""
 
 
 @dataclass(eq=False)
@@ -41,18 +43,26 @@ class _Earlier:
 class Registry:
     """The current model, and the ways to change it or its catalog (internal).
 
-    load: see :data:`Load`. here: digest of what is at the usual place now; None = not known. changes: applied to every
-    model that is loaded; they also say whether the server went back to an earlier model before it was started again. A
-    load that fails leaves the present model where it is; answers under way keep the model they began with.
+    load: see :data:`Load`. here: digest of what is at the usual place now; None = not known. marked: what
+    :func:`mark` says of that place now. changes: applied to every model that is loaded; they also say whether the
+    server went back to an earlier model before it was started again. A load that fails leaves the present model where
+    it is; answers under way keep the model they began with.
 
     Two models are held at most, the current one and the one before; while another one is loaded, the current one and
     that (a batch under way may hold one more until it is answered).
     """
 
     def __init__(
-        self, load: Load, *, changes: Changes, metrics: Metrics, here: Callable[[], str | None] = lambda: None
+        self,
+        load: Load,
+        *,
+        changes: Changes,
+        metrics: Metrics,
+        here: Callable[[], str | None] = lambda: None,
+        marked: Callable[[], Mark | None] = lambda: None,
     ) -> None:
         self._load, self._here, self.changes, self._metrics = load, here, changes, metrics
+        self._marked, self._seen = marked, marked()
         self._lock, self._loading = threading.Lock(), threading.Lock()
         self._version = 0
         self._earlier: _Earlier | None = None
@@ -94,20 +104,29 @@ class Registry:
     def reload(self) -> ServedModel:
         """Load again what is at the place of the model. Raises Problem 409 where that fails: the present one stays.
 
-        Changes of the catalog go on meanwhile, and the new model has them too. The model before is let go first.
+        Changes of the catalog go on meanwhile, and the new model has them too. The model before is let go first. Where
+        it is the present model once more, the way back still leads to the one before.
         """
         with self._alone():
+            self._seen = self._marked()  # before loading: what is put there meanwhile is another one
             self._let_go()
             try:
                 with self._ready(self._load(self._version + 1)) as found, self._lock:
                     self.changes.replay(found.store)  # what was changed since
                     self.changes.go_back(None)
-                    self._replace(found)
+                    self._swap(found, same=found.digest is not None and found.digest == self.current.digest)
             except Exception as error:
                 self._metrics.swaps.labels("failed").inc()
                 log.error("the model was not replaced: %s", error)
                 raise Problem(409, "loading failed: see the log; the present model stays", code="load_failed") from None
+            self._metrics.swaps.labels("loaded").inc()
+            self._say()
             return found
+
+    def stale(self) -> bool:
+        """Whether another model was put in the usual place since one was loaded from there, or failed to load."""
+        found = self._marked()
+        return found is not None and found != self._seen  # None: in the middle of a replacement
 
     def rollback(self) -> ServedModel:
         """Answer from the model before, with all changes made since. Raises Problem 409 where there is none.
@@ -197,16 +216,13 @@ class Registry:
         if self._earlier is not None and self._earlier.digest is None:
             self._earlier = None  # it came from no file
 
-    def _replace(self, found: ServedModel) -> None:
-        self._swap(found)
-        self._metrics.swaps.labels("loaded").inc()
-        self._say()
-
-    def _swap(self, found: ServedModel) -> None:
+    def _swap(self, found: ServedModel, *, same: bool = False) -> None:
+        """same: it is the current model, read once more."""
         before = self.current
         self.current = found
         self._version = max(self._version, found.version)  # a model read again after a start may have a new one
-        self._earlier = _Earlier(before, before.place, before.digest, before.version)
+        if not same:
+            self._earlier = _Earlier(before, before.place, before.digest, before.version)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -241,14 +257,12 @@ def _warm(model: ServedModel) -> None:
 class Watcher:
     """Loads the model again when what is at its place has changed (internal).
 
-    path: a run folder or bundle, or a link to one: a deployment points the link at the next folder in one step.
-    seconds: between two looks. seen: what :func:`mark` said before the present model was loaded. What fails to load is
-    tried again when it changes again.
+    A deployment points a link at the next folder in one step. seconds: between two looks. What comes while another
+    model is loaded waits for the next look; what fails to load is tried again when it changes again.
     """
 
-    def __init__(self, registry: Registry, path: Path, *, seconds: float, seen: tuple[Any, ...] | None) -> None:
-        self._registry, self._path, self._seconds = registry, path, seconds
-        self._seen = seen
+    def __init__(self, registry: Registry, *, seconds: float) -> None:
+        self._registry, self._seconds = registry, seconds
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="genrec-watch", daemon=True)
         self._thread.start()
@@ -260,10 +274,8 @@ class Watcher:
 
     def _watch(self) -> None:
         while not self._stop.wait(self._seconds):
-            found = mark(self._path)
-            if found is None or found == self._seen:
-                continue  # None: in the middle of a replacement
-            self._seen = found
+            if not self._registry.stale():
+                continue
             try:
                 model = self._registry.reload()
             except Problem:
@@ -271,7 +283,7 @@ class Watcher:
             log.info("model %s: version %d answers now", model.name, model.version)
 
 
-def mark(path: Path) -> tuple[Any, ...] | None:
+def mark(path: Path) -> Mark | None:
     """What changes when another model is put in the place (internal); None while there is none."""
     try:
         place = path.resolve()

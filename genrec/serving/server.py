@@ -50,13 +50,15 @@ def serve(
     model; None = never. engine: where the model runs; None = in this process. engine_well: whether it answers, for
     ``/ready``. ready: called with the address when requests can be answered. Raises what loading raises.
     """
-    metrics, seen = Metrics(), mark(Path(run))
+    metrics = Metrics()
     # an engine elsewhere does not say its numbers: a certificate must hold for rounded ones
     dtype = None if engine is None else torch.bfloat16
     load = loading(Path(run), settings, name=name, base=base, engine=engine, dtype=dtype, held=os.environ.get(HELD))
     changes = Changes(journal)
-    registry = Registry(load, changes=changes, metrics=metrics, here=lambda: at_place(Path(run)))
-    watcher = None if watch_seconds is None else Watcher(registry, Path(run), seconds=watch_seconds, seen=seen)
+    registry = Registry(
+        load, changes=changes, metrics=metrics, here=lambda: at_place(Path(run)), marked=lambda: mark(Path(run))
+    )
+    watcher = None if watch_seconds is None else Watcher(registry, seconds=watch_seconds)
     app = create_app(registry, settings, metrics, engine_well=engine_well)
     config = uvicorn.Config(
         app,
@@ -101,10 +103,11 @@ def loading(
 ) -> Load:
     """What loads the model at a place, whatever is there at the time (internal).
 
+    name: None = that of the folder, or of the link to it: wherever a link leads, clients ask for the same model.
     In an engine the weights stay what they are: a bundle with others raises FingerprintMismatch. held: their name, None
     = that of those at the place now.
     """
-    shown = name or run.resolve().name
+    shown = name or Path(os.path.abspath(run)).name  # not resolve(), which follows a link
     held = None if engine is None else held or weights_of_run(run)
 
     def load(version: int, place: Path | None = None) -> ServedModel:

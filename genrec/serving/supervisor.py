@@ -28,6 +28,9 @@ LINE = "GENREC_SUPERVISOR_FD"
 WAITS = "GENREC_SUPERVISOR_WAITS"
 """Environment variable, not empty for a process that is to wait for its turn."""
 
+WAITING, SERVING = b"w", b"r"
+"""What a serving process says on the line."""
+
 
 def listen(settings: ServeSettings) -> socket.socket:
     """The listening socket (internal). Raises ConfigError where the address is in use or not ours."""
@@ -57,13 +60,13 @@ class _Child:
                 [*command, "--fd", str(fds[0])], pass_fds=fds, env=told, start_new_session=True
             )
         self.line.setblocking(False)
-        self.waits, self.served = waits, False
+        self.waits, self._said = waits, b""
 
-    def serves(self) -> bool:
-        """Whether it has ever said that it serves."""
+    def has_said(self, word: bytes) -> bool:
+        """Whether it has ever said that it serves, or that it waits."""
         with contextlib.suppress(OSError):
-            self.served |= bool(self.line.recv(1))
-        return self.served
+            self._said += self.line.recv(16)
+        return word in self._said
 
     def go(self) -> None:
         """Let a process that waits serve."""
@@ -82,16 +85,62 @@ class _Child:
                 self.process.wait()
 
 
+class _Spare:
+    """Keeps a process waiting beside the serving one. Where that cannot be, the service goes on without.
+
+    One that ends before its turn is started again: at once if it had come to wait, otherwise more and more slowly, ten
+    minutes apart in the end, since to read all code takes some seconds of a core.
+    """
+
+    def __init__(self, command: Sequence[str], at: socket.socket) -> None:
+        self._command, self._at = command, at
+        self._child: _Child | None = None
+        self._failures, self._next = 0, 0.0
+
+    def look(self, serving: _Child) -> None:
+        """Called now and then: have a process wait as long as there is one that serves."""
+        if self._child is not None and self._child.process.poll() is not None:
+            code, waited = self._child.process.returncode, self._child.has_said(WAITING)
+            self.close()
+            self._failed(f"ended with {code}", 0 if waited else self._failures + 1)
+        if self._child is None and time.monotonic() >= self._next and serving.has_said(SERVING):
+            try:
+                self._child = _Child(self._command, self._at, waits=True)
+            except OSError as error:  # no memory, no place for a process
+                self._failed(f"cannot be started ({error.strerror})", self._failures + 1)
+
+    def _failed(self, what: str, failures: int) -> None:
+        self._failures = failures
+        wait = min(0.1 * 2**failures, 600.0) if failures else 0.0
+        self._next = time.monotonic() + wait
+        print(f"the waiting process {what}; the next one in {wait:.1f} s", file=sys.stderr, flush=True)
+
+    def take(self) -> _Child | None:
+        """The process that waits, if there is one, to be the serving one."""
+        child = self._child
+        if child is None or child.process.poll() is not None:
+            return None
+        self._child = None
+        return child
+
+    def close(self) -> None:
+        """End the process that waits."""
+        if self._child is not None:
+            self._child.close()
+            self._child = None
+
+
 def supervise(command: Sequence[str], at: socket.socket, *, limit: int = 10, spare: bool = False) -> int:
     """Keep one serving process alive on a socket; its exit code when it ends on purpose (internal).
 
     command: starts it; it finds the socket, and a line to this process, in ``--fd N`` and :data:`LINE`. It is started
     again after a crash: at once if it had served before, otherwise more and more slowly, and after ``limit`` starts in
     a row that never came to serve, :data:`GAVE_UP`. A first start that fails is final: its error says why. spare:
-    while it serves, another process that has read all code, and no model, waits to take its place.
+    while it serves, another process that has read all code, and no model, waits to take its place. SIGTERM, SIGINT and
+    SIGHUP end it; SIGHUP does not where it was ignored before, as under ``nohup``.
     """
     child: _Child | None = None
-    beside: _Child | None = None
+    beside = _Spare(command, at) if spare else None
     stopping = False
 
     def pass_on(sig: int, frame: object) -> None:
@@ -100,27 +149,18 @@ def supervise(command: Sequence[str], at: socket.socket, *, limit: int = 10, spa
         if child is not None:
             child.process.send_signal(signal.SIGTERM)
 
-    def look() -> None:
-        """Have a process wait as long as there is one that serves."""
-        nonlocal beside
-        assert child is not None
-        if beside is not None and beside.process.poll() is not None:
-            beside.close()
-            beside = None
-        if beside is None and not stopping and child.serves():
-            beside = _Child(command, at, waits=True)
-
     for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(each, pass_on)
+        if each != signal.SIGHUP or signal.getsignal(each) is not signal.SIG_IGN:
+            signal.signal(each, pass_on)
     served, failures = False, 0
     try:
         while True:
-            child, beside = beside or _Child(command, at, waits=False), None
+            child = (beside and beside.take()) or _Child(command, at, waits=False)
             child.go()
             if stopping:
                 child.process.terminate()
-            code = _ended(child, look if spare else None)
-            ready = child.serves()
+            code = _ended(child, None if beside is None or stopping else beside)
+            ready = child.has_said(SERVING)
             child.line.close()
             if stopping:
                 return 0 if code in (0, -signal.SIGTERM) else code
@@ -140,10 +180,10 @@ def supervise(command: Sequence[str], at: socket.socket, *, limit: int = 10, spa
             beside.close()
 
 
-def _ended(child: _Child, look: Callable[[], None] | None) -> int:
-    """The exit code of a process; meanwhile ``look`` is called now and then."""
-    while look is not None:
-        look()
+def _ended(child: _Child, beside: _Spare | None) -> int:
+    """The exit code of a process; meanwhile another one waits beside it."""
+    while beside is not None:
+        beside.look(child)
         try:
             return child.process.wait(0.5)
         except subprocess.TimeoutExpired:
@@ -161,8 +201,10 @@ def hold_the_line() -> Callable[[], None]:
     if number is None:
         return lambda: None
     line = socket.socket(fileno=int(number))
-    if waits and line.recv(1) != b"g":
-        raise SystemExit(0)
+    if waits:
+        line.send(WAITING)
+        if line.recv(1) != b"g":
+            raise SystemExit(0)
 
     def wait() -> None:
         with contextlib.suppress(OSError):
@@ -172,6 +214,6 @@ def hold_the_line() -> Callable[[], None]:
     threading.Thread(target=wait, name="genrec-line", daemon=True).start()
 
     def serves() -> None:
-        line.send(b"r")
+        line.send(SERVING)
 
     return serves

@@ -26,7 +26,7 @@ from genrec.prompts.encode import ExampleEncoder
 from genrec.prompts.tasks import load_task
 from genrec.serving.app import create_app
 from genrec.serving.changes import Changes
-from genrec.serving.lifecycle import Registry
+from genrec.serving.lifecycle import Mark, Registry
 from genrec.serving.model import ServedModel
 from genrec.serving.settings import ServeSettings
 from genrec.serving.telemetry import Metrics
@@ -142,11 +142,12 @@ class ShopClient:
         load: Callable[..., ServedModel] = make_shop,
         changes: Changes | None = None,
         here: Callable[[], str | None] = lambda: None,
+        marked: Callable[[], Mark | None] = lambda: None,
         engine_well: Callable[[], bool] = lambda: True,
     ) -> None:
         self.settings, self.metrics = settings or ServeSettings(admin_key="admin-key"), Metrics()
         kept = Changes() if changes is None else changes
-        self.registry = Registry(load, changes=kept, metrics=self.metrics, here=here)
+        self.registry = Registry(load, changes=kept, metrics=self.metrics, here=here, marked=marked)
         self.app = create_app(self.registry, self.settings, self.metrics, engine_well=engine_well)
 
     async def asked(

@@ -109,6 +109,7 @@ def started(client, tmp_path):
     """A server at the link ``current``, over the folders one, two and three, started again with what it has kept."""
     from genrec.serving.changes import Changes
     from genrec.serving.digests import at
+    from genrec.serving.lifecycle import mark
     from genrec.serving.model import ServedModel
 
     for seed, name in enumerate(("one", "two", "three")):
@@ -124,7 +125,7 @@ def started(client, tmp_path):
 
     def start():
         changes = Changes(tmp_path / "journal")
-        return client(load=load, changes=changes, here=lambda: at(link))
+        return client(load=load, changes=changes, here=lambda: at(link), marked=lambda: mark(link))
 
     return point, start
 
@@ -237,6 +238,53 @@ def test_two_models_at_most_are_held_and_a_failed_load_leaves_the_way_back(start
     assert shop.admin("reload").status == 409
     assert shop.admin("rollback").status == 200  # "three" is read again
     assert max(most) == 1 and len(alive) == 2
+
+
+def test_a_model_that_is_loaded_twice_leaves_the_way_back(started, tmp_path):
+    point, start = started
+    point("one")
+    shop = start()
+    first = digest(shop)
+    point("two")
+    assert shop.admin("reload").json["model_version"] == 2
+    assert shop.admin("reload").json["model_version"] == 3
+    assert shop.admin("rollback").json["model_digest"] == first
+    point("one")  # what answers now is put in the place: the way back still leads to the other
+    second = shop.admin("reload").json
+    assert second["model_digest"] == first
+    assert shop.admin("rollback").json["model_digest"] not in (None, first)
+
+
+def test_only_what_was_not_loaded_yet_is_stale(started, tmp_path):
+    point, start = started
+    point("one")
+    shop = start()
+    registry = shop.registry
+    assert not registry.stale()
+    point("two")
+    assert registry.stale()
+    with registry._alone():  # another load is under way
+        assert shop.admin("reload").json["error"]["code"] == "loading"
+    assert registry.stale()
+    assert shop.admin("reload").status == 200 and not registry.stale()
+    assert shop.admin("rollback").status == 200 and not registry.stale()  # nobody deployed anything
+    (tmp_path / "three" / "bundle" / "model" / "config.json").unlink()
+    point("three")
+    assert registry.stale()
+    assert shop.admin("reload").status == 409 and not registry.stale()  # not tried again and again
+    point("two")
+    assert registry.stale()
+
+
+def test_a_link_gives_the_model_its_name_wherever_it_leads(tmp_path):
+    from genrec.serving.server import loading
+    from genrec.serving.settings import ServeSettings
+
+    save_shop(tmp_path / "one")
+    (tmp_path / "current").symlink_to("one")
+    model = loading(tmp_path / "current", ServeSettings())(1)
+    assert model.name == "current" and model.place == tmp_path / "one"
+    model.close()
 
 
 def test_digests_tell_what_lists_alike_in_any_process(client):
@@ -375,10 +423,10 @@ def test_the_watcher_follows_a_link_to_the_next_version(client, tmp_path):
         (tmp_path / name / "bundle" / "genrec.json").write_text("{}")
     link = tmp_path / "current"
     link.symlink_to("one")
-    shop, loaded = client(load=two_models), threading.Event()
+    shop, loaded = client(load=two_models, marked=lambda: mark(link)), threading.Event()
     real = shop.registry.reload
     shop.registry.reload = lambda: (real(), loaded.set())[0]
-    watcher = Watcher(shop.registry, link, seconds=0.02, seen=mark(link))
+    watcher = Watcher(shop.registry, seconds=0.02)
     assert not loaded.wait(0.2)
     (tmp_path / "next").symlink_to("two")
     (tmp_path / "next").replace(link)
