@@ -38,7 +38,9 @@ def serve(
     run: Path = typer.Argument(..., help="A run folder, a bundle, or a link to one."),
     host: str = typer.Option("127.0.0.1", "--host", help="Where to listen; others than this machine need a key."),
     port: int = typer.Option(8000, "--port", min=0, max=65535, help="0 = a free one, which is printed."),
-    name: str | None = typer.Option(None, "--name", help="What requests call the model.", show_default="the folder's or link's"),
+    name: str | None = typer.Option(
+        None, "--name", help="What requests call the model.", show_default="the folder's or link's"
+    ),
     journal: Path | None = typer.Option(
         None, "--journal", help="File that keeps changes of the catalog.", show_default="RUN.changes.jsonl"
     ),

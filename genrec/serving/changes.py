@@ -23,7 +23,7 @@ from genrec.serving.schemas import FieldChange, FilterChange, ItemsChange, Model
 log = logging.getLogger(__name__)
 
 KINDS: dict[str, Any] = {"retire": ItemsChange, "filter": FilterChange, "field": FieldChange, "model": ModelChange}
-_MANY = 1000  # lines beyond what the state needs, from which on the file is written anew at a start
+_MANY = 1000  # lines beyond what the state needs, from which on the file is written anew
 
 
 class Changes:
@@ -42,6 +42,7 @@ class Changes:
         self._fields: dict[str, dict[str, float | None]] = {}
         self._filters: dict[str, dict[str, Any]] = {}
         self.gone_back: dict[str, str] | None = None
+        self._n_lines = 0
         if file is None or (reading and not file.exists()):
             return
         if not reading:
@@ -52,13 +53,11 @@ class Changes:
             self._note(change)
         if reading:
             return
-        state = [*self.state(), *([] if self.gone_back is None else [{"kind": "model", **self.gone_back}])]
-        if len(whole) > len(state) + _MANY:
-            disk.atomic_write_bytes(file, b"".join(_line(change) for change in state))
-        else:
-            with file.open("ab") as out:
-                out.truncate(sum(len(_line(change)) for change in whole))
-            disk.fsync(file.parent)
+        with file.open("ab") as out:
+            out.truncate(sum(len(_line(change)) for change in whole))
+        disk.fsync(file.parent)
+        self._n_lines = len(whole)
+        self._shorten()
 
     @classmethod
     def of(cls, state: list[dict[str, Any]]) -> Changes:
@@ -80,6 +79,7 @@ class Changes:
             applied(change, store.snapshot)  # refused here, it is not kept
             self._write(change)
             self._note(change)
+            self._shorten()
             return store.change(lambda now: applied(change, now))
 
     def go_back(self, model: dict[str, str] | None) -> None:
@@ -145,6 +145,19 @@ class Changes:
             except OSError:
                 out.truncate(size)  # half a line would be read as a damaged file
                 raise
+        self._n_lines += 1
+
+    def _shorten(self) -> None:
+        """Where the file has many lines that say nothing any more, write it anew. It is complete before and after."""
+        needed = bool(self._retired) + len(self._fields) + len(self._filters) + (self.gone_back is not None)
+        if self._file is None or self._n_lines <= needed + _MANY:
+            return
+        state = [*self.state(), *([] if self.gone_back is None else [{"kind": "model", **self.gone_back}])]
+        try:
+            disk.atomic_write_bytes(self._file, b"".join(_line(change) for change in state))
+        except OSError as error:
+            log.warning("the journal cannot be written anew, and grows: %s", error)
+        self._n_lines = needed  # also where it failed: tried again after as many lines, not after each
 
 
 def applied(change: dict[str, Any], snapshot: CatalogSnapshot) -> CatalogSnapshot:

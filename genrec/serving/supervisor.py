@@ -55,10 +55,12 @@ class _Child:
         with theirs:
             fds = [at.fileno(), theirs.fileno()]
             told = {**os.environ, LINE: str(theirs.fileno()), WAITS: "1" if waits else ""}
-            # a session of its own: Ctrl-C reaches it through this process only
-            self.process = subprocess.Popen(
-                [*command, "--fd", str(fds[0])], pass_fds=fds, env=told, start_new_session=True
-            )
+            started = [*command, "--fd", str(fds[0])]
+            try:  # a session of its own: Ctrl-C reaches it through this process only
+                self.process = subprocess.Popen(started, pass_fds=fds, env=told, start_new_session=True)
+            except OSError:
+                self.line.close()
+                raise
         self.line.setblocking(False)
         self.waits, self._said = waits, b""
 
@@ -111,7 +113,7 @@ class _Spare:
 
     def _failed(self, what: str, failures: int) -> None:
         self._failures = failures
-        wait = min(0.1 * 2**failures, 600.0) if failures else 0.0
+        wait = min(0.1 * 2 ** min(failures, 20), 600.0) if failures else 0.0
         self._next = time.monotonic() + wait
         print(f"the waiting process {what}; the next one in {wait:.1f} s", file=sys.stderr, flush=True)
 
@@ -159,7 +161,7 @@ def supervise(command: Sequence[str], at: socket.socket, *, limit: int = 10, spa
             child.go()
             if stopping:
                 child.process.terminate()
-            code = _ended(child, None if beside is None or stopping else beside)
+            code = _ended(child, beside)
             ready = child.has_said(SERVING)
             child.line.close()
             if stopping:
@@ -202,7 +204,8 @@ def hold_the_line() -> Callable[[], None]:
         return lambda: None
     line = socket.socket(fileno=int(number))
     if waits:
-        line.send(WAITING)
+        with contextlib.suppress(OSError):  # the watching process is gone: so is the turn
+            line.send(WAITING)
         if line.recv(1) != b"g":
             raise SystemExit(0)
 

@@ -393,16 +393,31 @@ def test_a_change_that_cannot_be_kept_is_not_made(client, tmp_path, monkeypatch)
     assert changes.Changes(file).state() == [{"kind": "retire", "items": [IDS[2], IDS[4]]}]
 
 
-def test_many_changes_come_to_a_few_lines(client, tmp_path):
-    from genrec.serving.changes import Changes
+def test_many_changes_come_to_a_few_lines(tmp_path, monkeypatch, caplog):
+    from genrec.serving import changes
 
-    file = tmp_path / "changes.jsonl"
-    shop = client(changes=Changes(file))
-    for price in range(1100):
-        assert shop.admin("fields", {"field": "price", "values": {IDS[5]: price}}).status == 200
-    shop.registry.changes.close()
-    assert Changes(file).state() == [{"kind": "field", "field": "price", "values": {IDS[5]: 1099}}]
-    assert len(file.read_text().splitlines()) == 1
+    monkeypatch.setattr(changes, "_MANY", 20)
+    file, shop = tmp_path / "changes.jsonl", make_shop()
+    kept, most = changes.Changes(file), 0
+    kept.add({"kind": "retire", "items": [IDS[2]]}, shop.store)
+    kept.go_back({"place": "p", "digest": "d", "instead_of": "i"})
+    for price in range(70):  # while it serves, too
+        kept.add({"kind": "field", "field": "price", "values": {IDS[5]: price}}, shop.store)
+        state = [{"kind": "retire", "items": [IDS[2]]}, {"kind": "field", "field": "price", "values": {IDS[5]: price}}]
+        assert changes.Changes(file, reading=True).state() == state  # nothing is ever missing
+        most = max(most, len(file.read_text().splitlines()))
+    assert most == 23
+    with monkeypatch.context() as broken:
+        broken.setattr(changes.disk, "atomic_write_bytes", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
+        for price in range(25):
+            kept.add({"kind": "field", "field": "price", "values": {IDS[5]: price}}, shop.store)
+    assert caplog.text.count("cannot be written anew") == 1 and len(file.read_text().splitlines()) > 23
+    kept.close()
+    again = changes.Changes(file)
+    assert again.state()[1]["values"] == {IDS[5]: 24} and again.gone_back["place"] == "p"
+    assert len(file.read_text().splitlines()) == 3
+    again.close()
+    shop.close()
 
 
 def test_a_way_back_leaves_out_what_the_earlier_catalog_cannot_have(client):
