@@ -107,7 +107,7 @@ def loading(
     In an engine the weights stay what they are: a bundle with others raises FingerprintMismatch. held: their name, None
     = that of those at the place now.
     """
-    shown = name or Path(os.path.abspath(run)).name  # not resolve(), which follows a link
+    shown = name or Path(os.path.abspath(run)).name  # noqa: PTH100 (resolve() would follow the link)
     held = None if engine is None else held or weights_of_run(run)
 
     def load(version: int, place: Path | None = None) -> ServedModel:
