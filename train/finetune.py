@@ -55,6 +55,7 @@ def main() -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("genrec").setLevel(logging.INFO if first else logging.WARNING)
 
+    sys.path.append(str(Path.cwd()))  # for tasks and item tokenizers of one's own
     recipe = recipes.from_dict(PipelineRecipe, load_json(options.run / "recipe.json"))
     given = {"max_seconds": options.max_seconds, "n_workers": options.workers}
     how = dataclasses.replace(recipe.train, **{name: value for name, value in given.items() if value is not None})

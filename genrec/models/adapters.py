@@ -19,6 +19,8 @@ from genrec import seeding
 from genrec.errors import ConfigError
 from genrec.vocab.token_map import TokenMap
 
+ROWS = "trainable_tokens_delta"
+"""In the names of the weights that are rows of item and user tokens."""
 DECODER_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 T5_ATTENTION = ("q", "k", "v", "o")
 
@@ -94,7 +96,7 @@ def add_lora(model: PreTrainedModel, token_map: TokenMap | None, settings: LoraS
 def freeze_rows(model: Any) -> None:
     """Keep the rows of item and user tokens as they are, in place (internal)."""
     for name, weight in model.named_parameters():
-        if "trainable_tokens_delta" in name:
+        if ROWS in name:
             weight.requires_grad_(False)
 
 
@@ -154,7 +156,7 @@ def item_rows(model: Any, token_map: TokenMap) -> list[Tensor]:
     Of the input table, and of the output table where it is another one; of adapters only where the rows are trained.
     """
     if is_adapted(model):
-        found = {id(w): w for name, w in model.named_parameters() if "trainable_tokens_delta" in name}
+        found = {id(w): w for name, w in model.named_parameters() if ROWS in name}
         return [weight.data for weight in found.values() if weight.requires_grad]
     tables = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
     first, last = token_map.first_item_id, token_map.vocab_size

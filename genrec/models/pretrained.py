@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
-from genrec import seeding
+from genrec import recipes, seeding
 from genrec.errors import ArtifactError, ConfigError, require
 from genrec.item_tokenizers.codes import ItemCodes
 from genrec.manifest import sha256
@@ -34,6 +34,12 @@ logger = logging.getLogger(__name__)
 
 RowInit = Literal["mean", "codebooks", "text"]
 ROWS_MULTIPLE = 64
+MARKS = ("genrec_base_weights", "genrec_rounded_layers", "genrec_train_rows")
+"""What the configuration of a model with adapters says about them."""
+READ = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+"""Files of a pretrained model's folder that decide what it is."""
+OLD_WEIGHTS = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
+"""Those that are read where there are no safetensors."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,9 @@ def load_pretrained(settings: PretrainedSettings, *, seed: int = 0) -> PreTraine
             model.config._name_or_path = ""  # these weights are nowhere
         else:
             model = auto.from_pretrained(settings.path, **_held(settings), **options)
+            for mark in MARKS:  # of adapters that were merged into these weights
+                if hasattr(model.config, mark):
+                    delattr(model.config, mark)
             if settings.quantized:  # saved with adapters: they belong to weights that are rounded so
                 model.config.genrec_base_weights = settings.weights
                 model.config.genrec_rounded_layers = rounded_layers(model)
@@ -129,9 +138,16 @@ def load_rounded(settings: PretrainedSettings, config: Any) -> PreTrainedModel:
 
 
 def pretrained_files(settings: PretrainedSettings) -> dict[str, int]:
-    """Name and bytes of the files of a pretrained model's folder; nothing for a model of the hub (internal)."""
+    """Name and bytes of the files of a pretrained model's folder; nothing for a model of the hub (internal).
+
+    Of those that are read: what else lies there, such as weights in other formats, makes no other model.
+    """
     folder = Path(settings.path)
-    return {file.name: file.stat().st_size for file in sorted(folder.glob("*")) if file.is_file()}
+    old = {file for pattern in OLD_WEIGHTS for file in folder.glob(pattern)}
+    found = {file for pattern in READ for file in folder.glob(pattern)} - old
+    if not any(file.suffix == ".safetensors" for file in found):
+        found |= old
+    return {file.name: file.stat().st_size for file in sorted(found) if file.is_file()}
 
 
 def pretrained_digests(settings: PretrainedSettings) -> dict[str, str]:
@@ -140,13 +156,28 @@ def pretrained_digests(settings: PretrainedSettings) -> dict[str, str]:
     return {name: known_sha256(folder / name) for name in pretrained_files(settings)}
 
 
+def told_pretrained(settings: PretrainedSettings) -> dict[str, Any]:
+    """What decides a training about its pretrained model (internal).
+
+    Settings and contents: of a folder the digests of its files and not where it lies, which may change; of a model of
+    the hub its name and commit.
+    """
+    told, digests = recipes.to_json(settings), pretrained_digests(settings)
+    if digests:
+        del told["path"]
+    return {**told, "files": digests, **hub_commit(settings)}
+
+
 def hub_commit(settings: PretrainedSettings) -> dict[str, str]:
     """Which commit of a model of the hub this machine has (internal); nothing for a folder, or where it has none."""
     if Path(settings.path).is_dir():
         return {}
-    found = cached_file(
-        settings.path, "config.json", local_files_only=True, _raise_exceptions_for_missing_entries=False
-    )
+    try:
+        found = cached_file(
+            settings.path, "config.json", local_files_only=True, _raise_exceptions_for_missing_entries=False
+        )
+    except (OSError, ValueError):  # a folder that has moved, whose path is no name of the hub
+        return {}
     commit = extract_commit_hash(found, None)
     return {} if commit is None else {"commit": commit}
 

@@ -11,7 +11,7 @@ from transformers import AutoConfig
 
 from genrec import recipes
 from genrec.data.catalog import ItemCatalog
-from genrec.errors import ArtifactError, ConfigError
+from genrec.errors import ArtifactError, ConfigError, require
 from genrec.models.backbone import T5Settings
 from genrec.models.pretrained import PretrainedSettings, pretrained_digests
 from genrec.pipeline.recipe import PipelineRecipe
@@ -20,6 +20,7 @@ from genrec.prompts.mixture import MixtureSettings
 from genrec.prompts.tasks import TASKS, load_task
 from genrec.prompts.wrapper import Wrapper
 from genrec.training.packing import check_packs
+from genrec.training.reporting import reporters
 from genrec.training.tasks import Tasks
 from genrec.vocab.text_vocabulary import TextVocabulary, check_tokenizer, load_tokenizer
 
@@ -71,13 +72,16 @@ def check(recipe: PipelineRecipe) -> None:
 
     ArtifactError for a pretrained model that is not there or cannot be read, ConfigError for a text tokenizer that
     cannot take item tokens, for templates, wrappers, queries and prompts that are not there or do not fit, and for
-    packing with an encoder-decoder.
+    packing with an encoder-decoder; MissingExtra for packages that are not installed.
     """
     settings = recipe.model
+    reporters(recipe.train.report_to)
     if not isinstance(settings, PretrainedSettings):
         if recipe.train.packing:
             check_packs(isinstance(settings, T5Settings))
         return
+    if settings.quantized:
+        require("bitsandbytes", "qlora")
     here = _is_folder(settings.path)
     tokenizer = load_tokenizer(settings.path) if here else None
     if tokenizer is not None:

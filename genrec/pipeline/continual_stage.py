@@ -95,7 +95,7 @@ def continual_stage(paths: ContinualPaths, recipe: ContinualRecipe) -> Outcome |
     """
     key = _key(paths, recipe, measured=True)
     if (done := _finished(paths.out, key)) is not None:
-        return done
+        return _said(done, recipe.tolerance, paths.out)
     device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     start = load_bundle(paths.version, dtype=torch.float32, device=device, base=paths.base)
     read = read_inputs(paths, start.recommender)

@@ -29,9 +29,8 @@ from genrec.models.pretrained import (
     PretrainedSettings,
     RowInit,
     extend_rows,
-    hub_commit,
     load_pretrained,
-    pretrained_digests,
+    told_pretrained,
 )
 from genrec.models.recommender import DecodingSettings, GenerativeRecommender
 from genrec.models.template_prompts import TemplatePrompts
@@ -226,10 +225,11 @@ def training_key(folder: Path, recipe: PipelineRecipe) -> str:
     digests = [artifacts.read(folder / name, verify=False).digest for name in read]
     own: list[Any] = [recipe.seed, recipe.token_init, recipe.n_user_tokens]
     if isinstance(recipe.model, PretrainedSettings):
-        which = pretrained_digests(recipe.model) or hub_commit(recipe.model)
-        own += [recipe.lora and recipes.to_json(recipe.lora), which]
+        own += [told_pretrained(recipe.model), recipe.lora and recipes.to_json(recipe.lora)]
         own += alignment.key_parts(recipe)
-    parts = [TRAIN_VERSION, train_part, recipes.to_json(recipe.model), *own, digests]
+    else:
+        own.append(recipes.to_json(recipe.model))
+    parts = [TRAIN_VERSION, train_part, *own, digests]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

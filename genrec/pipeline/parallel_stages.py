@@ -38,7 +38,7 @@ from genrec.models.parallel_inputs import ParallelItems
 from genrec.models.parallel_model import ParallelModel
 from genrec.models.parallel_recommender import ParallelDecoding, ParallelRecommender
 from genrec.models.parallel_settings import Method, ParallelSettings, preset
-from genrec.models.pretrained import PretrainedSettings, pretrained_digests
+from genrec.models.pretrained import PretrainedSettings, told_pretrained
 from genrec.pipeline.data_stages import sasrec_vectors
 from genrec.pipeline.recipe import seeded
 from genrec.pipeline.runner import same_catalog
@@ -193,6 +193,6 @@ def _key(run: Path, recipe: ParallelRecipe, *names: str) -> str:
         chosen["train"] = decisive(chosen["train"])
     digests = [artifacts.read(run / name, verify=False).digest for name in ("split", "embeddings")]
     if "model" in names and isinstance(recipe.model, PretrainedSettings):
-        digests += sorted(f"{name} {digest}" for name, digest in pretrained_digests(recipe.model).items())
+        chosen["model"] = told_pretrained(recipe.model)
     parts = [TRAIN_VERSION, recipe.method, chosen, digests]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

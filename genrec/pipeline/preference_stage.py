@@ -170,6 +170,8 @@ def settings_of_model(train: TrainSettings, seed: int, found: GenerativeRecommen
         given = getattr(train, name)
         if given not in (value, getattr(TrainSettings(), name)):
             raise ConfigError(f"train.{name}: the model was trained with {value!r}, got {given!r}", hint="leave it out")
+        if given != value:
+            log.info("train.%s: %r, which the model was trained with", name, value)
     return dataclasses.replace(seeded(train, seed), **of_model)  # type: ignore[arg-type]
 
 

@@ -199,6 +199,8 @@ class PipelineRecipe:
             raise ConfigError(
                 "model.weights: a model that is trained whole is held in float32", hint="add a lora block"
             )
+        if self.train.rows_first and (self.lora is None or not self.lora.r or not self.lora.train_rows):
+            raise ConfigError("train.rows_first: expected a lora block with adapters and train_rows")
         if self.token_init == "text" and not text_model:
             raise ConfigError("token_init: text needs a model of kind pretrained, which knows text")
         if self.alignment is not None:

@@ -63,6 +63,7 @@ class AlignmentPlan:
     ) -> None:
         self.mixture, self.encoder, self._batch_size, self._seed = mixture, encoder, batch_size, seed
         self._packing = packing
+        self._padding_share: float | None = None
         self.steps_per_epoch = -(-len(mixture) // batch_size)
         self.replaced: Counter[str] = Counter()
         self.too_long: Counter[str] = Counter()
@@ -91,8 +92,10 @@ class AlignmentPlan:
 
     def padding_share(self) -> float:
         """Share of the input token cells that are padding, in [0, 1): of the first window of the first epoch."""
-        self._enter(0, 0)
-        return (packed_padding_share if self._packing else padding_share)(self._lengths(), self._batches)
+        if self._padding_share is None:
+            self._enter(0, 0)
+        assert self._padding_share is not None
+        return self._padding_share
 
     def _enter(self, epoch: int, window: int) -> None:
         if self._at == (epoch, window):
@@ -110,6 +113,10 @@ class AlignmentPlan:
         else:
             self._batches = length_batches(self._lengths(), self._batch_size, seed=seed, epoch=epoch)
         self._at = (epoch, window)
+        if self._at == (0, 0):
+            self._padding_share = (packed_padding_share if self._packing else padding_share)(
+                self._lengths(), self._batches
+            )
 
     def _say_replaced(self, n_examples: int) -> None:
         """Warn, once, of examples that are left out for their length."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import groupby
 from typing import Any, Literal, Protocol
 
@@ -58,6 +57,10 @@ class Encoded:
     levels: tuple[int, ...]
 
 
+REMEMBERED = 1 << 16
+"""Texts whose ids are kept."""
+
+
 class ExampleEncoder:
     """Encodes examples for one vocabulary and one kind of model (experimental).
 
@@ -91,7 +94,7 @@ class ExampleEncoder:
         self._users_UM = users_UM
         self._eos, self._bos = token_map.eos_id, token_map.bos_id
         self._ragged, self._remembers = token_map.ragged, True
-        self._known_ids = lru_cache(maxsize=1 << 16)(lambda text: tuple(vocabulary.encode_text(text)))
+        self._known: dict[str, tuple[int, ...]] = {}
 
     def __call__(self, example: Rendered) -> Encoded:
         """The ids, however long."""
@@ -145,9 +148,14 @@ class ExampleEncoder:
 
     def _text_ids(self, text: str) -> tuple[int, ...]:
         """Ids of a text, remembered."""
-        if self._remembers:
-            return self._known_ids(text)
-        return tuple(self.vocabulary.encode_text(text))
+        known = self._known.get(text) if self._remembers else None
+        if known is None:
+            known = tuple(self.vocabulary.encode_text(text))
+            if self._remembers:
+                if len(self._known) >= REMEMBERED:
+                    self._known.clear()
+                self._known[text] = known
+        return known
 
     def _ids(self, segment: Segment) -> tuple[int, ...]:
         """Ids of an item, a user or marks of a chat format."""

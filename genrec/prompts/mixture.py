@@ -112,7 +112,7 @@ class TaskMixture:
         self.counts = _counts(settings, [len(rows) for rows in self._rows])
         self._ends = np.cumsum(self.counts)
         self._epoch, self._of_epoch = -1, data
-        self._orders: dict[int, tuple[int, Int64]] = {}
+        self._orders: dict[tuple[int, int], Int64] = {}
 
     def __len__(self) -> int:
         """Samples of an epoch."""
@@ -161,11 +161,10 @@ class TaskMixture:
         if attempt:
             return int(rows[random.integers(len(rows))])
         turn, within = divmod(epoch * int(self.counts[n]) + place, len(rows))
-        known, order = self._orders.get(n, (-1, rows))
-        if known != turn:
-            order = rng(self.seed, "order of rows", n, turn).permutation(len(rows))
-            self._orders[n] = (turn, order)
-        return int(rows[order[within]])
+        if (n, turn) not in self._orders:  # an epoch may end in another turn than it begins
+            self._orders = {key: order for key, order in self._orders.items() if key[0] != n or key[1] == turn - 1}
+            self._orders[n, turn] = rng(self.seed, "order of rows", n, turn).permutation(len(rows))
+        return int(rows[self._orders[n, turn][within]])
 
     def _data(self, epoch: int) -> TaskData:
         if epoch != self._epoch:

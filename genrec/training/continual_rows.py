@@ -132,7 +132,7 @@ def item_texts(prompts: TemplatePrompts, catalog: ItemCatalog, new_N: Bools, n: 
 
     Raises DataError where no new item has a text.
     """
-    mixture = _mixture(catalog, new_N, n, seed)
+    mixture = _mixture(catalog, new_N, n, seed, prompts.max_text)
     plan = AlignmentPlan(mixture, prompts.encoder, batch_size=n, seed=seed)
     return ItemTexts(plan, mixture_digest(mixture, prompts.encoder))
 
@@ -146,9 +146,12 @@ def has_texts(catalog: ItemCatalog, new_N: Bools) -> bool:
     return True
 
 
-def _mixture(catalog: ItemCatalog, new_N: Bools, n: int, seed: int) -> TaskMixture:
+def _mixture(
+    catalog: ItemCatalog, new_N: Bools, n: int, seed: int, max_text: int = MixtureSettings.max_text
+) -> TaskMixture:
     alone = replace(catalog, retired=~new_N)  # a mixture draws from the items that are offered
-    settings = MixtureSettings((MixedTask(TEXT_TASK, weight=1.0),), AskSettings(TEXT_TASK), samples_per_epoch=n)
+    task, ask = MixedTask(TEXT_TASK, weight=1.0), AskSettings(TEXT_TASK)
+    settings = MixtureSettings((task,), ask, samples_per_epoch=n, max_text=max_text)
     return TaskMixture(settings, TaskData(alone, Histories.from_lists([])), seed=seed)
 
 

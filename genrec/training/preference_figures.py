@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from genrec.data.histories import Histories
 from genrec.data.splits import EvalSet
+from genrec.data.ties import Bools
 from genrec.decoding.index import CatalogIndex
 from genrec.decoding.interface import Normalize, SearchOptions
 from genrec.errors import GenrecError
@@ -62,7 +63,7 @@ class Watch:
         assert data.valid is not None
         self._module, self._settings, self._alarms, self._prompts = module, settings, alarms, prompts
         self._valid = data.valid.sample(settings.eval_users, settings.seed)
-        self._train = _asked(samples).sample(settings.eval_users, settings.seed)
+        self._train = _asked(samples, data.told_E).sample(settings.eval_users, settings.seed)
         self._index = CatalogIndex.build(data.codes)
 
     @cached_property
@@ -143,8 +144,10 @@ class Watch:
         )
 
 
-def _asked(samples: Samples) -> EvalSet:
-    """Training queries as an evaluation set."""
+def _asked(samples: Samples, told_E: Bools | None) -> EvalSet:
+    """Training queries as an evaluation set: those that may say who asks, where some may not."""
+    if told_E is not None and (told := told_E[samples.ends - 1]).any():
+        samples = samples.take(np.flatnonzero(told))
     return EvalSet(
         samples.rows.astype(np.int32),
         Histories.from_slices(samples.items, samples.starts, samples.ends - 1),

@@ -12,7 +12,9 @@ from genrec.schedules import warmup_cosine
 
 MAY_CHANGE = ("max_seconds", "save_every", "save_seconds", "n_workers", "gradient_checkpointing", "report_to")
 """Settings that may change between an interrupted call and the one that goes on."""
-_LATER = {"packing": False, "accumulation_steps": 1, "fsdp": False, "sam_rho": 0.0, "user_drop": 0.1}
+_LATER = {
+    "packing": False, "accumulation_steps": 1, "fsdp": False, "sam_rho": 0.0, "user_drop": 0.1, "rows_first": 0,
+}  # fmt: skip
 """Settings that came later: with these values a training is what it was before."""
 
 
@@ -38,6 +40,7 @@ class TrainSettings:
     gradient_checkpointing: keep the inputs of layers only, and compute the rest again in the backward pass: less
         memory, a third more time, the same step.
     fsdp: several processes keep a share of weights, gradients and optimiser state each (FSDP2), instead of all of it.
+    rows_first: with adapters: so many steps at the start change the rows of the item tokens only.
     sam_rho: sharpness-aware steps: the gradient of a step is taken where the loss is worst at this distance, in two
         passes (0 = off; .02 to .1 are usual).
     schedule: after ``warmup_steps`` of linear warm-up, ``cosine`` falls to 5 %, ``inverse_sqrt`` falls with
@@ -82,6 +85,7 @@ class TrainSettings:
     accumulation_steps: int = 1
     gradient_checkpointing: bool = False
     fsdp: bool = False
+    rows_first: int = 0
     sam_rho: float = 0.0
     max_items: int = 20
     prefix_drop: float = 0.0
@@ -106,7 +110,7 @@ class TrainSettings:
         object.__setattr__(self, "report_to", tuple(self.report_to))
         for name in ("epochs", "batch_size", "accumulation_steps", "max_items", "eval_beams"):
             _check(getattr(self, name) >= 1, name, "at least 1", self)
-        for name in ("warmup_steps", "eval_every", "patience", "save_every", "max_steps", "n_workers"):
+        for name in ("warmup_steps", "eval_every", "patience", "save_every", "max_steps", "n_workers", "rows_first"):
             _check(getattr(self, name) >= 0, name, "0 or more", self)
         _check(self.accumulation_steps <= self.batch_size, "accumulation_steps", "batch_size or less", self)
         _check(1 <= self.eval_users <= 2000, "eval_users", "1 to 2000", self)

@@ -22,7 +22,8 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from genrec import artifacts
-from genrec.errors import GenrecError
+from genrec.errors import ConfigError, GenrecError
+from genrec.models.adapters import ROWS
 from genrec.seeding import derive
 from genrec.training import checkpoints
 from genrec.training.dataset import Plan, Samples
@@ -128,6 +129,16 @@ def arguments(settings: TrainSettings, n_steps: int, folder: Path) -> TrainingAr
     )
 
 
+def later_weights(weights: Mapping[str, Tensor], rows_first: int) -> list[Tensor]:
+    """What ``rows_first`` keeps back (internal): the adapters; ConfigError for a model that has not both."""
+    late = [weight for name, weight in weights.items() if ROWS not in name]
+    if rows_first and not 0 < len(late) < len(weights):
+        raise ConfigError(
+            "rows_first: expected a model with adapters and trained rows of item tokens", hint="add a lora block"
+        )
+    return late if rows_first else []
+
+
 class SafeTrainer(Trainer):  # type: ignore[misc]
     """One optimiser step at a time, with checkpoints that are complete or absent (internal)."""
 
@@ -144,6 +155,7 @@ class SafeTrainer(Trainer):  # type: ignore[misc]
         args._n_gpu = min(args.n_gpu, 1)
         self.settings = settings
         self.weights = trainable(module)
+        self.late = later_weights(self.weights, settings.rows_first)
         self.batches: StepBatches | None = None
         self.loop: Loop | None = None
         self.train_state = TrainState()
@@ -212,6 +224,9 @@ class SafeTrainer(Trainer):  # type: ignore[misc]
             joined = place == len(parts)
             with model.no_sync() if isinstance(model, DistributedDataParallel) and not joined else nullcontext():
                 losses.append(super().training_step(model, part))
+        if self.state.global_step < self.settings.rows_first:
+            for weight in self.late:
+                weight.grad = None  # the optimizer passes over it
         return torch.stack(losses).sum()
 
     def _diverged(self, loss: float, norm: float) -> TrainingDiverged:

@@ -1,5 +1,6 @@
 """Adapters on disk, and the whole model that they become."""
 
+import json
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -21,9 +22,9 @@ from genrec.models.adapters import LoraSettings, add_lora, base_of
 from genrec.models.bundle import load_bundle, save_bundle
 from genrec.models.engine_weights import Held, weights_of_run
 from genrec.models.export import export_base_plus_adapter, export_merged
-from genrec.models.pretrained import PretrainedSettings, extend_rows, load_pretrained
+from genrec.models.pretrained import MARKS, PretrainedSettings, extend_rows, load_pretrained
 from genrec.models.recommender import DecodingSettings, GenerativeRecommender
-from genrec.models.rounding import round_layers, rounded_layers
+from genrec.models.rounding import round_layers
 from genrec.serving.merged_folders import merged_folder
 from genrec.testing.text_models import byte_level_tokenizer, tiny_text_model
 from genrec.testing.walks import walk_codes
@@ -295,6 +296,30 @@ def test_quantized_weights_need_a_package_and_other_settings_are_refused(tmp_pat
         PretrainedSettings("x", weights="bfloat16", random_weights=True)
 
 
+def test_a_merged_model_says_nothing_of_the_adapter_it_was(tmp_path):
+    lora = LoraSettings(r=1, train_rows=False)
+    recommender, vocabulary = trained(saved_base(tmp_path / "base", "qwen3"), lora, weights="bfloat16")
+    save_bundle(tmp_path / "bundle", recommender, vocabulary=vocabulary)
+    export_merged(tmp_path / "bundle", tmp_path / "merged")
+    assert '"genrec_train_rows": false' in (tmp_path / "merged" / "config.json").read_text()
+    merged = load_pretrained(PretrainedSettings(str(tmp_path / "merged")))
+    assert not [mark for mark in MARKS if hasattr(merged.config, mark)]
+
+
+def test_weights_in_another_format_beside_those_that_are_read_are_no_other_model(tmp_path):
+    base = saved_base(tmp_path / "base", "t5")
+    (base / "pytorch_model.bin").write_bytes(b"older")
+    recommender, vocabulary = trained(base)
+    save_bundle(tmp_path / "bundle", recommender, vocabulary=vocabulary)
+    (base / "pytorch_model.bin").unlink()
+    assert load_bundle(tmp_path / "bundle").recommender.n_items
+    kept = json.loads((tmp_path / "bundle" / "model" / "base.json").read_text())["files"]
+    assert sorted(kept) == ["config.json", "model.safetensors"]
+    (base / "model.safetensors").write_bytes(b"other")
+    with pytest.raises(FingerprintMismatch, match=r"model\.safetensors differs"):
+        load_bundle(tmp_path / "bundle")
+
+
 @pytest.mark.parametrize("kind", ["qwen3", "t5"])
 @pytest.mark.parametrize("held", ["4bit", "8bit"])
 def test_a_bundle_answers_with_the_rounded_weights_it_was_trained_beside(tmp_path, kind, held):
@@ -330,7 +355,9 @@ def test_what_bitsandbytes_trained_beside_is_loaded_without_it(tmp_path, held):
     Qwen3ForCausalLM(config).save_pretrained(tmp_path / "base")
     words.save_pretrained(tmp_path / "base")
     recommender, vocabulary = trained(tmp_path / "base", weights=held)
-    assert len(rounded_layers(base_of(recommender.model))) >= 14
+    plain = load_pretrained(PretrainedSettings(str(tmp_path / "base")))
+    linear = [n for n, m in plain.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head"]
+    assert recommender.model.config.genrec_rounded_layers == sorted(linear)
     want = recommender.recommend(HISTORIES, top_k=5)
     save_bundle(tmp_path / "bundle", recommender, vocabulary=vocabulary)
     again = load_bundle(tmp_path / "bundle").recommender.recommend(HISTORIES, top_k=5)

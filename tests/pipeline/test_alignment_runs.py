@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +15,7 @@ from genrec.cli.main import app
 from genrec.data.histories import Histories
 from genrec.data.synthetic import tiny
 from genrec.embeddings.text import LsaSettings
-from genrec.errors import ArtifactError, ConfigError
+from genrec.errors import ArtifactError, ConfigError, MissingExtra
 from genrec.models.adapters import LoraSettings
 from genrec.models.backbone import DecoderSettings, T5Settings
 from genrec.models.bundle import load_bundle
@@ -182,6 +183,12 @@ def test_what_is_missing_is_said_before_anything_runs(tmp_path, monkeypatch):
     ):
         with pytest.raises(ConfigError, match=said):
             check(recipe_of(base, replace(MIXTURE, **changed)), tmp_path)
+    with pytest.raises(ConfigError, match="report_to: expected names"):
+        check(replace(recipe_of(base), train=TrainSettings(max_items=6, report_to=("wandbb",))), tmp_path)
+    if find_spec("bitsandbytes") is None:
+        few = PretrainedSettings(str(base), weights="4bit")
+        with pytest.raises(MissingExtra, match="bitsandbytes"):
+            check(replace(recipe_of(base), model=few, lora=LoraSettings()), tmp_path)
     packing = TrainSettings(max_items=6, packing=True)
     check(replace(recipe_of(base), train=packing), tmp_path)
     for each in tiny_text_model("t5"):

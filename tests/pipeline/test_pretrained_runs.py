@@ -1,6 +1,7 @@
 """The whole path over a pretrained model: train, evaluate, recommend, export."""
 
 import json
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -15,8 +16,9 @@ from genrec.errors import ConfigError
 from genrec.models.adapters import LoraSettings
 from genrec.models.backbone import DecoderSettings
 from genrec.models.bundle import load_bundle
-from genrec.models.pretrained import PretrainedSettings, pretrained_files
-from genrec.pipeline import alignment, model_stages, runner
+from genrec.models.pretrained import PretrainedSettings, hub_commit, pretrained_files
+from genrec.pipeline import alignment, model_stages, parallel_stages, runner
+from genrec.pipeline.parallel_stages import ParallelRecipe
 from genrec.pipeline.recipe import Block, DataSettings, PipelineRecipe
 from genrec.pipeline.stages import stages
 from genrec.testing.text_models import tiny_text_model
@@ -64,8 +66,10 @@ def test_recipes_that_say_what_has_no_effect_are_refused(tmp_path):
         {"lora": LoraSettings(), "model": PretrainedSettings("x", random_weights=True)},
         {"token_init": "text", "model": DecoderSettings()},
         {"model": PretrainedSettings("x", weights="8bit")},
+        {"train": replace(RECIPE.train, rows_first=5)},
+        {"train": replace(RECIPE.train, rows_first=5), "lora": LoraSettings(r=0)},
     ):
-        with pytest.raises(ConfigError, match=r"pretrained|trained whole"):
+        with pytest.raises(ConfigError, match=r"pretrained|trained whole|rows_first"):
             replace(RECIPE, **change)
 
 
@@ -82,3 +86,21 @@ def test_another_base_of_the_same_shapes_is_another_training(tmp_path, monkeypat
     one, same, other = found
     assert one == same and one[2] == other[2]
     assert one[0] != other[0] and one[1] != other[1]
+    # the same model in another place, with files beside it that nothing reads
+    shutil.copytree(tmp_path / "base", tmp_path / "moved")
+    for name in ("README.md", ".gitattributes", "pytorch_model.bin", "model.onnx"):
+        (tmp_path / "moved" / name).write_text("other")
+    moved = replace(RECIPE, model=PretrainedSettings(str(tmp_path / "moved")))
+    assert model_stages.training_key(tmp_path, moved) == other[0] and alignment.files_read(moved) == other[1]
+    parallel = [
+        ParallelRecipe(
+            "rpg",
+            {"kind": "product"},
+            model=PretrainedSettings(str(tmp_path / name)),
+            lora=LoraSettings(train_rows=False),
+        )
+        for name in ("base", "moved")
+    ]
+    keys = {parallel_stages._key(tmp_path, each, "model", "lora", "train") for each in parallel}
+    assert len(keys) == 1
+    assert hub_commit(PretrainedSettings("a/b/c")) == {}  # a folder that is gone, no name of a hub

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -133,6 +135,8 @@ def test_what_cannot_fit_is_replaced_counted_and_told_once(shop, vocabulary, cap
     assert max(int(batch.lengths.max()) for batch in batches) <= limit
     assert plan.replaced["item_from_text"] >= sum(length > limit for length in lengths) > 0
     assert plan.too_long == plan.replaced and len(caplog.records) == 1
+    counted = plan.too_long.copy()
+    assert 0 <= plan.padding_share() < 1 and plan.too_long == counted  # what was counted is not counted again
     assert f"the first 40 examples, other rows took the place of {plan.too_long['item_from_text']} of" in caplog.text
     assert "examples " in plan.told(1) and "(item_from_text)" in plan.told(1)
     AlignmentPlan(made, encoder(shop, vocabulary, max_tokens=max(lengths)), batch_size=8, seed=0).batch(0)
@@ -176,6 +180,13 @@ def test_rows_are_taken_whole(shapes, data):
         assert getattr(found, name).tolist() == getattr(direct, name).tolist()
     assert found.n_targets == sum(shapes[n][1] for n in at)
     assert found.prompt_lengths.tolist() == [shapes[n][0] for n in at]
+
+
+def test_an_encoder_goes_to_another_process(shop, vocabulary):
+    """Where processes are not forked, those that build batches get a copy."""
+    made, encode = mixture(shop, MixedTask("sequential")), encoder(shop, vocabulary)
+    example = made.example(0, 3)
+    assert pickle.loads(pickle.dumps(encode))(example) == encode(example)
 
 
 def test_what_does_not_fit_together_is_refused(shop, vocabulary):

@@ -11,6 +11,7 @@ from genrec import recipes, workbench
 from genrec.errors import ConfigError, DataError
 from genrec.prompts.data import UNKNOWN_USER
 from genrec.prompts.mixture import MixedTask, MixtureSettings, TaskMixture
+from genrec.seeding import rng
 
 
 def mixture(shop, *tasks: MixedTask, seed: int = 0, **settings) -> TaskMixture:
@@ -50,6 +51,18 @@ def test_every_row_comes_once_before_any_comes_again(shop):
     assert drawn[:n_items] != drawn[n_items : 2 * n_items]
     twice = mixture(shop, MixedTask("search", share=2.0))
     assert set(Counter(items_of(twice, 0, range(len(twice)))).values()) == {2}
+
+
+def test_an_epoch_over_the_end_of_a_turn_orders_the_rows_twice(shop, monkeypatch):
+    """Its samples come in a random order, from both sides of the end."""
+    made = mixture(shop, MixedTask("search", share=0.75))
+    wanted = [items_of(made, 1, [i])[0] for i in range(len(made))]
+    drawn = []
+    monkeypatch.setattr("genrec.prompts.mixture.rng", lambda *key: drawn.append(key) or rng(*key))
+    again = mixture(shop, MixedTask("search", share=0.75))
+    for i in np.random.default_rng(0).permutation(len(again)).tolist():
+        assert items_of(again, 1, [i])[0] == wanted[i]
+    assert len([key for key in drawn if "order of rows" in key]) == 2
 
 
 def test_words_are_drawn_anew_every_epoch(shop):

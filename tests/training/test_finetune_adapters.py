@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from genrec.errors import ConfigError
-from genrec.models.adapters import LoraSettings, add_lora
+from genrec.models.adapters import ROWS, LoraSettings, add_lora
 from genrec.models.pretrained import extend_rows
 from genrec.testing.text_models import tiny_text_model
 from genrec.testing.walks import walks
@@ -49,6 +49,23 @@ def test_resumed_training_has_the_bits_of_an_uninterrupted_one(kind, lora, tmp_p
     assert one.keys() == two.keys() and all(torch.equal(one[n], two[n]) for n in one)
     saved = load_file(next((tmp_path / "whole").glob("checkpoint-00000013")) / "weights.safetensors")
     assert {n.removeprefix("model.") for n in saved} == set(one)
+
+
+def test_rows_come_first_and_adapters_later(tmp_path):
+    lora = LoraSettings(r=2, dropout=0.3)
+    short = run("qwen3", tmp_path / "short", lora, max_steps=7, rows_first=7)
+    start = run("qwen3", tmp_path / "start", lora, max_steps=1, learning_rate=1e-30)
+    before = trainable(start.model)
+    for name, weight in trainable(short.model).items():
+        assert torch.allclose(weight, before[name], rtol=0, atol=1e-20) == (ROWS not in name), name
+    whole = run("qwen3", tmp_path / "whole", lora, rows_first=7)
+    run("qwen3", tmp_path / "parts", lora, rows_first=7, max_steps=13, max_seconds=1e-6)
+    parts = run("qwen3", tmp_path / "parts", lora, rows_first=7)
+    one, two, alone = trainable(whole.model), trainable(parts.model), trainable(short.model)
+    assert all(torch.equal(one[n], two[n]) for n in one) and not any(torch.equal(one[n], alone[n]) for n in one)
+    for other in (LoraSettings(r=0), LoraSettings(r=2, train_rows=False), None):
+        with pytest.raises(ConfigError, match="rows_first: expected a model with adapters and trained rows"):
+            run("qwen3", tmp_path / "other", other, rows_first=7)
 
 
 def test_a_checkpoint_is_not_gone_on_from_over_another_base_or_with_other_adapters(tmp_path):

@@ -16,7 +16,7 @@ from genrec.testing.text_models import tiny_text_model
 from genrec.testing.walks import N_ITEMS, tiny_model, walk_codes, walks
 from genrec.training.module import trainable
 from genrec.training.preference import PreferenceModule, prefer, with_targets
-from genrec.training.preference_figures import DegenerateRun, Watch
+from genrec.training.preference_figures import DegenerateRun, Watch, _asked
 from genrec.training.preference_lists import ListMaker, QueryPlan, queries_of, query_samples
 from genrec.training.preference_settings import Alarms, DpoSettings, GrpoSettings
 from genrec.training.progress import snapshot
@@ -55,6 +55,15 @@ def test_queries_are_the_items_that_a_list_could_hold():
     assert sorted(map(str, expected)) == sorted(str((h, int(t), k, int(u))) for h, t, k, u in found)
     with pytest.raises(DataError, match="got none"):
         query_samples(data.histories, 4, np.zeros(N_ITEMS, dtype=bool))
+
+
+def test_the_reward_is_measured_on_events_that_may_say_whose_they_are():
+    data = walks()
+    samples = query_samples(data.histories, 4)
+    told_E = np.arange(len(data.histories.items)) % 3 == 0
+    everything, told, none = (_asked(samples, each) for each in (None, told_E, np.zeros_like(told_E)))
+    assert len(everything) == len(none) == len(samples)
+    assert told.targets.items.tolist() == [int(data.histories.items[e - 1]) for e in samples.ends if told_E[e - 1]]
 
 
 def test_a_plan_repeats_its_queries_for_updates_and_is_a_function_of_the_step():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -97,3 +98,13 @@ def test_two_processes_write_one_bundle(launcher, run_folder):
     assert load_bundle(run_folder / "bundle").recommender.n_items == N_ITEMS
     (newest,) = (run_folder / "checkpoints").glob("*/checkpoint-00000002")
     assert len(list(newest.glob("random-*"))) == 2  # one of each process
+
+
+def test_tasks_of_the_users_own_are_looked_for_where_the_script_is_started(tmp_path, monkeypatch):
+    """As `genrec run` looks for them."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "argv", ["finetune.py", "nowhere"])
+    with pytest.raises((SystemExit, OSError)):
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert str(tmp_path) in sys.path
