@@ -26,8 +26,9 @@ ORDERED: dict[str, Callable[[Any, Any], Any]] = {
     ">": operator.gt,
 }
 OPERATORS = ("=", "!=", *ORDERED, "in", "has")
-_REST = re.compile(r"\s*(<=|>=|!=|==?|<|>|in\b|has\b)\s*(.*?)\s*$")
-_TEXT = re.compile(r"([^\s<>=!][^<>=!]*?)\s*(<=|>=|!=|==?|<|>|\bin\b|\bhas\b)\s*(.*?)\s*$")
+# of stripped texts; no run of blanks can be shared out between two parts, which would take cubic time
+_REST = re.compile(r"\s*(<=|>=|!=|==?|<|>|in\b|has\b)\s*(\S.*|)$")
+_TEXT = re.compile(r"([^\s<>=!](?:[^<>=!]*?[^\s<>=!])??)\s*(<=|>=|!=|==?|<|>|\bin\b|\bhas\b)\s*(\S.*|)$")
 
 
 @dataclass(frozen=True)

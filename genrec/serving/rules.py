@@ -29,19 +29,45 @@ class _Made:
     sources: tuple[object, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class _Said:
+    """What was answered last: whose, of which version, and the filter or what was wrong."""
+
+    request: RecommendationRequest
+    snapshot: CatalogSnapshot
+    allowed: ItemFilter | None
+    refused: Problem | None
+
+
 class Rules:
     """The filters of requests, kept as long as what they read is the same (internal).
 
     What an index needs of a filter is kept with the filter, so a version of the catalog that changed nothing of it
-    costs nothing. Only one thread at a time may use it.
+    costs nothing. The users of one request cost nothing after the first, whatever their rules say and whether they can
+    be followed or not. Only one thread at a time may use it.
     """
 
     def __init__(self, catalog: ItemCatalog) -> None:
         self._read, self._attributes = catalog, Attributes(catalog)
         self._kept: OrderedDict[tuple[Any, ...], _Made] = OrderedDict()
+        self._last: _Said | None = None
 
     def of(self, request: RecommendationRequest, snapshot: CatalogSnapshot) -> ItemFilter | None:
         """What the request allows; None = everything. Raises Problem for what the catalog does not know."""
+        last = self._last
+        if last is None or last.request is not request or last.snapshot is not snapshot:
+            last = self._last = self._said(request, snapshot)
+        if (problem := last.refused) is not None:
+            raise _again(problem)
+        return last.allowed
+
+    def _said(self, request: RecommendationRequest, snapshot: CatalogSnapshot) -> _Said:
+        try:
+            return _Said(request, snapshot, self._allowed(request, snapshot), None)
+        except Problem as problem:
+            return _Said(request, snapshot, None, _again(problem))
+
+    def _allowed(self, request: RecommendationRequest, snapshot: CatalogSnapshot) -> ItemFilter | None:
         allow = None if request.allow is None else tuple(request.allow)
         key = (request.filter, tuple(request.where), allow, tuple(request.deny))
         made = self._kept.get(key)
@@ -82,6 +108,11 @@ class Rules:
             return condition, snapshot.where(condition)
         values = [Condition(condition.field, "=", value) for value in condition.value]
         return condition, functools.reduce(operator.or_, [snapshot.where(each) for each in values])
+
+
+def _again(problem: Problem) -> Problem:
+    """The same, without the frames that a raised exception keeps."""
+    return Problem(problem.status, problem.message, param=problem.param, code=problem.code)
 
 
 def _sources(request: RecommendationRequest, names: Sequence[str], snapshot: CatalogSnapshot) -> tuple[object, ...]:

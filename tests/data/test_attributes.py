@@ -1,6 +1,7 @@
 """Conditions on item fields against loops over the items."""
 
 import operator
+import time
 
 import pytest
 from hypothesis import given
@@ -67,6 +68,18 @@ def test_conditions_are_what_python_says_item_by_item(rows, data):
 )
 def test_conditions_are_read_from_text(text, expected):
     assert Condition.parse(text) == expected
+
+
+def test_runs_of_blanks_are_read_in_linear_time():
+    """Shared out between the parts of a pattern in every way, they took minutes: the bound is far from both."""
+    start = time.process_time()
+    for text in ("path = " + " " * 1500 + "\n" + " " * 500 + "y\nx", "path" + " " * 2000 + "y", "path x" * 700):
+        with pytest.raises(ConfigError, match="expected FIELD OPERATOR VALUE"):
+            Condition.parse(text)
+        with pytest.raises(ConfigError, match="expected FIELD OPERATOR VALUE"):
+            Attributes(catalog([(1, "a", None, True)])).parsed(text)
+    assert Condition.parse("k = x" + " " * 2000 + "y").value == "x" + " " * 2000 + "y"
+    assert time.process_time() - start < 20
 
 
 def test_numbers_and_flags_can_be_written_as_text():
