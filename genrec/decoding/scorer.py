@@ -5,6 +5,7 @@ Axes: B batch, W beams, T tokens, S symbols of a level (its codes, and the end w
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -77,6 +78,32 @@ class Scorer(Protocol):
         of the level before (never by its end). Both None in the first step, which has one beam per row. Beams
         that are dead carry code 0; their answers are ignored. No host synchronisation.
         """
+
+
+@dataclass(frozen=True, eq=False)
+class Watched:
+    """A scorer that calls ``look`` before it reads prompts and before every step; what that raises ends the search.
+
+    A look may not ask the device: a search that runs on a GPU would wait for it at every level. Internal.
+    """
+
+    scorer: Scorer
+    look: Callable[[], object]
+
+    @property
+    def device(self) -> torch.device:
+        """That of the scorer."""
+        return self.scorer.device
+
+    def start(self, prompts: Prompts, normalize: Normalize) -> Any:
+        """See :class:`Scorer`."""
+        self.look()
+        return self.scorer.start(prompts, normalize)
+
+    def step(self, state: Any, parents_BW: torch.Tensor | None, codes_BW: torch.Tensor | None) -> StepScores:
+        """See :class:`Scorer`."""
+        self.look()
+        return self.scorer.step(state, parents_BW, codes_BW)
 
 
 def check_normalize(normalize: Normalize | None) -> Normalize:

@@ -27,7 +27,7 @@ from genrec.decoding.index import CatalogIndex
 from genrec.decoding.interface import Normalize, Recommendations, SearchOptions
 from genrec.decoding.listing import CERTIFICATE_MARGIN, HALF_MARGIN, joined_lists
 from genrec.decoding.sampling import Samples, check_seed, draw, joined_samples, row_keys
-from genrec.decoding.scorer import Prompts, Scorer
+from genrec.decoding.scorer import Prompts, Scorer, Watched
 from genrec.decoding.search import Batch, Search
 from genrec.decoding.select import DeviceIndex
 from genrec.decoding.snapshot import CatalogSnapshot
@@ -217,13 +217,18 @@ class GenerativeRecommender:
         wanted: SearchOptions,
         users: npt.ArrayLike | Sequence[str] | None = None,
         queries: Sequence[str | None] | None = None,
+        look: Callable[[], object] | None = None,
     ) -> Recommendations:
-        """:meth:`recommend` of this version, without its warnings (internal)."""
+        """:meth:`recommend` of this version, without its warnings (internal).
+
+        look: called before every step of the model; what it raises ends the search. None = nobody looks.
+        """
         normalize = self.settings.softmax(wanted.normalize)
         filters = self._named(wanted.filter, len(rows))
         margin = CERTIFICATE_MARGIN if self.model.dtype == torch.float32 else HALF_MARGIN
         n_beams = self.settings.beams(wanted.n_beams, wanted.top_k)
-        search = Search(self._over_index(), self._on_device(), wanted, n_beams, normalize, margin)
+        scorer = self._over_index() if look is None else Watched(self._over_index(), look)
+        search = Search(scorer, self._on_device(), wanted, n_beams, normalize, margin)
         found: list[Recommendations] = []
         order: list[npt.NDArray[np.int64]] = []
         with evaluating(self.model):

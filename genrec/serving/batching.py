@@ -38,13 +38,19 @@ class Job:
     gone: threading.Event = field(default_factory=threading.Event)
     arrived: float = field(default_factory=time.monotonic)
 
+    @property
+    def wanted(self) -> bool:
+        """Whether somebody still waits for the answer."""
+        return not self.gone.is_set() and self.deadline > time.monotonic()
+
 
 class Batcher:
     """Answers jobs in batches, first come, first served by key (internal).
 
     answer: from the queries of a batch, all of one key, to their answers in order; an exception among the answers is
     that of its query alone. A batch has ``max_batch`` jobs and ``max_rows`` rows at most, or is one job. A job whose
-    future was cancelled, or whose deadline has passed, is not searched. searches: batches at a time, each in a thread
+    future was cancelled, or whose deadline has passed, is not searched; a search whose last user gives up is ended by
+    :func:`genrec.serving.patience.look_of_thread`. searches: batches at a time, each in a thread
     of its own.
     """
 
@@ -135,11 +141,13 @@ class Batcher:
         for job in batch:
             self._metrics.stages.labels("queue").observe(started - job.arrived)
         answers: Sequence[Any]
-        waits = Patience(max(job.deadline for job in batch), lambda: not all(job.gone.is_set() for job in batch))
+        waits = Patience(max(job.deadline for job in batch), lambda: any(job.wanted for job in batch))
         try:
             with with_patience(waits):
                 answers = self._answer([job.query for job in batch])
         except Problem as problem:
+            if not any(job.wanted for job in batch):
+                self._metrics.expired.inc(len(batch))
             answers = [problem] * len(batch)
         except Exception as error:
             log.exception("a batch of %d failed", len(batch))

@@ -27,6 +27,7 @@ from genrec.models.engine_weights import weights_of
 from genrec.models.explain import PathStep, explain
 from genrec.serving.digests import CatalogDigest, of_bundle
 from genrec.serving.listable import catalog_of, first_listable, not_allowed
+from genrec.serving.patience import look_of_thread
 from genrec.serving.problems import Problem
 from genrec.serving.rules import Rules
 from genrec.serving.run_catalog import catalog_and_log, first_snapshot
@@ -218,10 +219,14 @@ class ServedModel:
         )
         histories = Histories.from_lists([each.history for each in asked])
         queries = [each.query for each in asked] if any(each.query is not None for each in asked) else None
-        lists = view.lists(histories, options, users=[each.user or "" for each in asked], queries=queries)
+        look = look_of_thread()
+        users = [each.user or "" for each in asked]
+        lists = view.lists(histories, options, users=users, queries=queries, look=look)
         found = {each.place: self._listed(each, lists, row, snapshot) for row, each in enumerate(asked)}
         if request.explain:
             for each, items in zip(asked, lists.items, strict=True):
+                if look is not None:
+                    look()
                 paths = self._paths(view, each, items[items >= 0], options, lists.normalize)
                 found[each.place] = replace(found[each.place], paths=paths)
         return found

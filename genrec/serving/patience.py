@@ -1,4 +1,4 @@
-"""How long a search may go on: what it asks of an engine is let go of when nobody waits for the answer any more."""
+"""How long a search may go on: it ends, and what it asks of an engine is let go of, when nobody waits any more."""
 
 from __future__ import annotations
 
@@ -29,13 +29,18 @@ class Patience:
         """Seconds left, 0 at least."""
         return max(0.0, self.deadline - time.monotonic())
 
+    def check(self) -> None:
+        """Raise Problem 504 where the time is up, or nobody waits any more."""
+        if not self.left or not self.wanted():
+            raise Problem(504, "no answer in time", code="deadline")
+
 
 _OF_THREAD: ContextVar[Patience | None] = ContextVar("patience", default=None)
 
 
 @contextmanager
 def with_patience(patience: Patience) -> Iterator[None]:
-    """What this thread asks of an engine meanwhile is waited for so long (internal)."""
+    """What this thread searches meanwhile, or asks of an engine, is waited for so long (internal)."""
     before = _OF_THREAD.set(patience)
     try:
         yield
@@ -48,13 +53,21 @@ def patience() -> Patience:
     return _OF_THREAD.get() or Patience(time.monotonic() + 3600)
 
 
+def look_of_thread() -> Callable[[], None] | None:
+    """What raises Problem 504 where this thread's time is up or nobody waits; None where nobody said (internal)."""
+    limit = _OF_THREAD.get()
+    return None if limit is None else limit.check
+
+
 def waited_for(future: Future[T]) -> T:
     """The result of a future; cancelled, with Problem 504, where the time is up or nobody waits (internal)."""
     limit = patience()
     while not future.done():
-        if not limit.left or not limit.wanted():
+        try:
+            limit.check()
+        except Problem:
             future.cancel()
-            raise Problem(504, "no answer in time", code="deadline")
+            raise
         try:
             return future.result(min(limit.left, TICK))
         except TimeoutError:

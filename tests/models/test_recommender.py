@@ -380,6 +380,39 @@ def test_an_exact_search_proves_every_list(case, monkeypatch):
     assert not capped.certified.all()  # the budget ended before the proof
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"n_beams": 4},
+        {"n_beams": 1, "top_k": 1, "exact": True},
+        {"filter": ItemFilter.of_items([1, 7, 30], 40)},
+        {"n_beams": 8, "diversity": MaxPer(1, depth=1)},
+    ],
+    ids=["beams", "proof", "few allowed", "caps"],
+)
+def test_a_search_can_be_ended_before_every_step_of_the_model(fixed_case, options, monkeypatch):
+    recommender, wanted, calls = fixed_case.recommender(), SearchOptions(**{"top_k": 4, **options}), []
+    scorer = type(recommender._scorer)
+    for name in ("start", "step"):
+        real = getattr(scorer, name)
+        monkeypatch.setattr(scorer, name, lambda *a, real=real: calls.append("model") or real(*a))
+    free = recommender.lists(fixed_case.histories, wanted)
+    assert set(calls) == {"model"}
+    calls.clear()
+    looked = recommender.lists(fixed_case.histories, wanted, look=lambda: calls.append("look"))
+    assert looked.items.tolist() == free.items.tolist() and calls == ["look", "model"] * (len(calls) // 2)
+    for most in (0, len(calls) // 4, len(calls) // 2 - 1):
+        calls.clear()
+
+        def look(most=most):
+            if len(calls) == most:
+                raise TimeoutError("nobody waits")
+
+        with pytest.raises(TimeoutError, match="nobody waits"):
+            recommender.lists(fixed_case.histories, wanted, look=look)
+        assert calls == ["model"] * most
+
+
 def test_a_filter_of_another_catalog_is_refused(fixed_case):
     with pytest.raises(FingerprintMismatch, match="the filter is of catalog other"):
         fixed_case.recommender().recommend(

@@ -1,6 +1,7 @@
 """The queue before the model: batches, limits, deadlines, clients that go away."""
 
 import asyncio
+import json
 import threading
 import time
 
@@ -195,3 +196,70 @@ def test_a_client_that_hangs_up_frees_its_place(client):
     assert asyncio.run(both()) == 200
     shop.app.state.batcher.close(30)
     assert shop.metrics.expired._value.get() == 1 and shop.metrics.items._value.get() == 10
+
+
+class Steps:
+    """Counts the steps of the shop's model; each waits until it is let go."""
+
+    def __init__(self, shop):
+        scorer = shop.registry.current.recommender._scorer
+        real, self.n, self.begun, self.let_go = scorer.step, 0, threading.Event(), threading.Event()
+
+        def step(*args):
+            self.n += 1
+            self.begun.set()
+            assert self.let_go.wait(30)
+            return real(*args)
+
+        scorer.step = step
+
+
+@pytest.mark.parametrize("why", ["deadline", "disconnected"])
+def test_a_search_that_nobody_waits_for_ends_and_the_next_one_begins(client, why):
+    shop = client()
+    steps, gone = Steps(shop), asyncio.Event()
+    asked = {"history": [IDS[1]], "top_k": 1, "exact": True, "timeout": 0.2 if why == "deadline" else 10}
+
+    async def given_up():
+        body = [json.dumps(asked).encode()]
+        reply = asyncio.ensure_future(shop.asked("POST", "/v1/recommendations", body, gone=gone))
+        await asyncio.to_thread(steps.begun.wait, 30)
+        if why == "disconnected":
+            gone.set()
+        return await reply
+
+    assert asyncio.run(given_up()).json["error"]["code"] == why and steps.n == 1
+    steps.let_go.set()
+    assert shop.recommend(history=[IDS[2]]).status == 200
+    assert steps.n == 1 + 3  # the other two levels of the first request were never searched
+    assert shop.metrics.expired._value.get() == 1 and shop.metrics.running._value.get() == 0
+
+
+@pytest.mark.parametrize("staying", [1, 0])
+def test_a_search_goes_on_for_those_who_wait_and_ends_with_the_last(client, staying):
+    shop = client()
+    steps, jobs = Steps(shop), [query(shop), query(shop)]
+    shop.app.state.batcher.submit(jobs)
+    assert steps.begun.wait(30)
+    for each in jobs[staying:]:
+        each.gone.set()
+    steps.let_go.set()
+    if staying:
+        assert len(jobs[0].future.result(30)[1].ids) == 10 and steps.n == 3
+        return
+    with pytest.raises(Problem, match="no answer in time"):
+        jobs[0].future.result(30)
+    assert steps.n == 1
+
+
+def test_a_search_ends_with_the_deadline_of_the_last(client):
+    shop = client()
+    steps, jobs = Steps(shop), [query(shop), query(shop)]
+    jobs[0].deadline, jobs[1].deadline = time.monotonic() + 0.1, time.monotonic() + 0.4
+    shop.app.state.batcher.submit(jobs)
+    assert steps.begun.wait(30)
+    time.sleep(0.4)
+    steps.let_go.set()
+    with pytest.raises(Problem, match="no answer in time"):
+        jobs[1].future.result(30)
+    assert steps.n == 1
