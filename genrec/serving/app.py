@@ -127,6 +127,10 @@ def _recommendations(app: fastapi.FastAPI, registry: Registry, settings: ServeSe
         seconds = min(asked.timeout or settings.timeout_seconds, settings.timeout_seconds)
         queries = [Query(asked, user) for user in asked.users]
         rows = registry.current.rows(asked)
+        if rows > settings.max_beams:  # of the list's length: a request's own n_beams is known to be within the limit
+            raise Problem(
+                400, f"top_k: at most {settings.max_beams}, the limit of beams", param="top_k", code="too_large"
+            )
         jobs = [Job(query, query.key, arrived + seconds, rows) for query in queries]
         app.state.batcher.submit(jobs)
         found = await _answers(request, jobs, arrived + seconds)

@@ -138,8 +138,9 @@ class ServedModel:
             return self._catalog_digest.of(snapshot)
 
     def rows(self, request: RecommendationRequest) -> int:
-        """Identifiers that are kept for each user of a request while it is searched."""
-        return self.recommender.settings.beams(request.n_beams, request.top_k)
+        """Identifiers that are kept for each user of a request while it is searched; of a proof, as many as it may."""
+        beams = self.recommender.settings.beams(request.n_beams, request.top_k)
+        return max(beams, min(self.max_beams, self.recommender.now.index.n_identifiers)) if request.exact else beams
 
     def field_kinds(self) -> dict[str, str]:
         """Field of the catalog → its type, for those who write conditions."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 import uvicorn
 
-from genrec.errors import FingerprintMismatch
+from genrec.errors import ConfigError, FingerprintMismatch
 from genrec.models.engine_scorer import Engine
 from genrec.models.engine_weights import HELD, weights_of_run
 from genrec.serving.app import create_app
@@ -120,6 +120,12 @@ def loading(
             engine=engine,
             dtype=dtype,
         )
+        if (beams := found.recommender.settings.n_beams) > settings.max_beams:
+            found.close()
+            raise ConfigError(
+                f"{place or run}: the model is searched with {beams} beams, and --max-beams is {settings.max_beams}",
+                hint=f"give --max-beams {beams} or more",
+            )
         if held is not None and found.weights != held:
             found.close()
             raise FingerprintMismatch(f"{place or run} has other weights than the engine", hint="start it again")

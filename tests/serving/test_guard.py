@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from genrec.errors import ConfigError
 from genrec.serving.guard import ROUTES
 from genrec.serving.settings import ServeSettings
-from genrec.testing.shop_endpoint import IDS, make_text_shop
+from genrec.testing.shop_endpoint import IDS, make_shop, make_text_shop, save_shop
 
 CANARY = "canary-5e1f"
 
@@ -92,6 +92,37 @@ def test_unsafe_settings_are_refused(changes, words):
     with pytest.raises(ConfigError, match=words):
         ServeSettings(**changes)
     assert ServeSettings(host="0.0.0.0", api_key="long-enough").host == "0.0.0.0"
+
+
+@pytest.mark.parametrize(("top_k", "n_beams", "status"), [(60, None, 200), (61, None, 400), (1, 61, 400), (1, 60, 200)])
+def test_a_longer_list_does_not_go_beyond_the_limit_of_beams(client, top_k, n_beams, status):
+    reply = client(settings=ServeSettings(max_beams=60)).recommend(history=[], top_k=top_k, n_beams=n_beams)
+    assert reply.status == status
+    if status != 200:
+        assert reply.json["error"]["code"] == "too_large"
+        assert reply.json["error"]["param"] == ("top_k" if n_beams is None else "n_beams")
+
+
+def test_a_model_that_is_searched_with_more_beams_than_the_limit_is_not_loaded(client, tmp_path):
+    pytest.importorskip("uvicorn", reason="the extra 'serve' is not installed")
+    from genrec.serving.server import loading
+
+    run = save_shop(tmp_path / "run")
+    with pytest.raises(ConfigError, match="with 60 beams, and --max-beams is 59"):
+        loading(run, ServeSettings(max_beams=59))(1)
+    loading(run, ServeSettings(max_beams=60))(1).close()
+
+
+def test_a_proof_counts_in_a_batch_with_all_beams_that_it_may_take():
+    from genrec.serving.schemas import RecommendationRequest
+
+    shop = make_shop()
+    plain, proof = ({"history": [], "n_beams": 10, "exact": exact} for exact in (False, True))
+    for most in (20, 500):
+        shop.max_beams = most
+        assert shop.rows(RecommendationRequest(**plain)) == 10
+        assert shop.rows(RecommendationRequest(**proof)) == min(most, shop.recommender.index.n_identifiers)
+    shop.close()
 
 
 WRONG = {
