@@ -10,7 +10,6 @@ from typing import Any
 
 import fastapi
 from fastapi import Request, Response
-from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from genrec import __version__
@@ -57,14 +56,16 @@ def create_app(
 
 def _errors(app: fastapi.FastAPI) -> None:
     @app.exception_handler(Problem)
-    async def _problem(request: Request, problem: Problem) -> JSONResponse:
-        return JSONResponse(problem.body(), problem.status, problem.headers())
+    async def _problem(request: Request, problem: Problem) -> Response:
+        headers, body = problem.written()
+        return Response(body, problem.status, headers)
 
     @app.exception_handler(HTTPException)
-    async def _http(request: Request, error: HTTPException) -> JSONResponse:
+    async def _http(request: Request, error: HTTPException) -> Response:
         words = {404: "no such route", 405: "the route does not take this method"}
-        found = Problem(error.status_code, words.get(error.status_code, "the request cannot be answered"))
-        return JSONResponse(found.body(), found.status)
+        return await _problem(
+            request, Problem(error.status_code, words.get(error.status_code, "the request cannot be answered"))
+        )
 
 
 def _reading_routes(app: fastapi.FastAPI, registry: Registry, metrics: Metrics) -> None:

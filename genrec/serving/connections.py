@@ -7,11 +7,11 @@ the socket. (The time of a body is counted by :func:`genrec.serving.guard.body_o
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Callable
 from typing import Any
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from genrec.serving.problems import Problem
@@ -19,6 +19,7 @@ from genrec.serving.problems import Problem
 log = logging.getLogger(__name__)
 
 STOPPING = Problem(503, "the server is shutting down", code="shutting_down", retry_after=1)
+NO_HTTP = Problem(400, "this is no HTTP request, or its headers are too large", code="invalid_http")
 _LARGEST_HEAD = 65_536
 
 
@@ -52,6 +53,14 @@ def impatient(seconds: float, idle: float) -> type[H11Protocol]:
             super().on_response_complete()
             if self.cycle is not answered:  # the next request was there already
                 self._disarm()
+
+        def send_400_response(self, msg: str) -> None:
+            """What is no HTTP is answered as every other error is."""
+            headers, body = NO_HTTP.written()
+            raw = [(name.encode(), value.encode()) for name, value in {**headers, "connection": "close"}.items()]
+            for event in (h11.Response(status_code=400, headers=raw), h11.Data(data=body), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
+            self.transport.close()
 
         def _arm(self, after: float) -> None:
             self._disarm()
@@ -90,14 +99,9 @@ class Stopping(asyncio.Protocol):
         if b"\r\n\r\n" not in self._read and len(self._read) < _LARGEST_HEAD:
             return
         self._done = True
-        body = json.dumps(STOPPING.body()).encode()
-        headers = {
-            "content-type": "application/json",
-            "content-length": str(len(body)),
-            "connection": "close",
-            **STOPPING.headers(),
-        }
-        lines = ["HTTP/1.1 503 Service Unavailable", *(f"{name}: {value}" for name, value in headers.items())]
+        headers, body = STOPPING.written()
+        lines = ["HTTP/1.1 503 Service Unavailable", "connection: close"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
         self._transport.write("\r\n".join([*lines, "", ""]).encode() + body)
         if self._transport.can_write_eof():
             self._transport.write_eof()

@@ -93,8 +93,8 @@ class Guard:
             raise Problem(401, "expected the header Authorization: Bearer KEY", code="invalid_api_key")
         if (scope["method"], scope["path"]) not in ROUTES:
             # the router's idea of equal paths never counts: "/v1/admin/retire\n" is no route of the table
-            if any(path == scope["path"] for _, path in ROUTES):
-                raise Problem(405, "the route does not take this method")
+            if taken := [method for method, path in ROUTES if path == scope["path"]]:
+                raise Problem(405, "the route does not take this method", allow=taken)
             raise Problem(404, "no such route")
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length[:20]) > self._settings.max_body_bytes:
@@ -127,11 +127,8 @@ async def body_of(receive: Receive, settings: ServeSettings) -> bytes:
 
 async def answer(send: Send, problem: Problem) -> None:
     """Send a problem as the whole answer (internal)."""
-    body = json.dumps(problem.body()).encode()
-    headers = {"content-type": "application/json", "content-length": str(len(body)), **problem.headers()}
-    if problem.status in (408, 413):
-        headers["connection"] = "close"  # what is left of the body is not read
-    raw = [(key.lower().encode(), value.encode()) for key, value in headers.items()]
+    headers, body = problem.written()
+    raw = [(key.encode(), value.encode()) for key, value in headers.items()]
     await send({"type": "http.response.start", "status": problem.status, "headers": raw})
     await send({"type": "http.response.body", "body": body})
 

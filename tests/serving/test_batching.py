@@ -104,7 +104,7 @@ def test_a_full_queue_refuses_all_of_a_request_and_says_when_to_come_back(batche
     queue.submit(waiting)
     with pytest.raises(Problem) as refused:
         queue.submit([job(8), job(9)])
-    assert refused.value.status == 429 and int(refused.value.headers()["Retry-After"]) >= 1
+    assert refused.value.status == 429 and int(refused.value.headers()["retry-after"]) >= 1
     queue.submit([job(5)])
     model.let_go.set()
     assert waiting[3].future.result(30) == 6

@@ -1,6 +1,7 @@
 """Clients that send slowly, and clients that come while the server stops: raw sockets, no model."""
 
 import asyncio
+import json
 import socket
 import threading
 import time
@@ -28,7 +29,7 @@ def served():
     at = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(
         hello, log_config=None, lifespan="off", http=impatient(0.8, 1.2), ws="none", timeout_keep_alive=2,
-        timeout_graceful_shutdown=10,
+        timeout_graceful_shutdown=10, h11_max_incomplete_event_size=32_768,
     )  # fmt: skip
     server = _Server(config, None)
     port = at.getsockname()[1]
@@ -129,7 +130,25 @@ def test_who_comes_while_the_server_stops_is_told_at_once(served):
             started = time.monotonic()
             late.sendall(b"POST /body HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}")
             told = answer(late)
-            assert told.startswith(b"HTTP/1.1 503") and b"Retry-After: 1" in told and b"connection: close" in told
+            assert told.startswith(b"HTTP/1.1 503") and b"retry-after: 1" in told and b"connection: close" in told
             assert b'"shutting_down"' in told and time.monotonic() - started < 1.0
         assert answer(idle) == b""
         assert answer(early).startswith(b"HTTP/1.1 200")  # what was under way is answered
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"nonsense\r\n\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: x\r\nx: " + b"y" * 60_000,
+    ],
+    ids=["a line", "no host", "large headers"],
+)
+def test_what_is_no_http_is_answered_as_every_other_error(served, sent):
+    port, _ = served
+    with connected(port) as one:
+        one.sendall(sent)
+        head, _, body = answer(one).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400") and b"application/json" in head and b"connection: close" in head.lower()
+    assert json.loads(body)["error"]["code"] == "invalid_http"

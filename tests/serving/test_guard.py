@@ -26,6 +26,8 @@ def test_every_route_has_a_guard_and_only_health_is_open(client):
     for (method, path), guard in [*ROUTES.items(), (("GET", "/nowhere"), "key"), (("PUT", "/health"), "key")]:
         for header in ("", "Bearer wrong-key", "Bearer the-api-key2", "the-api-key", "Bearer thé-api-key"):
             assert (shop.call(method, path, authorization=header).status == 401) == (guard != "open"), (path, header)
+        if guard != "open":
+            assert shop.call(method, path).headers["www-authenticate"] == "Bearer"
         if guard == "admin":  # the other key does not do
             assert shop.call(method, path, authorization="Bearer the-api-key").status == 401
     assert shop.call("GET", "/version", authorization="Bearer the-api-key").status == 200
@@ -185,7 +187,8 @@ def test_what_is_wrong_gets_a_clear_error_that_repeats_nothing(client):
             assert reply.status in (200, 400, 404) and CANARY not in reply.body.decode(), (field, value, reply.body)
     assert shop.call("GET", f"/{CANARY}").status == 404
     assert CANARY not in shop.call("GET", f"/{CANARY}").body.decode()
-    assert shop.call("GET", "/v1/recommendations").status == 405
+    wrong = shop.call("GET", "/v1/recommendations")
+    assert wrong.status == 405 and wrong.headers["allow"] == "POST"
 
 
 json_values = st.recursive(
@@ -233,8 +236,9 @@ def test_bodies_are_counted_as_they_come_and_must_come_in_time(client):
         return await shop.asked("POST", path, chunks)
 
     over = asyncio.run(chunks_over())
-    assert over.status == 413 and over.unread == 996
-    assert shop.call("POST", path, b"{}", content_length="1001").status == 413
+    assert over.status == 413 and over.unread == 996 and over.headers["connection"] == "close"
+    said = shop.call("POST", path, b"{}", content_length="1001")
+    assert said.status == 413 and said.headers["connection"] == "close"
     for lie in ("-1", "1e3", "x", "9" * 400):
         assert shop.call("POST", path, b"{}", content_length=lie).status == 413
 
