@@ -86,7 +86,7 @@ class HttpEngine:
         The ids of item tokens, by ``/tokenize``; the weights, where its folders lie on this machine. Raises
         FingerprintMismatch for others.
         """
-        words = check_vocabulary(self._ids_of, run)
+        words = check_vocabulary(self._ids_of, run, max_len=self._max_len)
         weights = is_loopback(self._calls.host) and check_folders(self._remote, run)
         if not weights:
             log.warning(

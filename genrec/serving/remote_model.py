@@ -69,20 +69,22 @@ def check_folders(model: RemoteModel, run: Path) -> bool:
     return True
 
 
-def check_vocabulary(ids_of: Callable[[str], Sequence[int] | None], run: Path) -> bool:
+def check_vocabulary(ids_of: Callable[[str], Sequence[int] | None], run: Path, *, max_len: int) -> bool:
     """Whether the server says how it reads a text; where it does, the ids are compared with those of the run.
 
-    ids_of: asks it; None = it does not say. Raises FingerprintMismatch for others (internal).
+    ids_of: asks it; None = no answer. max_len: tokens that it takes. Raises FingerprintMismatch for other ids, and
+    where it reads one item token but not all: it does not know them (internal).
     """
     bundle = bundle_folder(run.resolve())
     token_map = TokenMap.from_dict(artifacts.load_json(bundle / "token_map.json"))
     words = load_tokenizer(bundle / "model")
     first, size = token_map.first_item_id, token_map.vocab_size
-    spread = np.unique(np.linspace(first, size - 1, min(TOKENS, size - first)).astype(int))
-    text = " ".join([*words.convert_ids_to_tokens(spread.tolist()), *([] if token_map.base is None else [WORDS])])
+    spread = np.unique(np.linspace(first, size - 1, min(TOKENS, max_len // 2, size - first)).astype(int))
+    tokens = words.convert_ids_to_tokens(spread.tolist())
+    text = " ".join([*tokens, *([] if token_map.base is None else [WORDS])])
     found = ids_of(text)
-    if found is None:
+    if found is None and all(ids_of(each) is None for each in tokens[:1]):
         return False
-    if [*found] != words(text, add_special_tokens=False)["input_ids"]:
+    if found is None or [*found] != words(text, add_special_tokens=False)["input_ids"]:
         raise FingerprintMismatch(f"the model in vLLM reads item tokens as other ids than {run}", hint=EXPORT)
     return True

@@ -63,7 +63,10 @@ class Server:
                     if outer.words is None:
                         return self.reply(404, {"detail": "Not Found"})
                     assert body["add_special_tokens"] is False
-                    found = outer.words(body["prompt"], add_special_tokens=False)["input_ids"]
+                    try:
+                        found = outer.words(body["prompt"], add_special_tokens=False)["input_ids"]
+                    except Exception:  # a word-level tokenizer without an unknown token, as vLLM answers then
+                        return self.reply(500, {"error": {}})
                     return self.reply(200, {"tokens": found})
                 assert self.path == "/v1/completions"
                 outer.calls.append(body)
