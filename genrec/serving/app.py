@@ -20,6 +20,7 @@ from genrec.serving.engines import gone
 from genrec.serving.guard import Guard, body_of
 from genrec.serving.lifecycle import Registry
 from genrec.serving.model import Answer, Query, ServedModel
+from genrec.serving.openapi import describe
 from genrec.serving.problems import Problem
 from genrec.serving.schemas import FieldChange, FilterChange, ItemsChange, RecommendationRequest, parsed
 from genrec.serving.settings import ServeSettings
@@ -50,6 +51,7 @@ def create_app(
     _reading_routes(app, registry, metrics)
     _recommendations(app, registry, settings)
     _admin_routes(app, registry, settings)
+    describe(app, settings)
     app.add_middleware(Guard, settings=settings, metrics=metrics)
     return app
 
@@ -116,7 +118,7 @@ def _reading_routes(app: fastapi.FastAPI, registry: Registry, metrics: Metrics) 
 
 
 def _recommendations(app: fastapi.FastAPI, registry: Registry, settings: ServeSettings) -> None:
-    @app.post("/v1/recommendations", openapi_extra=_takes(RecommendationRequest))
+    @app.post("/v1/recommendations")
     async def recommendations(request: Request) -> dict[str, Any]:
         """Ranked items for one user or several; every item exists and is allowed."""
         arrived = time.monotonic()
@@ -210,17 +212,17 @@ def _admin_routes(app: fastapi.FastAPI, registry: Registry, settings: ServeSetti
         said = {"kind": kind, **asked.model_dump(exclude_none=kind == "filter")}
         return await asyncio.to_thread(registry.change, said)
 
-    @app.post("/v1/admin/retire", openapi_extra=_takes(ItemsChange))
+    @app.post("/v1/admin/retire")
     async def retire(request: Request) -> dict[str, Any]:
         """List these items no more; unknown ids are counted and passed over."""
         return await change(request, "retire", ItemsChange)
 
-    @app.post("/v1/admin/filters", openapi_extra=_takes(FilterChange))
+    @app.post("/v1/admin/filters")
     async def filters(request: Request) -> dict[str, Any]:
         """Name a filter, or give a name another meaning."""
         return await change(request, "filter", FilterChange)
 
-    @app.post("/v1/admin/fields", openapi_extra=_takes(FieldChange))
+    @app.post("/v1/admin/fields")
     async def fields(request: Request) -> dict[str, Any]:
         """Give a number field other values; filters that follow from it change with it."""
         return await change(request, "field", FieldChange)
@@ -253,20 +255,3 @@ def versions(model: ServedModel) -> dict[str, Any]:
         "catalog": snapshot.codes.catalog[:12],
         "catalog_digest": model.catalog_digest(snapshot),
     }
-
-
-def _takes(schema: Any) -> dict[str, Any]:
-    """The body of a route for OpenAPI; routes read their bodies themselves, to count bytes before parsing."""
-    found = schema.model_json_schema()
-    for name, part in found.pop("$defs", {}).items():  # references inside one route lead nowhere
-        found = _with(found, f"#/$defs/{name}", part)
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": found}}}}
-
-
-def _with(value: Any, reference: str, part: Any) -> Any:
-    """A schema with a part in place of the references to it."""
-    if isinstance(value, list):
-        return [_with(each, reference, part) for each in value]
-    if not isinstance(value, dict):
-        return value
-    return part if value.get("$ref") == reference else {k: _with(v, reference, part) for k, v in value.items()}

@@ -25,6 +25,7 @@ from genrec.serving.app import create_app
 from genrec.serving.changes import Changes
 from genrec.serving.guard import ROUTES, Receive, Scope, Send, answer
 from genrec.serving.lifecycle import Registry
+from genrec.serving.openapi import describe
 from genrec.serving.problems import Problem
 from genrec.serving.served_weights import EXPORT, check_adapter, check_weights
 from genrec.serving.server import loading
@@ -39,7 +40,16 @@ ADMIN_HEADER = b"x-genrec-admin-key"
 """Where the key for admins stands, since vLLM's own stands in ``Authorization``."""
 SERVE = "GENREC_SERVE"
 """Environment variable: JSON of :class:`Served`, without keys."""
-TWINS = {PREFIX + path.removeprefix("/v1"): path for _, path in ROUTES}
+ADMIN_KEY = {"type": "apiKey", "in": "header", "name": "X-Genrec-Admin-Key"}
+"""The same for OpenAPI."""
+
+
+def twin_of(path: str) -> str:
+    """Where clients of vLLM find a path of the endpoint (internal)."""
+    return PREFIX + path.removeprefix("/v1")
+
+
+TWINS = {twin_of(path): path for _, path in ROUTES}
 """Every path of the plugin, and the one of the endpoint that it is."""
 
 
@@ -106,6 +116,7 @@ class GenrecEndpoint:
             Registry, load, changes=changes, metrics=metrics, here=lambda: digests.at(run)
         )
         self.twin.app = create_app(registry, settings, metrics)
+        describe(self.twin.app, settings, at=twin_of, admin=ADMIN_KEY)
         log.info("genrec: %s is served at %s", served.run, PREFIX)
 
 

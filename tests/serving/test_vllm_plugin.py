@@ -144,6 +144,8 @@ def test_the_key_of_vllm_is_the_key(inside, model):
 
 
 def test_the_key_of_admins_stands_beside_that_of_vllm(inside, model):
+    from genrec.serving.vllm_plugin import ADMIN_HEADER, TWINS
+
     keys = {"VLLM_API_KEY": "key-of-vllm", "GENREC_ADMIN_KEY": "key-of-admins"}
     server = inside(client_of(model), environment=keys)
     server.begin()
@@ -152,6 +154,13 @@ def test_the_key_of_admins_stands_beside_that_of_vllm(inside, model):
         more = {} if admin is None else {"x-genrec-admin-key": admin}
         assert server.call("POST", "/v1/genrec/admin/retire", body, **shown, **more).status == status
     assert server.call("GET", "/v1/genrec/catalog", **shown).json["n_retired"] == 1
+    schema = server.call("GET", "/v1/genrec/openapi.json", **shown).json
+    assert {*schema["paths"], "/v1/genrec/openapi.json"} == set(TWINS)
+    said = schema["components"]["securitySchemes"]["admin"]
+    assert said["in"] == "header" and said["name"].lower().encode() == ADMIN_HEADER
+    methods = [each for found in schema["paths"].values() for each in found.values()]
+    assert all("key" in each["security"][0] for each in methods)  # vLLM's stands before all of /v1
+    assert sum("admin" in each["security"][0] for each in methods) == 5
 
 
 def test_an_open_server_without_a_key_is_refused(inside, model):
