@@ -35,7 +35,9 @@ def batch(
         None, "--journal", help="What a server has changed counts here too.", show_default="RUN.changes.jsonl"
     ),
     base: str | None = typer.Option(None, "--base", help="The pretrained model of an adapter, where it has moved."),
-    engine: str = typer.Option("local", "--engine", metavar="[local|ray]", help="ray: several processes (extra ray)."),
+    engine: str = typer.Option(
+        "local", "--engine", metavar="[local|ray]", help="ray: several processes of this machine (extra ray)."
+    ),
     workers: int = typer.Option(2, "--workers", min=1, help="Processes of --engine ray."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Start over where the folder holds another job."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON instead of text."),

@@ -14,6 +14,8 @@ from typing import Any
 from genrec.errors import DataError, require
 from genrec.pipeline.encode_shards import ShardEncoder
 
+logger = logging.getLogger(__name__)
+
 
 def run_ray(
     folder: Path,
@@ -54,7 +56,12 @@ def run_ray(
 
 @contextlib.contextmanager
 def local_cluster(ray: Any, workers: int) -> Iterator[None]:
-    """A cluster of this machine alone, reachable from this machine alone, for the time of the block (internal)."""
+    """A cluster of this machine alone, reachable from this machine alone, for the time of the block (internal).
+
+    Warns where the environment names another one, which is not used.
+    """
+    if "RAY_ADDRESS" in os.environ:
+        logger.warning("RAY_ADDRESS is not used, the workers run on this machine: connect to a cluster in Python")
     ray.init(
         address="local",
         num_cpus=workers,
