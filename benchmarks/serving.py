@@ -1,23 +1,23 @@
 """The endpoint: are its lists valid, does it stand what clients send, what does an answer cost.
 
-Requests go through the ASGI application in this process, without a network; benchmarks/serving_processes.py has the
-figures of started servers. Validity and malformed requests: a shop of 40 items with collisions, random weights
-(genrec.testing.shop_endpoint). Costs: T5 of TIGER's size over 12,101 random items of 4 codes of 256.
+Requests go through the ASGI application in this process, without a network; benchmarks/serving_overload.py and
+serving_processes.py have the figures of started servers. Validity and malformed requests: a shop of 40 items with
+collisions, random weights (genrec.testing.shop_endpoint). Costs: T5 of TIGER's size over 12,101 random items of 4 codes
+of 256.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
 import decoding_loop
 import numpy as np
 from run import Figure, Measured, Options
+from serving_overload import FIGURES as OF_OVERLOAD
 from serving_processes import FIGURES as OF_PROCESSES
 from serving_processes import GENERATE
 
@@ -174,69 +174,6 @@ def of_swaps(key: str) -> Callable[[Options], Measured]:
     return measure
 
 
-def overload(options: Options, n_requests: int = 1_000) -> dict[str, Any]:
-    """Five times as many requests as the model can answer, as fast as they come, after half as many as a warm-up."""
-    import asyncio
-
-    from genrec.serving.press import held
-    from genrec.serving.settings import ServeSettings
-    from genrec.testing.shop_endpoint import IDS, ShopClient
-
-    if "overload" in options.cache:
-        return dict(options.cache["overload"])
-    # as many at once as full batches need, which is faster than what a few clients can ask for
-    patient = ShopClient(settings=ServeSettings(max_waiting=1000, timeout_seconds=60))
-    shop = ShopClient(settings=ServeSettings(max_waiting=64, timeout_seconds=30))
-    bodies = [json.dumps({"history": [IDS[n % 40]], "top_k": 40, "exact": n % 7 == 0}).encode() for n in range(40)]
-    sizes: list[float] = []
-
-    async def rush(shop: ShopClient, n: int, gap: float) -> list[int]:
-        tasks = []
-        for number in range(n):
-            body = bodies[number % 40]
-            tasks.append(asyncio.ensure_future(shop.asked("POST", "/v1/recommendations", [body])))
-            if number % 100 == 99:  # a hundred at once: one by one they would wait for the model's share of the core
-                await asyncio.sleep(100 * gap)
-                sizes.append(held(os.getpid())["rss_mb"])
-        return [reply.status for reply in await asyncio.gather(*tasks)]
-
-    asyncio.run(rush(patient, 60, 0))  # the first searches compile
-    start = time.monotonic()
-    asyncio.run(rush(patient, n_requests // 4, 0))
-    capacity = n_requests // 4 / (time.monotonic() - start)
-    patient.close()
-    asyncio.run(rush(shop, n_requests // 2, 1 / capacity))
-    calm = max(sizes, default=held(os.getpid())["rss_mb"])
-    sizes.clear()
-    statuses = asyncio.run(rush(shop, n_requests, 1 / (5 * capacity)))
-    recovered = time.monotonic()
-    assert shop.recommend(history=[IDS[0]]).status == 200
-    recovered = time.monotonic() - recovered
-    shop.close()
-    found = {
-        "statuses": {str(status): statuses.count(status) for status in sorted(set(statuses))},
-        "requests_per_second": round(capacity, 1), "first_answer_after": round(recovered, 4),
-        "rss_mb": [round(calm, 1), round(max(sizes, default=calm), 1)],
-    }  # fmt: skip
-    options.cache["overload"] = found
-    return found
-
-
-def overload_5xx(options: Options) -> Measured:
-    """Answers other than 200 and 429."""
-    found = overload(options)
-    counts = found["statuses"]
-    bad = sum(count for status, count in counts.items() if status not in ("200", "429"))
-    return Measured(bad, found, f"{sum(counts.values())} requests at 5 x capacity")
-
-
-def overload_rss(options: Options) -> Measured:
-    """How much larger the process got at five times the capacity than it was at the capacity."""
-    found = overload(options)
-    calm, worst = found["rss_mb"]
-    return Measured(100 * (worst / calm - 1), found, "clients and server in one process")
-
-
 def ratio_to_generate(options: Options, n_beams: int, users: int = 8, repeats: int = 3) -> Measured:
     """CPU time of `generate` over that of the endpoint, for the same users; the same items are asserted."""
     from genrec.data.catalog import ItemCatalog
@@ -287,9 +224,8 @@ FIGURES = [
     Figure("fuzz_5xx", "of 20,000", malformed, "0", quick=True),
     Figure("swap_failed", "of 100 swaps", of_swaps("failed"), "0", quick=True),
     Figure("swap_mixed", "of 100 swaps", of_swaps("mixed"), "0", quick=True),
-    Figure("overload_5xx", "requests", overload_5xx, "0", quick=True),
-    Figure("overload_rss_growth", "%", overload_rss, "< 20", quick=True),
     Figure("torch_ratio_to_generate_b10", "ratio", lambda o: ratio_to_generate(o, 10), ">= 5", GENERATE, True),
     Figure("torch_ratio_to_generate_b20", "ratio", lambda o: ratio_to_generate(o, 20), ">= 5", GENERATE, True),
+    *OF_OVERLOAD,
     *OF_PROCESSES,
 ]

@@ -13,9 +13,18 @@ def test_the_counts_of_the_endpoint(bench):
     assert odd.value == 0 and {"200", "400"} <= set(odd.spread)
     found = suite.swaps(options, n_swaps=10)
     assert found["answers"] > 0 and found["failed"] == found["mixed"] == 0
-    rush = suite.overload(options, n_requests=100)
-    assert sum(rush["statuses"].values()) == 100 and rush["rss_mb"][1] > 0
-    assert suite.overload_5xx(options).value == 0
+
+
+@pytest.mark.parametrize(("refused", "values"), [(750, [7, 25, 1.5]), (400, [None, None, None])])
+def test_what_is_no_overload_is_no_figure_of_one(bench, refused, values):
+    options, suite = bench.run.Options(quick=True, data=None), bench.serving
+    statuses = {"0": 3, "200": 1000 - refused - 7, "429": refused, "504": 4}
+    options.cache["overload"] = {
+        "overload": {"statuses": statuses, "recovered": 1.5}, "refused": refused / 1000, "times_capacity": 5.0,
+        "rss_mb": {"calm": 400.0}, "largest_mb": 500.0,
+    }  # fmt: skip
+    figures = [each for each in suite.FIGURES if each.name.startswith("overload_")]
+    assert [each.measure(options).value for each in figures] == values
 
 
 def test_every_committed_figure_is_still_measured(bench):
