@@ -9,6 +9,7 @@ open files were left behind.
 import argparse
 import asyncio
 import json
+import os
 import subprocess
 import sys
 import time
@@ -27,11 +28,12 @@ async def soaked(url, pid, bodies, clients, seconds):
             await asyncio.sleep(max(seconds / 60, 0.5))
             samples.append({"minutes": (time.monotonic() - started) / 60, **held(pid)})
 
-    await press(url, bodies, clients=clients, seconds=seconds / 10)  # the warm-up
+    key = os.environ.get("GENREC_API_KEY")  # the server asks for it, where it is set
+    await press(url, bodies, clients=clients, seconds=seconds / 10, key=key)  # the warm-up
     await asyncio.sleep(1.0)
     before = held(pid)
     looking = asyncio.create_task(look())
-    found = await press(url, bodies, clients=clients, seconds=seconds)
+    found = await press(url, bodies, clients=clients, seconds=seconds, key=key)
     looking.cancel()
     await asyncio.sleep(2.0)  # connections are closed
     times, sizes = [s["minutes"] for s in samples], [s["rss_mb"] for s in samples]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,11 +53,16 @@ class Condition:
             raise ConfigError(f"{self.field} {self.operator}: expected a number, got {self.value!r}")
 
     @classmethod
-    def parse(cls, text: str) -> Condition:
+    def parse(cls, text: str, fields: Iterable[str] = ()) -> Condition:
         """From ``price < 20``, ``brand = Acme``, ``brand in Acme,Zeta``, ``categories has Shoes``.
 
-        ``==`` is ``=``. Quotes around a value are not part of it.
+        ``==`` is ``=``. Quotes around a value are not part of it. fields: names that may hold an operator's word, as
+        ``days in stock``.
         """
+        for name in sorted(fields, key=len, reverse=True):
+            rest = _REST.match(text.strip()[len(name) :]) if text.strip().startswith(name) else None
+            if rest is not None:
+                return cls._read(name, *rest.groups())
         found = _TEXT.match(text.strip())
         if found is None:
             raise ConfigError(
@@ -125,11 +130,7 @@ class Attributes:
 
     def parsed(self, text: str) -> Condition:
         """A condition whose field is one of the catalog's, which may have an operator's word in its name."""
-        for name in sorted(self._catalog.fields, key=len, reverse=True):
-            rest = _REST.match(text.strip()[len(name) :]) if text.strip().startswith(name) else None
-            if rest is not None:
-                return Condition._read(name, *rest.groups())
-        return Condition.parse(text)
+        return Condition.parse(text, self._catalog.fields)
 
     def _equal(self, column: dict[str, Any], values: Any) -> Mask:
         """Items of which one value is among ``values``; columns hold codes of distinct values."""

@@ -117,7 +117,7 @@ class CatalogSnapshot:
 
         A missing value meets none. Raises ConfigError for an unknown field and for other conditions.
         """
-        wanted = Condition.parse(condition) if isinstance(condition, str) else condition
+        wanted = Condition.parse(condition, self.fields) if isinstance(condition, str) else condition
         if wanted.field not in self.fields:
             raise ConfigError(
                 f"field {wanted.field!r} is not in the snapshot", hint=f"fields: {', '.join(self.fields)}"
@@ -165,7 +165,7 @@ class CatalogSnapshot:
         """The next version with these filters, each an :class:`ItemFilter` or a condition on a field."""
         if domains := [each.name for each in self.index.namespaces if each.name in named]:
             raise ConfigError(f"filter {domains[0]!r}: the name is that of a namespace")
-        conditions = {name: Condition.parse(each) for name, each in named.items() if isinstance(each, str)}
+        conditions = {name: Condition.parse(each, self.fields) for name, each in named.items() if isinstance(each, str)}
         fixed = {name: each for name, each in named.items() if not isinstance(each, str)}
         kept = {name: each for name, each in self.conditions.items() if name not in fixed}
         made = {**fixed, **{name: self.where(each) for name, each in conditions.items()}}

@@ -13,6 +13,7 @@ from fastapi import Request, Response
 from starlette.exceptions import HTTPException
 
 from genrec import __version__
+from genrec.decoding.snapshot import CatalogSnapshot
 from genrec.errors import GenrecError
 from genrec.models.explain import as_json
 from genrec.serving.batching import Batcher, Job
@@ -100,16 +101,7 @@ def _reading_routes(app: fastapi.FastAPI, registry: Registry, metrics: Metrics) 
     @app.get("/v1/catalog")
     async def catalog() -> dict[str, Any]:
         """What can be asked for: number of items, fields, named filters."""
-        snapshot = registry.current.store.snapshot
-        return {
-            **await _versions(registry.current),
-            "n_items": snapshot.n_items,
-            "n_retired": int(snapshot.retired.sum()),
-            "fields": {} if snapshot.catalog is None else registry.current.field_kinds(),
-            "filters": list(snapshot.filters.names),
-            "searches": registry.current.searches(),
-            "history_store": registry.current.log is not None,
-        }
+        return await asyncio.to_thread(_catalog, registry.current)
 
     @app.get("/metrics")
     async def measured() -> Response:
@@ -244,9 +236,9 @@ async def _versions(model: ServedModel) -> dict[str, Any]:
     return await asyncio.to_thread(versions, model)
 
 
-def versions(model: ServedModel) -> dict[str, Any]:
-    """Which model and catalog answer (internal)."""
-    snapshot = model.store.snapshot
+def versions(model: ServedModel, snapshot: CatalogSnapshot | None = None) -> dict[str, Any]:
+    """Which model and catalog answer (internal). snapshot: None = the present version."""
+    snapshot = snapshot or model.store.snapshot
     return {
         "model": model.name,
         "model_version": model.version,
@@ -254,4 +246,18 @@ def versions(model: ServedModel) -> dict[str, Any]:
         "catalog_version": snapshot.version,
         "catalog": snapshot.codes.catalog[:12],
         "catalog_digest": model.catalog_digest(snapshot),
+    }
+
+
+def _catalog(model: ServedModel) -> dict[str, Any]:
+    """In a thread: all of one model and one version of its catalog, whatever is changed meanwhile."""
+    snapshot = model.store.snapshot
+    return {
+        **versions(model, snapshot),
+        "n_items": snapshot.n_items,
+        "n_retired": int(snapshot.retired.sum()),
+        "fields": model.field_kinds(snapshot),
+        "filters": list(snapshot.filters.names),
+        "searches": model.searches(),
+        "history_store": model.log is not None,
     }

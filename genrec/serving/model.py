@@ -142,9 +142,9 @@ class ServedModel:
         beams = self.recommender.settings.beams(request.n_beams, request.top_k)
         return max(beams, min(self.max_beams, self.recommender.now.index.n_identifiers)) if request.exact else beams
 
-    def field_kinds(self) -> dict[str, str]:
+    def field_kinds(self, snapshot: CatalogSnapshot) -> dict[str, str]:
         """Field of the catalog → its type, for those who write conditions."""
-        catalog = catalog_of(self.store.snapshot)
+        catalog = catalog_of(snapshot)
         if self._kinds is None or self._kinds[0] is not catalog:
             self._kinds = (catalog, {name: column_kind(name, values) for name, values in catalog.fields.items()})
         return dict(self._kinds[1])
@@ -292,6 +292,7 @@ class ServedModel:
         metrics.items.inc(len(answer.ids))
         metrics.skipped.inc(answer.skipped)
         metrics.cold.inc(answer.source == "popular")
+        metrics.unknown_users.inc(asked.unknown)
         metrics.invalid.inc(not_allowed(catalog_of(snapshot).numbers(answer.ids), asked.allowed, snapshot))
         if len(answer.ids) < request.top_k:
             seen = asked.history if request.exclude_seen else asked.history[:0]

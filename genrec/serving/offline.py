@@ -60,7 +60,8 @@ def recommend_all(
 
     A shard that is there is not made again; another request, model or input in the same folder is refused, unless
     ``overwrite`` starts over. Answers equal those of the endpoint. Raises DataError naming file, row group and row for
-    a row that says nothing or an unknown user, ConfigError for another job in the folder. Stability: experimental.
+    a row that says nothing or names a user where there is no log, ConfigError for another job in the folder.
+    Stability: experimental.
     """
     run, out = Path(run), Path(out)
     groups = row_groups(users)

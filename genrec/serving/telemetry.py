@@ -29,6 +29,7 @@ class Metrics:
         self.shed = Counter("genrec_shed", "Histories refused since too many waited", registry=new)
         self.expired = Counter("genrec_expired", "Histories dropped: deadline or client gone", registry=new)
         self.cold = Counter("genrec_cold", "Histories without a known item", registry=new)
+        self.unknown_users = Counter("genrec_unknown_users", "User ids that are not in the log", registry=new)
         self.skipped = Counter("genrec_unknown_items", "Unknown item ids in histories", registry=new)
         self.items = Counter("genrec_items", "Items listed", registry=new)
         self.invalid = Counter("genrec_invalid_item", "Items listed that were not allowed", registry=new)

@@ -37,7 +37,10 @@ class Query:
 
 @dataclass(frozen=True, eq=False)
 class Asked:
-    """A query, read: its place in the batch, known items of its history, how many others, what it allows (internal)."""
+    """A query, read: its place in the batch, known items of its history, how many others, what it allows (internal).
+
+    unknown: the user is not in the log.
+    """
 
     place: int
     history: npt.NDArray[np.int32]
@@ -45,6 +48,7 @@ class Asked:
     skipped: int
     allowed: ItemFilter | None
     query: str | None
+    unknown: bool = False
 
 
 class LogHistories:
@@ -74,23 +78,23 @@ def asked_of(
 ) -> Asked:
     """A query in item numbers; unknown items are counted and passed over (internal).
 
-    prompts: how the model reads words; None = not at all. Raises Problem for a user that is not in the log, for a query
-    that the model cannot answer, and for filters that the catalog does not know.
+    prompts: how the model reads words; None = not at all. A user that is not in the log is one without a history: new
+    users come before the next log does. Raises Problem for a user where there is no log, for a query that the model
+    cannot answer, and for filters that the catalog does not know.
     """
-    user, skipped = query.user, 0
+    user, skipped, unknown = query.user, 0, False
     numbers = np.zeros(0, np.int32)
     if user.history is not None:
         found = catalog_of(snapshot).numbers(user.history, missing="negative")
         numbers, skipped = found[found >= 0], int((found < 0).sum())
     elif user.user is not None:
-        known = None if log is None else log.of(user.user)
-        if known is None:
-            message = "user: not in the log of this server" if log else "user: this server has no log"
-            raise Problem(404, message, param="user", code="unknown_user")
-        numbers = known
+        if log is None:
+            raise Problem(404, "user: this server has no log", param="user", code="unknown_user")
+        known = log.of(user.user)
+        numbers, unknown = (numbers, True) if known is None else (known, False)
     if user.query is not None:
         _check_query(user.query, numbers, prompts)
-    return Asked(place, numbers, user.user, skipped, rules.of(query.request, snapshot), user.query)
+    return Asked(place, numbers, user.user, skipped, rules.of(query.request, snapshot), user.query, unknown)
 
 
 def _check_query(query: str, history: npt.NDArray[np.int32], prompts: TemplatePrompts | None) -> None:

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from genrec.data.catalog import ItemCatalog
 from genrec.decoding.filters import ItemFilter
-from genrec.testing.shop_endpoint import IDS, N, make_catalog, make_shop
+from genrec.testing.shop_endpoint import IDS, N, make_catalog, make_shop, make_text_shop
 
 
 def best(model, history, allowed, top_k, normalize="level"):
@@ -120,7 +121,11 @@ def test_a_user_of_the_log_is_the_history_of_the_log(client):
     history = [IDS[n] for n in log.histories()[4]]
     by_name, by_history = shop.recommend(user="u4"), shop.recommend(history=history)
     assert by_name.json["data"][0]["items"] == by_history.json["data"][0]["items"]
-    assert shop.recommend(user="nobody").status == 404
+    # a user who came after the log was made, among others
+    one, new = shop.recommend(inputs=[{"user": "u4"}, {"user": "nobody"}]).json["data"]
+    assert one["items"] == by_name.json["data"][0]["items"]
+    assert new["source"] == "popular" and new["items"] == shop.recommend(history=[]).json["data"][0]["items"]
+    assert "genrec_unknown_users_total 1.0" in shop.metrics.text().decode()
     without = client(load=lambda version: make_shop(version, with_log=False))
     reply = without.recommend(user="u4")
     assert reply.status == 404 and "no log" in reply.json["error"]["message"]
@@ -156,6 +161,50 @@ def test_a_changed_price_counts_from_the_next_request(client):
     assert shop.recommend(**asked).json["data"][0]["items"] == []
     shop.admin("fields", {"field": "price", "values": {IDS[5]: 2000, IDS[6]: 3000.5, IDS[7]: None, "nobody": 1}})
     assert {each["id"] for each in shop.recommend(**asked).json["data"][0]["items"]} == {IDS[5], IDS[6]}
+
+
+def test_what_can_be_asked_for_is_told_of_one_version(client, monkeypatch):
+    shop = client(load=lambda version: make_shop(version) if version == 1 else make_text_shop(version))
+    before, model = shop.call("GET", "/v1/catalog").json, shop.registry.current
+    real, store, left = model.catalog_digest, model.store, iter(range(N))
+
+    class Changes:
+        """A store that is changed after every look."""
+
+        @property
+        def snapshot(self):
+            found = store.snapshot
+            store.retire([next(left)])
+            return found
+
+    def swapped_meanwhile(snapshot):
+        shop.registry.current = make_text_shop(2)
+        return real(snapshot)
+
+    monkeypatch.setattr(model, "store", Changes())
+    monkeypatch.setattr(model, "catalog_digest", swapped_meanwhile)
+    assert shop.call("GET", "/v1/catalog").json == before
+    shop.registry.current.close()
+    shop.registry.current = model
+
+
+def test_a_named_filter_reads_fields_as_a_request_does(client):
+    from genrec.serving.model import ServedModel
+
+    catalog = make_catalog()
+    fields = {**catalog.fields, "days in stock": [float(n) for n in range(N)]}
+
+    def load(version):
+        made = make_shop(version)
+        made.close()
+        return ServedModel(made.recommender, ItemCatalog(IDS, fields), name="shop", version=version)
+
+    shop = client(load=load)
+    asked = {"history": [IDS[0]], "top_k": N}
+    listed = shop.recommend(**asked, where=["days in stock < 3"]).json["data"][0]["items"]
+    assert {each["id"] for each in listed} == {IDS[1], IDS[2]}
+    assert shop.admin("filters", {"name": "fresh", "condition": "days in stock < 3"}).status == 200
+    assert shop.recommend(**asked, filter="fresh").json["data"][0]["items"] == listed
 
 
 def test_what_can_be_asked_for_is_listed(client):

@@ -111,9 +111,9 @@ def test_percentiles_of_answers():
 
 
 def script(name, *arguments, **more):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **more}
     command = [sys.executable, str(SERVE / name), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, **more)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
 
 
 @pytest.mark.slow
@@ -121,7 +121,8 @@ def test_the_scripts_measure_an_endpoint(tmp_path):
     pytest.importorskip("uvicorn", reason="the extra 'serve' is not installed")
     run = save_shop(tmp_path / "shop")
     history = ["--history", f"{IDS[1]},{IDS[2]}", "--history", IDS[7]]
-    soaked = script("soak.py", run, *history, "--minutes", 0.3, "--growth", 30, "--json", tmp_path / "soak.json")
+    options = ["--minutes", 0.3, "--growth", 30, "--json", tmp_path / "soak.json"]
+    soaked = script("soak.py", run, *history, *options, GENREC_API_KEY="the-api-key")
     assert soaked.returncode == 0, soaked.stderr
     found = json.loads((tmp_path / "soak.json").read_text())
     assert found["answers"] > 20 and set(found["statuses"]) == {"200"} and found["files_left"] <= 0

@@ -16,8 +16,9 @@ from genrec.testing.shop_endpoint import IDS, N, make_catalog, make_shop, save_s
 METRICS = {
     "genrec_requests_total", "genrec_request_latency_seconds", "genrec_stage_latency_seconds", "genrec_batch_size",
     "genrec_num_requests_running", "genrec_num_requests_waiting", "genrec_shed_total", "genrec_expired_total",
-    "genrec_cold_total", "genrec_unknown_items_total", "genrec_items_total", "genrec_invalid_item_total",
-    "genrec_short_list_total", "genrec_swaps_total", "genrec_catalog_version", "genrec_model_version",
+    "genrec_cold_total", "genrec_unknown_users_total", "genrec_unknown_items_total", "genrec_items_total",
+    "genrec_invalid_item_total", "genrec_short_list_total", "genrec_swaps_total", "genrec_catalog_version",
+    "genrec_model_version",
 }  # fmt: skip
 
 

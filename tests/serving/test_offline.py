@@ -101,6 +101,18 @@ def test_a_finished_file_is_not_made_again_and_another_job_is_refused(run, users
         recommend_all(run, users, out, wanted(top_k=8))
 
 
+def test_a_user_who_is_not_in_the_log_ends_no_job(run, tmp_path):
+    from genrec.serving.offline import recommend_all
+
+    parquet.write_table(pa.table({"user": ["u1", "nobody"]}), tmp_path / "users.parquet")
+    made = recommend_all(run, tmp_path / "users.parquet", tmp_path / "out", wanted())
+    assert [row["source"] for row in rows_of(made)] == ["model", "popular"] and made.cold == 1
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "bundle").symlink_to(run / "bundle")
+    with pytest.raises(DataError, match="row 0: user: this server has no log"):
+        recommend_all(tmp_path / "bare", tmp_path / "users.parquet", tmp_path / "other", wanted())
+
+
 @pytest.mark.parametrize(
     ("columns", "words"),
     [
@@ -108,7 +120,6 @@ def test_a_finished_file_is_not_made_again_and_another_job_is_refused(run, users
         ({"history": ["item-01"]}, "expected lists of item ids"),
         ({"history": [["item-01"], None]}, "row 1: expected a history or a user"),
         ({"history": [["item-01", None]]}, "row 0: an item id"),
-        ({"user": ["u1", "nobody"]}, "row 1: user: not in the log"),
     ],
 )
 def test_what_is_wrong_with_a_table_is_said_with_its_place(run, tmp_path, columns, words):

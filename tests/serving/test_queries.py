@@ -1,6 +1,9 @@
 """Text queries: the lists, what cannot be asked, and queries that look like items."""
 
 import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -72,8 +75,33 @@ def test_what_cannot_be_searched_for_is_said(client):
         assert reply.status == 400 and reply.json["error"]["code"] == code, (body, reply.body)
     message = alone.recommend(history=[IDS[1]], query="tea").json["error"]["message"]
     assert "search_with_history" in message
-    # one bad query among several users is that request's error alone
-    assert both.recommend(inputs=[{"query": "tea"}, {"history": [IDS[0]]}], top_k=3).status == 200
+
+
+def test_a_bad_query_is_the_error_of_its_request_alone(client):
+    shop = client(load=make_text_shop)
+    model = shop.registry.current
+    real, busy, go, batches = model.answer, threading.Event(), threading.Event(), []
+
+    def answer(queries, metrics):
+        batches.append(len(queries))
+        busy.set()
+        assert go.wait(60)
+        return real(queries, metrics)
+
+    model.answer = answer
+    asked = [{"history": [IDS[0]]}, {"query": "\x00 \n"}, {"inputs": [{"query": "tea"}, {"history": [IDS[0]]}]}]
+    with ThreadPoolExecutor(3) as pool:
+        found = [pool.submit(shop.recommend, **asked[0])]
+        assert busy.wait(60)  # it is searched: the others gather behind it
+        found += [pool.submit(shop.recommend, **each) for each in asked[1:]]
+        while shop.metrics.registry.get_sample_value("genrec_num_requests_waiting") < 3:
+            time.sleep(0.01)
+        go.set()
+        first, bad, good = [each.result(60) for each in found]
+    assert batches == [1, 3]
+    assert bad.status == 400 and bad.json["error"]["code"] == "invalid_query"
+    assert first.status == good.status == 200
+    assert listed(good.json["data"][1]) == listed(first.json["data"][0])
 
 
 def test_the_command_asks_as_the_endpoint_does(client, tmp_path):
