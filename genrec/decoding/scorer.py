@@ -84,11 +84,12 @@ class Scorer(Protocol):
 class Watched:
     """A scorer that calls ``look`` before it reads prompts and before every step; what that raises ends the search.
 
-    A look may not ask the device: a search that runs on a GPU would wait for it at every level. Internal.
+    look: told ``"prefill"`` where the prompts are read and the first codes scored, ``"steps"`` for all codes after. It
+    may not ask the device: a search that runs on a GPU would wait for it at every level. Internal.
     """
 
     scorer: Scorer
-    look: Callable[[], object]
+    look: Callable[[str], object]
 
     @property
     def device(self) -> torch.device:
@@ -97,12 +98,12 @@ class Watched:
 
     def start(self, prompts: Prompts, normalize: Normalize) -> Any:
         """See :class:`Scorer`."""
-        self.look()
+        self.look("prefill")
         return self.scorer.start(prompts, normalize)
 
     def step(self, state: Any, parents_BW: torch.Tensor | None, codes_BW: torch.Tensor | None) -> StepScores:
         """See :class:`Scorer`."""
-        self.look()
+        self.look("prefill" if parents_BW is None else "steps")  # an engine reads prompts with the first codes
         return self.scorer.step(state, parents_BW, codes_BW)
 
 

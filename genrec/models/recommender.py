@@ -173,6 +173,11 @@ class GenerativeRecommender:
         return self.now.codes.n_items
 
     @property
+    def device(self) -> torch.device:
+        """Where the search runs: with the model, or on the CPU where an engine has the model (internal)."""
+        return self._scorer.device
+
+    @property
     def history_cap(self) -> int:
         """How many events of a history enter the prompt, the newest ones."""
         return self.settings.max_items
@@ -217,11 +222,12 @@ class GenerativeRecommender:
         wanted: SearchOptions,
         users: npt.ArrayLike | Sequence[str] | None = None,
         queries: Sequence[str | None] | None = None,
-        look: Callable[[], object] | None = None,
+        look: Callable[[str], object] | None = None,
     ) -> Recommendations:
         """:meth:`recommend` of this version, without its warnings (internal).
 
-        look: called before every step of the model; what it raises ends the search. None = nobody looks.
+        look: called before every step of the model, see :class:`~genrec.decoding.scorer.Watched`; what it raises ends
+        the search. None = nobody looks.
         """
         normalize = self.settings.softmax(wanted.normalize)
         filters = self._named(wanted.filter, len(rows))

@@ -33,7 +33,7 @@ from genrec.serving.rules import Rules
 from genrec.serving.run_catalog import catalog_and_log, first_snapshot
 from genrec.serving.schemas import RecommendationRequest
 from genrec.serving.settings import ServeSettings
-from genrec.serving.telemetry import Metrics
+from genrec.serving.telemetry import Metrics, Stopwatch
 from genrec.serving.users import Asked, LogHistories, asked_of
 from genrec.serving.users import Query as Query
 
@@ -189,7 +189,7 @@ class ServedModel:
                     out[place] = error
         started = time.monotonic()
         found = self._search(
-            view, [each for each in asked if len(each.history) or each.query is not None], queries[0].request
+            view, [each for each in asked if len(each.history) or each.query is not None], queries[0].request, metrics
         )
         metrics.stages.labels("search").observe(time.monotonic() - started)
         started = time.monotonic()
@@ -203,7 +203,7 @@ class ServedModel:
         return [each for each in out if each is not None]
 
     def _search(
-        self, view: GenerativeRecommender, asked: list[Asked], request: RecommendationRequest
+        self, view: GenerativeRecommender, asked: list[Asked], request: RecommendationRequest, metrics: Metrics
     ) -> dict[int, Answer]:
         """Place → answer of users with a history. request: any of them, since they ask in the same way."""
         snapshot = view.snapshot
@@ -221,8 +221,11 @@ class ServedModel:
         histories = Histories.from_lists([each.history for each in asked])
         queries = [each.query for each in asked] if any(each.query is not None for each in asked) else None
         look = look_of_thread()
-        users = [each.user or "" for each in asked]
-        lists = view.lists(histories, options, users=users, queries=queries, look=look)
+        watch, users = Stopwatch(look), [each.user or "" for each in asked]
+        lists = view.lists(histories, options, users=users, queries=queries, look=watch)
+        watch("")
+        if view.device.type == "cpu":  # a GPU works on after it was told to: to time a part of it is to wait for it
+            metrics.told(watch)
         found = {each.place: self._listed(each, lists, row, snapshot) for row, each in enumerate(asked)}
         if request.explain:
             for each, items in zip(asked, lists.items, strict=True):

@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+
+
+class Stopwatch:
+    """How long the stages of one search took, in one or several passes, by the clock of this thread (internal).
+
+    look: called where a stage begins; what it raises ends the search.
+    """
+
+    def __init__(self, look: Callable[[], object] | None = None) -> None:
+        self.seconds: dict[str, float] = {}
+        self._look, self._stage, self._since = look, "", 0.0
+
+    def __call__(self, stage: str) -> None:
+        """A stage begins, or goes on; "" = none."""
+        if self._look is not None:
+            self._look()
+        now = time.monotonic()
+        if self._stage:
+            self.seconds[self._stage] = self.seconds.get(self._stage, 0.0) + now - self._since
+        self._stage, self._since = stage, now
 
 
 class Metrics:
@@ -37,6 +60,11 @@ class Metrics:
         self.swaps = Counter("genrec_swaps", "Loads of a model or a catalog", ["result"], registry=new)
         self.catalog_version = Gauge("genrec_catalog_version", "Version of the catalog", registry=new)
         self.model_version = Gauge("genrec_model_version", "Version of the model", registry=new)
+
+    def told(self, watch: Stopwatch) -> None:
+        """Count the stages of a search."""
+        for stage, seconds in watch.seconds.items():
+            self.stages.labels(stage).observe(seconds)
 
     def text(self) -> bytes:
         """The metrics in Prometheus' text form."""

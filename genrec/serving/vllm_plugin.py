@@ -7,6 +7,7 @@ The application is that of ``genrec serve``, mounted under ``/v1/genrec``, where
 from __future__ import annotations
 
 import asyncio
+import hmac
 import json
 import logging
 import os
@@ -115,16 +116,21 @@ class GenrecEndpoint:
         registry = await asyncio.to_thread(
             Registry, load, changes=changes, metrics=metrics, here=lambda: digests.at(run)
         )
+        self.twin.key = settings.api_key
         self.twin.app = create_app(registry, settings, metrics)
         describe(self.twin.app, settings, at=twin_of, admin=ADMIN_KEY)
         log.info("genrec: %s is served at %s", served.run, PREFIX)
 
 
 class Twin:
-    """The application under another prefix (internal). app: None = not loaded yet."""
+    """The application under another prefix (internal).
+
+    app: None = not loaded yet. key: what a request for an admin route shows beside the key for admins; None = nothing.
+    """
 
     def __init__(self) -> None:
         self.app: Any = None
+        self.key: str | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on under the path that the application knows."""
@@ -136,14 +142,20 @@ class Twin:
         asked: str = scope["path"].removeprefix(scope.get("app_root_path", ""))  # --root-path stands before it
         path = TWINS.get(asked, asked)  # a path that is no twin is no route of the application either
         admin = ROUTES.get((scope["method"], path)) == "admin"
-        headers = _with_admin_key(scope["headers"]) if admin else scope["headers"]
+        headers = _with_admin_key(scope["headers"], self.key) if admin else scope["headers"]
         inner = {**scope, "path": path, "raw_path": path.encode(), "root_path": "", "headers": headers}
         await self.app(inner, receive, send)
 
 
-def _with_admin_key(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """The headers as the application reads them: a key for admins in Authorization, where vLLM wants its own."""
+def _with_admin_key(headers: Iterable[tuple[bytes, bytes]], key: str | None) -> list[tuple[bytes, bytes]]:
+    """The headers as the application reads them: a key for admins in Authorization, where vLLM wants its own.
+
+    key: what stands in Authorization otherwise; without it there is no way in, also where vLLM itself asks for no key.
+    """
     given = list(headers)
+    shown = b"".join(value for name, value in given if name == b"authorization")
+    if key is not None and not hmac.compare_digest(shown, f"Bearer {key}".encode()):
+        return [each for each in given if each[0] != b"authorization"]
     keys = [value for name, value in given if name == ADMIN_HEADER]
     if len(keys) != 1:
         return given

@@ -399,12 +399,12 @@ def test_a_search_can_be_ended_before_every_step_of_the_model(fixed_case, option
     free = recommender.lists(fixed_case.histories, wanted)
     assert set(calls) == {"model"}
     calls.clear()
-    looked = recommender.lists(fixed_case.histories, wanted, look=lambda: calls.append("look"))
+    looked = recommender.lists(fixed_case.histories, wanted, look=lambda stage: calls.append("look"))
     assert looked.items.tolist() == free.items.tolist() and calls == ["look", "model"] * (len(calls) // 2)
     for most in (0, len(calls) // 4, len(calls) // 2 - 1):
         calls.clear()
 
-        def look(most=most):
+        def look(stage, most=most):
             if len(calls) == most:
                 raise TimeoutError("nobody waits")
 

@@ -1,7 +1,10 @@
 """What the endpoint answers, against scores of every item of the catalog."""
 
+import time
+
 import numpy as np
 import pytest
+import torch
 
 from genrec.data.catalog import ItemCatalog
 from genrec.decoding.filters import ItemFilter
@@ -186,6 +189,29 @@ def test_what_can_be_asked_for_is_told_of_one_version(client, monkeypatch):
     assert shop.call("GET", "/v1/catalog").json == before
     shop.registry.current.close()
     shop.registry.current = model
+
+
+def test_the_stages_of_a_search_are_told(client, monkeypatch):
+    shop = client()
+    model = shop.registry.current.recommender
+    scorer = model.now._scorer
+
+    def slowly(name, seconds):
+        real = getattr(scorer, name)
+        monkeypatch.setattr(scorer, name, lambda *given: (time.sleep(seconds), real(*given))[1])
+
+    def of(stage, what="sum"):
+        return shop.metrics.registry.get_sample_value(f"genrec_stage_latency_seconds_{what}", {"stage": stage})
+
+    slowly("start", 0.2)
+    slowly("step", 0.05)
+    assert shop.recommend(history=[IDS[1]]).status == 200
+    assert of("prefill") >= 0.25 and of("steps") >= 0.1  # three codes, the first of them with the prompt
+    assert of("prefill") + of("steps") <= of("search")
+    assert of("prefill", "count") == of("steps", "count") == of("search", "count") == 1
+    monkeypatch.setattr(type(model), "device", property(lambda self: torch.device("cuda")))  # it would not wait
+    assert shop.recommend(history=[IDS[1]]).status == 200
+    assert of("prefill", "count") == of("steps", "count") == 1 and of("search", "count") == 2
 
 
 def test_a_named_filter_reads_fields_as_a_request_does(client):

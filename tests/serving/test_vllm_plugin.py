@@ -163,6 +163,21 @@ def test_the_key_of_admins_stands_beside_that_of_vllm(inside, model):
     assert sum("admin" in each["security"][0] for each in methods) == 5
 
 
+def test_admins_show_both_keys_also_where_vllm_asks_for_none(inside, model):
+    keys = {"GENREC_API_KEY": "key-of-ours", "GENREC_ADMIN_KEY": "key-of-admins"}
+    server = inside(client_of(model), environment=keys)
+    server.begin()
+    admin, ours, theirs = {"x-genrec-admin-key": "key-of-admins"}, "Bearer key-of-ours", "Bearer key-of-admins"
+    for shown, status in (
+        (admin, 401),
+        ({"authorization": theirs}, 401),
+        ({"authorization": theirs, **admin}, 401),
+        ({"authorization": ours}, 401),
+        ({"authorization": ours, **admin}, 200),
+    ):
+        assert server.call("POST", "/v1/genrec/admin/retire", {"items": [IDS[0]]}, **shown).status == status
+
+
 def test_an_open_server_without_a_key_is_refused(inside, model):
     with pytest.raises(ConfigError, match="no key is set"):
         inside(client_of(model), host=None).begin()  # vLLM's default is every address
