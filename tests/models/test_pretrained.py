@@ -91,11 +91,11 @@ def test_another_commit_of_a_model_of_the_hub_is_another_model(tmp_path, monkeyp
 def test_drawn_rows_have_the_mean_and_the_covariance_of_the_old_ones(few):
     random = np.random.default_rng(0)
     mix = random.normal(size=(6, 6))
-    old = random.normal(size=(4 if few else 20_000, 6)) @ mix + 3
-    drawn = drawn_rows(torch.from_numpy(old).float(), 40_000, seed=0).numpy().astype(float)
+    old = random.normal(size=(4 if few else 2_000, 6)) @ mix + 3
+    drawn = drawn_rows(torch.from_numpy(old).float(), 10_000, seed=0).numpy().astype(float)
     want = np.cov(old.T)
-    np.testing.assert_allclose(drawn.mean(0), old.mean(0), atol=4 * np.sqrt(np.diag(want).max() / 40_000))
-    np.testing.assert_allclose(np.cov(drawn.T), want, atol=0.03 * np.abs(want).max())
+    np.testing.assert_allclose(drawn.mean(0), old.mean(0), atol=4 * np.sqrt(np.diag(want).max() / 10_000))
+    np.testing.assert_allclose(np.cov(drawn.T), want, atol=0.06 * np.abs(want).max())
     if few:  # nothing outside of what the old rows span
         assert np.linalg.matrix_rank(drawn - old.mean(0), tol=1e-3) == 3
 
