@@ -9,7 +9,6 @@ model/
 
 from __future__ import annotations
 
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,14 @@ from transformers.utils import cached_file
 from genrec import artifacts
 from genrec.errors import ArtifactError, ConfigError, FingerprintMismatch
 from genrec.models.adapters import base_of, freeze_rows, quiet_peft
-from genrec.models.pretrained import OLD_WEIGHTS, PretrainedSettings, grow_tables, known_sha256, load_rounded
+from genrec.models.pretrained import (
+    OLD_WEIGHTS,
+    PretrainedSettings,
+    grow_tables,
+    known_sha256,
+    load_rounded,
+    without_old_weights,
+)
 from genrec.vocab.token_map import TokenMap
 
 ADAPTER, BASE = "adapter", "base.json"
@@ -107,8 +113,9 @@ def checked_base(folder: Path, base: str | Path | None = None) -> Path:
     """
     needed = artifacts.load_json(folder / BASE)
     name = str(base or needed["name"])
-    found, kept = identity_of(name), _read_weights(needed["files"])
-    if different := sorted(n for n in {*found, *kept} if found.get(n) != kept.get(n)):
+    found, kept = identity_of(name), needed["files"]
+    named = {*found, *without_old_weights(kept)}
+    if different := sorted(n for n in named if found.get(n) != kept.get(n)):
         raise FingerprintMismatch(
             f"{name} is not the pretrained model that the adapter in {folder} was trained on: "
             f"{', '.join(different)} {'differs' if len(different) == 1 else 'differ'}",
@@ -131,12 +138,5 @@ def identity_of(name: str) -> dict[str, str]:
     """sha256 of the config and of every file of weights that is read of a pretrained model (internal)."""
     folder = _folder_of(name)
     patterns = ("config.json", "*.safetensors", "*.safetensors.index.json", *OLD_WEIGHTS)
-    names = _read_weights({file.name: "" for pattern in patterns for file in folder.glob(pattern) if file.is_file()})
-    return {name: known_sha256(folder / name) for name in sorted(names)}
-
-
-def _read_weights(files: dict[str, str]) -> dict[str, str]:
-    """Those of the files that are read: safetensors, where a folder has weights in an older format too."""
-    if not any(name.endswith(".safetensors") for name in files):
-        return files
-    return {name: digest for name, digest in files.items() if not any(fnmatch(name, old) for old in OLD_WEIGHTS)}
+    names = {file.name for pattern in patterns for file in folder.glob(pattern) if file.is_file()}
+    return {name: known_sha256(folder / name) for name in sorted(without_old_weights(names))}

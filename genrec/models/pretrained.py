@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -143,11 +144,16 @@ def pretrained_files(settings: PretrainedSettings) -> dict[str, int]:
     Of those that are read: what else lies there, such as weights in other formats, makes no other model.
     """
     folder = Path(settings.path)
-    old = {file for pattern in OLD_WEIGHTS for file in folder.glob(pattern)}
-    found = {file for pattern in READ for file in folder.glob(pattern)} - old
-    if not any(file.suffix == ".safetensors" for file in found):
-        found |= old
-    return {file.name: file.stat().st_size for file in sorted(found) if file.is_file()}
+    names = {file.name for pattern in (*READ, *OLD_WEIGHTS) for file in folder.glob(pattern) if file.is_file()}
+    return {name: (folder / name).stat().st_size for name in sorted(without_old_weights(names))}
+
+
+def without_old_weights(names: Iterable[str]) -> set[str]:
+    """The names of files without weights in an older format that are not read, for there are safetensors (internal)."""
+    found = set(names)
+    if any(name.endswith(".safetensors") for name in found):
+        found -= {name for name in found if any(fnmatch(name, old) for old in OLD_WEIGHTS)}
+    return found
 
 
 def pretrained_digests(settings: PretrainedSettings) -> dict[str, str]:
